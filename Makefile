@@ -1,0 +1,56 @@
+# Every target sets up its environment itself: conda where it is present, else venv + pip.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo results test lint format lock clean
+
+CONDA := $(shell command -v mamba || command -v conda)
+PYTHON ?= python3.11
+ENV_DIR := .venv
+RUN = $(if $(CONDA),$(CONDA) run --no-capture-output -n k24lab,env PATH="$(CURDIR)/$(ENV_DIR)/bin:$$PATH")
+STAMP := $(if $(CONDA),.conda-env,$(ENV_DIR)/.installed)
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## create the environment with the exact versions of the lock
+
+.conda-env: environment.yml requirements.lock pyproject.toml
+	$(CONDA) env list | grep -qE '^k24lab\s' && $(CONDA) env update -n k24lab -f environment.yml || $(CONDA) env create -f environment.yml
+	touch $@
+
+$(ENV_DIR)/.installed: requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "k24lab needs Python 3.11: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(ENV_DIR)
+	$(ENV_DIR)/bin/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(ENV_DIR)/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+demo: setup  ## train K-2:4 and baselines on RoleNav and draw the figures (under 10 minutes on 2 cores)
+	$(RUN) k24lab sweep notebooks/grids/demo.yaml
+	$(RUN) k24lab notebooks --runs demo
+
+test: setup  ## lint, types, all tests, and the notebooks with small parameters
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+	$(RUN) pytest -n 2 tests
+	$(RUN) k24lab sweep notebooks/grids/ci.yaml
+	$(RUN) pytest --nbmake -n 2 notebooks
+
+results: setup  ## every run behind the README's results (about an hour on 2 cores), then the figures
+	for grid in rolenav3 rolenav8 scarce table spread; do $(RUN) k24lab sweep notebooks/grids/$$grid.yaml || exit 1; done
+	$(RUN) k24lab notebooks --results
+
+lint: setup  ## ruff and mypy alone
+	$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) mypy
+
+format: setup  ## mend the style
+	$(RUN) ruff check --fix . && $(RUN) ruff format .
+
+lock:  ## resolve pyproject.toml anew and write requirements.lock
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet torch==2.13.0 -e ".[dev]"
+	{ sed -n '/^#/p' requirements.lock; build/lock/bin/pip freeze --exclude-editable | sed 's/+cpu//'; } > build/requirements.lock
+	mv build/requirements.lock requirements.lock
+
+clean:  ## remove the environment and caches; runs and figures stay
+	rm -rf $(ENV_DIR) .conda-env build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,5 @@
+"""`python -m k24lab` is the command line."""
+
+from k24lab.cli import main
+
+main()

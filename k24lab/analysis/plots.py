@@ -1,0 +1,213 @@
+"""Curves and comparisons; every function draws data it is given on `ax` (a new one if None) and returns it."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from k24lab.analysis.similarity import ALL_LAYERS
+from k24lab.analysis.stats import mean_interval
+from k24lab.analysis.style import GREY, ROW_HEIGHT, TEXT_WIDTH, LineStyle, variant_styles
+
+N_MARKERS = 8  # on a line: enough to tell it in grey, few enough to see it
+LAYER_MARKERS = "osD^vP<>"
+
+
+def new_axes(height: float = ROW_HEIGHT, width: float = TEXT_WIDTH) -> Axes:
+    """Axes of a figure of their own, in inches."""
+    ax: Axes = plt.subplots(figsize=(width, height))[1]
+    return ax
+
+
+def panels(n: int, n_columns: int = 3, height: float = ROW_HEIGHT) -> tuple[Figure, list[Axes]]:
+    """A figure of text width with `n` panels, at most `n_columns` in a line, each line `height` inches."""
+    n_columns = min(n, n_columns)
+    n_lines = -(-n // n_columns)
+    fig, grid = plt.subplots(n_lines, n_columns, figsize=(TEXT_WIDTH, height * n_lines), squeeze=False)
+    for spare in grid.flat[n:]:
+        spare.set_axis_off()
+    return fig, list(grid.flat[:n])
+
+
+def learning_curves(
+    curves: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    title: str = "",
+    ylabel: str = "test return",
+    references: Mapping[str, float] | None = None,
+    styles: Mapping[str, LineStyle] | None = None,
+) -> Axes:
+    """Mean line and 95 % band per variant of one task, over env steps; the title says the number of seeds.
+
+    `curves` is what `stats.curves` returns (columns variant, t_env, mean, low, high, n); a single run has no band, and
+    a band far wider than the range of the means (few seeds) is cut by the panel's edge, to keep the lines readable.
+    `references` are dotted horizontal lines with their names (bounds, chance). Give all panels of a figure the same
+    `styles` (`style.variant_styles` of all their variants).
+    """
+    ax = ax or new_axes()
+    styles = styles or variant_styles(curves["variant"])
+    present = set(curves["variant"])
+    for variant, style in styles.items():
+        if variant not in present:
+            continue
+        rows = curves[curves["variant"] == variant]
+        line: dict[str, Any] = {
+            "color": style.color,
+            "linestyle": style.linestyle,
+            "marker": style.marker,
+            "label": style.label,
+        }
+        ax.plot(rows["t_env"], rows["mean"], markevery=max(1, len(rows) // N_MARKERS), **line)
+        ax.fill_between(rows["t_env"], rows["low"], rows["high"], color=style.color, alpha=0.2, linewidth=0)
+    _limit_to_means(ax, curves)
+    reference_lines(ax, references or {})
+    ax.set_title(", ".join(filter(None, [title, seed_count(curves.groupby("variant")["n"].max())])))
+    return _time_axis(ax, ylabel)
+
+
+def _limit_to_means(ax: Axes, curves: pd.DataFrame, margin: float = 0.3) -> None:
+    """Show the bands, but no further from the means than `margin` of the range of all means."""
+    if curves.empty:
+        return
+    bottom, top = curves["mean"].min(), curves["mean"].max()
+    reach = margin * (top - bottom) or 1.0
+    low, high = curves["low"].min(), curves["high"].max()
+    pad = 0.04 * (top - bottom)
+    ax.set_ylim(max(np.nanmin([low, bottom]) - pad, bottom - reach), min(np.nanmax([high, top]) + pad, top + reach))
+
+
+def seed_count(counts: Iterable[int]) -> str:
+    """`n = 3 seeds`, or `n = 2-5 seeds` where variants differ; empty for no variants."""
+    low, high = min(counts, default=0), max(counts, default=0)
+    if high == 0:
+        return ""
+    return f"n = {high} seed{'s' if high > 1 else ''}" if low == high else f"n = {low}-{high} seeds"
+
+
+def reference_lines(ax: Axes, references: Mapping[str, float]) -> Axes:
+    """Dotted grey horizontal lines, each with its name above its right end; the axis grows to hold them."""
+    for name, value in references.items():
+        low, high = ax.get_ylim()
+        ax.set_ylim(min(low, value), max(high, value))
+        ax.axhline(value, color=GREY, linestyle=":", linewidth=0.9, zorder=1)
+        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "xytext": (0, 1), "textcoords": "offset points"}
+        ax.annotate(
+            name, (1.0, value), ha="right", va="bottom", color=GREY, fontsize=6.5, annotation_clip=False, **place
+        )
+    return ax
+
+
+def _time_axis(ax: Axes, ylabel: str) -> Axes:
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+    ax.set_xlabel("env steps")
+    ax.set_ylabel(ylabel)
+    return ax
+
+
+def shared_legend(fig: Figure) -> Figure:
+    """One legend under all panels, each label once, in as many columns (at most four) as the width holds."""
+    entries: dict[str, Any] = {}
+    for ax in fig.axes:
+        handles, labels = ax.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    if entries:
+        widest = 0.55 + 0.05 * max(map(len, entries))  # inches: the line sample, and 7 pt letters
+        fits = min(4, max(1, int(fig.get_figwidth() / widest)))
+        ncols = -(-len(entries) // -(-len(entries) // fits))  # lines of about equal length
+        fig.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=ncols, handlelength=3)
+    return fig
+
+
+def final_returns(
+    scores: pd.DataFrame,
+    value: str = "test_return_mean",
+    ax: Axes | None = None,
+    *,
+    title: str = "",
+    xlabel: str = "final test return",
+    references: Mapping[str, float] | None = None,
+) -> Axes:
+    """Mean and 95 % interval per variant of one task, best on top, every seed an open dot below its mean.
+
+    `scores` has a row per run with the columns variant and `value`. `references` are dotted vertical lines.
+    """
+    scores = scores.dropna(subset=[value])
+    order = scores.groupby("variant")[value].mean().sort_values().index.tolist()
+    ax = ax or new_axes(height=0.5 + 0.28 * len(order))
+    styles = variant_styles(order)
+    for y, variant in enumerate(order):
+        seeds, style = scores.loc[scores["variant"] == variant, value].to_numpy(dtype=float), styles[variant]
+        mean, low, high, _ = (x.item() for x in mean_interval(seeds))
+        ax.plot([low, high], [y, y], color=style.color, linewidth=2, solid_capstyle="butt")
+        ax.plot(mean, y, color=style.color, marker=style.marker, markersize=5, linestyle="none")
+        dots: dict[str, Any] = {"s": 9, "facecolors": "none", "edgecolors": style.color, "linewidths": 0.7}
+        ax.scatter(seeds, np.full(seeds.size, y - 0.27), **dots)
+    for name, at in (references or {}).items():
+        ax.axvline(at, color=GREY, linestyle=":", linewidth=0.9, zorder=1)
+        ax.annotate(
+            name, (at, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom", color=GREY, fontsize=6.5
+        )
+    counts = scores["variant"].value_counts()
+    ax.set_yticks(range(len(order)), [f"{styles[v].label} (n = {counts[v]})" for v in order])
+    ax.set_ylim(-0.6, len(order) - 0.5)
+    ax.set(xlabel=xlabel, title=title)
+    return ax
+
+
+def layer_lines(
+    table: pd.DataFrame,
+    value: str,
+    ax: Axes | None = None,
+    *,
+    ylabel: str = "",
+    references: Mapping[str, float] | None = None,
+) -> Axes:
+    """A quantity of the masks over training, one line per layer, all layers together in black.
+
+    `table` is what `similarity.snapshot_table` returns (columns t_env, layer and `value`).
+    """
+    ax = ax or new_axes()
+    layers = [layer for layer in table["layer"].unique() if layer != ALL_LAYERS]
+    colors = plt.get_cmap("viridis")(np.linspace(0.05, 0.85, len(layers)))
+    looks = {layer: (color, mark, 1.0) for layer, color, mark in zip(layers, colors, LAYER_MARKERS * 4, strict=False)}
+    for layer, (color, marker, width) in {**looks, ALL_LAYERS: ("black", "", 2.0)}.items():
+        rows = table[table["layer"] == layer].dropna(subset=[value])
+        every = max(1, len(rows) // N_MARKERS)
+        label = "all layers" if layer == ALL_LAYERS else layer
+        ax.plot(rows["t_env"], rows[value], color=color, marker=marker, linewidth=width, markevery=every, label=label)
+    reference_lines(ax, references or {})
+    return _time_axis(ax, ylabel or value)
+
+
+def pair_scatter(
+    pairs: pd.DataFrame,
+    x: str,
+    y: str,
+    ax: Axes | None = None,
+    *,
+    xlabel: str = "",
+    ylabel: str = "",
+    chance: float | None = None,
+) -> Axes:
+    """A dot per pair of agents (of every run): columns variant, `x`, `y`; colour and marker tell the variant.
+
+    `chance` is the value of x for independent masks, a dotted vertical line.
+    """
+    ax = ax or new_axes(height=2.2)
+    for variant, style in variant_styles(pairs["variant"]).items():
+        rows = pairs[pairs["variant"] == variant]
+        look: dict[str, Any] = {"color": style.color, "marker": style.marker, "label": style.label}
+        ax.scatter(rows[x], rows[y], s=14, alpha=0.7, linewidths=0, **look)
+    if chance is not None:
+        ax.axvline(chance, color=GREY, linestyle=":", linewidth=0.9, zorder=1, label="independent masks")
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    ax.set(xlabel=xlabel or x, ylabel=ylabel or y)
+    return ax

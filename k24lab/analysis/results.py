@@ -1,0 +1,260 @@
+"""Read run folders into tidy DataFrames and arrays; needs no torch and changes nothing on disk."""
+
+import json
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, UInt8
+
+from k24lab.config import NOT_HASHED
+from k24lab.errors import RunError, unknown
+from k24lab.paths import runs_dir
+
+# Fields that say where a run computes and how often it writes, not what is learned.
+NOT_A_VARIANT = NOT_HASHED | {"device", "log_interval", "checkpoint_interval", "snapshot_interval"}
+
+
+class RunWarning(UserWarning):
+    """Something in a run folder was left out."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder: `runs/<group>/<run_id>`."""
+
+    path: Path
+    config: dict[str, Any]
+    finished: bool
+
+    @property
+    def id(self) -> str:
+        """Folder name, unique within the group."""
+        return self.path.name
+
+
+@dataclass(frozen=True)
+class Patterns:
+    """The masks of one layer at one time."""
+
+    index: UInt8[np.ndarray, "M *groups"]  # pattern chosen per group of four weights, 0..5
+    probs: Float[np.ndarray, "M *groups 6"]  # softmax(z / temperature)
+
+
+@dataclass(frozen=True)
+class Policies:
+    """What K agents' policies say about the same S observations."""
+
+    q_values: Float[np.ndarray, "K S A"]
+    avail_actions: Bool[np.ndarray, "S A"]
+
+
+def find_runs(source: str | Path, *, finished_only: bool = True, **filters: object) -> list[Run]:
+    """Runs of a group (`"demo"` stands for `runs_dir()/demo`) or of a folder (a Path), sorted by folder name.
+
+    A filter is a config field with one value or a list of allowed ones (`method=["k24", "nops"]`); None allows all.
+    Unfinished runs (no DONE file) are left out, and of runs with the same config only the newest finished one stays;
+    a `RunWarning` says how many went.
+
+    Raises:
+        RunError: no such folder, no runs in it, none finished, none that passes the filters, an unknown field.
+    """
+    folder = source if isinstance(source, Path) else runs_dir() / source
+    runs = [_read_run(path.parent) for path in sorted(folder.glob("*/config.json"))]
+    if not runs:
+        raise RunError(_no_runs(folder))
+    runs = _unique(_filter(runs, {k: v for k, v in filters.items() if v is not None}, folder), folder)
+    if not finished_only:
+        return runs
+    finished = [run for run in runs if run.finished]
+    if not finished:
+        raise RunError(f"none of the {len(runs)} runs in {folder} is finished (finished_only=False reads them anyway)")
+    if len(finished) < len(runs):
+        _warn(f"{len(runs) - len(finished)} of {len(runs)} runs in {folder} are unfinished and left out")
+    return finished
+
+
+def load_metrics(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row per logged line: `run`, `variant`, every config field, `t_env` (env steps) and the metrics.
+
+    A metric that a line lacks is NaN. A config field with the name of a metric becomes `config_<field>`. Torn lines are
+    skipped (see `_read_lines`).
+
+    Raises:
+        RunError: a run without metrics.jsonl, or a line without t_env.
+    """
+    rows = [{"run": str(run.path), **row} for run in runs for row in _metric_rows(run.path / "metrics.jsonl")]
+    if not rows:
+        raise RunError(f"no metrics in {len(runs)} runs ({', '.join(run.id for run in runs[:3])} ...)")
+    return _join_configs(runs, pd.DataFrame(rows))
+
+
+def load_summaries(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row per run: `run`, `variant`, every config field and the final numbers of summary.json, NaN if absent.
+
+    Raises:
+        RunError: a summary.json that is not a JSON object.
+    """
+    rows = []
+    for run in runs:
+        path = run.path / "summary.json"
+        rows.append({"run": str(run.path), **(_read_object(path) if path.is_file() else {})})
+    return _join_configs(runs, pd.DataFrame(rows))
+
+
+def load_patterns(run: Run, last_only: bool = False) -> dict[int, dict[str, Patterns]]:
+    """Snapshots of the masks in time order: t_env (env steps) -> layer -> `Patterns` of shape [M, out, G].
+
+    `last_only` reads the last one alone.
+
+    Raises:
+        RunError: the run has no snapshots, as for methods without masks.
+    """
+    paths = sorted((run.path / "patterns").glob("[0-9]*.npz"), key=lambda path: int(path.stem))
+    if not paths:
+        raise RunError(f"{run.path} has no mask snapshots: method {run.config.get('method')!r} may have no masks")
+    return {int(path.stem): _read_patterns(path) for path in (paths[-1:] if last_only else paths)}
+
+
+def load_policies(run: Run) -> Policies:
+    """Q-values of all agents on common observations, as written at the end of training.
+
+    Raises:
+        RunError: the run has no policy.npz.
+    """
+    path = run.path / "policy.npz"
+    if not path.is_file():
+        raise RunError(f"{path} does not exist: it is written when a run finishes")
+    with np.load(path) as arrays:
+        return Policies(arrays["q_values"].astype(np.float64), arrays["avail_actions"].astype(bool))
+
+
+def variants(runs: Sequence[Run]) -> list[str]:
+    """A name per run under which seeds may be averaged: the method, and the fields that vary within task and method.
+
+    `k24` if all runs of that task and method differ in the seed only, else e.g. `k24 hidden_dim=16 mask_rnn=True`.
+    """
+    values: dict[tuple[object, object], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for run in runs:
+        for key in run.config:
+            values[_family(run)][key].add(repr(run.config[key]))
+    return [
+        " ".join([str(run.config.get("method"))] + [f"{k}={run.config.get(k)}" for k in _varying(values[_family(run)])])
+        for run in runs
+    ]
+
+
+def _family(run: Run) -> tuple[object, object]:
+    return run.config.get("task"), run.config.get("method")
+
+
+def _varying(values: dict[str, set[str]]) -> list[str]:
+    return sorted(key for key, seen in values.items() if len(seen) > 1 and key not in NOT_A_VARIANT | {"seed"})
+
+
+def _join_configs(runs: Sequence[Run], frame: pd.DataFrame) -> pd.DataFrame:
+    """Add the config fields to rows that carry the run's path in `run`; then shorten that to the run's id."""
+    configs = pd.DataFrame([{"run": str(run.path), **run.config} for run in runs])
+    configs.insert(1, "variant", variants(runs))
+    clashes = {key: f"config_{key}" for key in configs.columns.intersection(frame.columns) if key != "run"}
+    joined = configs.rename(columns=clashes).merge(frame, on="run", validate="one_to_many")
+    return joined.assign(run=joined["run"].map(lambda path: Path(path).name))
+
+
+def _read_run(path: Path) -> Run:
+    return Run(path, _read_object(path / "config.json"), (path / "DONE").is_file())
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise RunError(f"{path} holds {type(value).__name__}, not a JSON object")
+    return value
+
+
+def _metric_rows(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise RunError(f"{path} does not exist")
+    rows = dict(_read_lines(path))
+    for number, row in rows.items():
+        if "t_env" not in row:
+            raise RunError(f"{path}:{number} has no t_env")
+    return list(rows.values())
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and object of each whole line; null values are left out.
+
+    A torn last line is what a killed or still running process leaves: skipped. One in the middle is skipped with a
+    `RunWarning` that names file and line.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            yield number, {key: value for key, value in row.items() if value is not None}
+        elif number < len(lines):
+            _warn(f"{path}:{number} is not a whole JSON object and is skipped")
+
+
+def _read_patterns(path: Path) -> dict[str, Patterns]:
+    with np.load(path) as arrays:
+        layers = dict.fromkeys(key.partition("/")[0] for key in arrays.files)
+        return {
+            layer: Patterns(
+                arrays[f"{layer}/pattern_index"].astype(np.uint8), arrays[f"{layer}/pattern_probs"].astype(np.float32)
+            )
+            for layer in layers
+        }
+
+
+def _filter(runs: list[Run], filters: dict[str, object], folder: Path) -> list[Run]:
+    for key, wanted in filters.items():
+        known = {field for run in runs for field in run.config}
+        if key not in known:
+            raise RunError(unknown("config field", key, known))
+        allowed = list(wanted) if isinstance(wanted, Iterable) and not isinstance(wanted, str) else [wanted]
+        kept = [run for run in runs if run.config.get(key) in allowed]
+        if not kept:
+            present = sorted({str(run.config.get(key)) for run in runs})
+            raise RunError(f"no run in {folder} has {key} in {allowed} (there are: {', '.join(present)})")
+        runs = kept
+    return runs
+
+
+def _unique(runs: list[Run], folder: Path) -> list[Run]:
+    """Of runs with the same config keep the finished one with the newest DONE (an older copy counts a seed twice)."""
+    best: dict[str, Run] = {}
+    for run in runs:
+        key = json.dumps({k: v for k, v in run.config.items() if k not in NOT_A_VARIANT}, sort_keys=True)
+        if key not in best or _age(run) > _age(best[key]):
+            best[key] = run
+    if len(best) < len(runs):
+        _warn(f"{len(runs) - len(best)} of {len(runs)} runs in {folder} repeat a config and are left out")
+    return sorted(best.values(), key=lambda run: run.id)
+
+
+def _age(run: Run) -> tuple[bool, float]:
+    return run.finished, (run.path / ("DONE" if run.finished else "config.json")).stat().st_mtime
+
+
+def _no_runs(folder: Path) -> str:
+    groups = sorted({path.parent.parent.name for path in runs_dir().glob("*/*/config.json")})
+    there = f"groups with runs: {', '.join(groups)}" if groups else "no group has any yet"
+    make = f"`k24lab train --name {folder.name}` makes one, `k24lab sweep` with a grid of that name all of them"
+    return f"no runs in {folder}; {there}. {make}"
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, RunWarning, stacklevel=3)

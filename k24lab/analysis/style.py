@@ -1,0 +1,213 @@
+"""One look for every figure: fonts, sizes, colours by method, and files that are byte-identical when made again."""
+
+import io
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+from cycler import cycler
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+
+from k24lab.errors import K24Error
+from k24lab.paths import figures_dir
+
+TEXT_WIDTH = 5.5  # inches, NeurIPS text block
+HALF_WIDTH = 2.7  # inches, two figures side by side
+ROW_HEIGHT = 1.9  # inches, one row of panels
+PNG_DPI = 200
+RASTER_DPI = 300  # of heatmaps inside a PDF, whose text and lines stay vectors
+
+# Okabe & Ito (2008), colours that colour-blind readers can tell apart.
+OKABE_ITO: dict[str, str] = {
+    "black": "#000000",
+    "orange": "#E69F00",
+    "sky": "#56B4E9",
+    "green": "#009E73",
+    "yellow": "#F0E442",
+    "blue": "#0072B2",
+    "vermillion": "#D55E00",
+    "purple": "#CC79A7",
+}
+_COLORS = [OKABE_ITO[name] for name in ("blue", "vermillion", "green", "purple", "orange", "sky", "black")]
+GREY = "#7F7F7F"  # reference lines
+
+_RC: dict[Any, Any] = {  # matplotlib's type lists every key
+    "pdf.fonttype": 42,  # TrueType: most venues refuse Type 3 fonts
+    "ps.fonttype": 42,
+    "font.family": "serif",
+    "font.serif": ["STIXGeneral"],
+    "mathtext.fontset": "stix",
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "legend.title_fontsize": 7,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.5,
+    "figure.figsize": (TEXT_WIDTH, ROW_HEIGHT),
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 120,
+    "savefig.dpi": PNG_DPI,
+    "image.interpolation": "nearest",
+    "axes.prop_cycle": cycler(color=_COLORS),
+}
+
+
+class FigureError(K24Error):
+    """A figure that cannot be saved under the name asked for."""
+
+
+_MORE_LINES: tuple[tuple[str, str], ...] = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))
+
+
+@dataclass(frozen=True)
+class LineStyle:
+    """How one method looks: the line style and marker tell it apart where the colour does not print."""
+
+    label: str
+    color: str
+    linestyle: str | tuple[int, tuple[int, ...]] = "-"
+    marker: str = "o"
+
+
+METHOD_STYLE: dict[str, LineStyle] = {
+    "k24": LineStyle("K-2:4", OKABE_ITO["blue"], "-", "o"),
+    "k24-alpha": LineStyle("K-2:4 (α only)", OKABE_ITO["vermillion"], "-", "s"),
+    "k24-literal": LineStyle("K-2:4 (literal)", OKABE_ITO["purple"], (0, (1, 1)), "v"),
+    "random24": LineStyle("random 2:4", OKABE_ITO["green"], "--", "D"),
+    "fups": LineStyle("shared", OKABE_ITO["orange"], "-.", "^"),
+    "fups-id": LineStyle("shared + id", OKABE_ITO["sky"], (0, (5, 1, 1, 1, 1, 1)), "P"),
+    "nops": LineStyle("separate networks", OKABE_ITO["black"], ":", "X"),
+    "magnitude24": LineStyle("magnitude 2:4", "#8C6D31", (0, (3, 1)), "<"),
+    "kaleidoscope": LineStyle("Kaleidoscope", "#5D3A9B", (0, (6, 2)), ">"),
+    "multih": LineStyle("shared trunk, heads", "#999933", (0, (4, 1, 1, 1)), "*"),
+}
+
+
+METRIC_LABEL: dict[str, str] = {
+    "test_return_mean": "test return",
+    "return_mean": "training return",
+    "pattern_entropy": "pattern entropy (nats)",
+    "mask_flip_rate": "flip rate (share)",
+    "pattern_mean_similarity": "probability similarity",
+    "train_eval_gap": "train-eval gap (share)",
+    "loss_td": "TD loss",
+    "env_steps_per_s": "env steps per second",
+}
+
+
+def metric_label(metric: str) -> str:
+    """Axis label of a logged quantity, with its unit; its name in words if it has no entry."""
+    return METRIC_LABEL.get(metric, metric.replace("_", " "))
+
+
+def method_style(method: str) -> LineStyle:
+    """Style of a method; a method without an entry gets its own name in grey."""
+    return METHOD_STYLE.get(method, LineStyle(method, GREY, "-", "o"))
+
+
+def variant_styles(variants: Iterable[str]) -> dict[str, LineStyle]:
+    """A style per variant name (`results.variants`), in the order of `METHOD_STYLE`, so that legends agree.
+
+    A method's first variant looks like the method, later ones get a lighter colour and another line and marker;
+    variants of one method only get a colour each. Labels name the fields that vary.
+    """
+    known = list(METHOD_STYLE)
+    methods = {variant: variant.split(" ")[0] for variant in variants}
+    order = sorted(methods, key=lambda v: (known.index(methods[v]) if methods[v] in known else len(known), v))
+    seen: Counter[str] = Counter()
+    styles = {}
+    for variant in order:
+        base, rank = method_style(methods[variant]), seen[methods[variant]]
+        seen[methods[variant]] += 1
+        fields = variant.partition(" ")[2].replace(" ", ", ")
+        label = f"{base.label} ({fields})" if fields else base.label
+        color = _COLORS[rank % len(_COLORS)] if len(set(methods.values())) == 1 < len(order) else _lighter(base, rank)
+        line, marker = (base.linestyle, base.marker) if rank == 0 else _MORE_LINES[rank % len(_MORE_LINES)]
+        styles[variant] = LineStyle(label, color, line, marker)
+    return styles
+
+
+def _lighter(style: LineStyle, rank: int) -> str:
+    """The style's colour, mixed with white the more the higher the rank."""
+    share = max(0.75**rank, 0.35)
+    red, green, blue = (1 - (1 - c) * share for c in to_rgb(style.color))
+    return to_hex((red, green, blue)).upper()
+
+
+@contextmanager
+def paper_style() -> Iterator[None]:
+    """Set the rcParams of a paper figure for the block; nothing outside it changes."""
+    with mpl.rc_context(_RC):
+        yield
+
+
+def save_figure(
+    fig: Figure, name: str, data: pd.DataFrame, folder: str | os.PathLike[str] | None = None
+) -> dict[str, Path]:
+    """Write `name.pdf`, `name.png` (200 dpi) and `name.csv` (the numbers shown); return the three paths by suffix.
+
+    The same figure and data give the same bytes: no dates, no version strings. Each file appears whole or not at all.
+    `folder` is made if need be and defaults to `figures_dir()`.
+
+    Raises:
+        FigureError: `name` is not a plain file name (letters, digits, `_`, `-`, `.`, `=`, not starting with a dot).
+    """
+    target = _folder(name, folder)
+    paths = {suffix: _write(target / f"{name}.{suffix}", _render(fig, suffix)) for suffix in ("pdf", "png")}
+    return paths | {"csv": save_table(data, name, folder)}
+
+
+def save_table(data: pd.DataFrame, name: str, folder: str | os.PathLike[str] | None = None) -> Path:
+    """Write `name.csv` under the same rules as `save_figure`."""
+    return _write(_folder(name, folder) / f"{name}.csv", data.to_csv(index=False, lineterminator="\n").encode())
+
+
+def _folder(name: str, folder: str | os.PathLike[str] | None) -> Path:
+    """Folder to write to, made if need be, once the name has proved to be a plain one."""
+    if not re.fullmatch(r"[A-Za-z0-9_=-][A-Za-z0-9_.=-]*", name):
+        raise FigureError(f"figure name {name!r}: use letters, digits and _ - . = only, no folders")
+    target = Path(folder) if folder is not None else figures_dir()
+    target.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def _render(fig: Figure, suffix: str) -> bytes:
+    """Bytes of the figure; fonts embedded as TrueType also when saved outside `paper_style`."""
+    absent: Mapping[str, Mapping[str, None]] = {
+        "pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},
+        "png": {"Software": None},
+    }
+    buffer = io.BytesIO()
+    with mpl.rc_context({"pdf.fonttype": 42}):
+        fig.savefig(
+            buffer, format=suffix, dpi=PNG_DPI if suffix == "png" else RASTER_DPI, metadata=dict(absent[suffix])
+        )
+    return buffer.getvalue()
+
+
+def _write(path: Path, payload: bytes) -> Path:
+    """Write to a temporary file of its own beside the target, then rename."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(payload)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,101 @@
+"""The command line: `k24lab train | resume | sweep | bench`."""
+
+import itertools
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from k24lab.config import METHODS, Config, build_config
+from k24lab.errors import K24Error
+
+
+def main() -> None:
+    """Run a command; an error of the user's is one line and exit code 2."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            {"train": _train_command(sys.argv[1:]), "resume": resume, "sweep": sweep, "bench": bench},
+            prog="k24lab",
+        )
+    except K24Error as error:
+        print(f"k24lab: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("k24lab: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _train_command(argv: list[str]):  # type: ignore[no-untyped-def]
+    """The train command with the defaults of the method that the command line names."""
+    given = [b for a, b in itertools.pairwise(argv) if a == "--method"]
+    given += [a.removeprefix("--method=") for a in argv if a.startswith("--method=")]
+    # An unknown method is left to the parser, which says what is allowed.
+    default = build_config({"method": given[-1]} if given and given[-1] in METHODS else {})
+
+    def train(
+        config: Annotated[Config, tyro.conf.OmitArgPrefixes] = default, name: str = "default", quiet: bool = False
+    ) -> None:
+        """Train one run, or go on with it.
+
+        Example: k24lab train --task mpe2/simple_spread --method k24 --mixer qmix --seed 1
+
+        Args:
+            config: the run.
+            name: group of runs, a folder under runs/.
+            quiet: no progress bar.
+        """
+        from k24lab.train import train as train_run
+
+        print(train_run(config, name, progress=not quiet))
+
+    return train
+
+
+def resume(folder: Annotated[Path, tyro.conf.Positional], quiet: bool = False) -> None:
+    """Go on with a run from its folder.
+
+    Example: k24lab resume runs/default/rolenav-k24-s0-1a2b3c4d
+
+    Args:
+        folder: run folder with a config.json.
+        quiet: no progress bar.
+    """
+    from k24lab.runs import read_config
+    from k24lab.train import train as train_run
+
+    print(train_run(read_config(folder), folder=folder, progress=not quiet))
+
+
+def sweep(grid: Annotated[Path, tyro.conf.Positional], jobs: int = os.cpu_count() or 1) -> None:
+    """Train every run of a grid file that is not finished yet.
+
+    Example: k24lab sweep notebooks/grids/demo.yaml
+
+    Args:
+        grid: YAML file with name, common and grids.
+        jobs: processes at a time.
+    """
+    from k24lab.sweep import load_grid
+    from k24lab.sweep import sweep as sweep_runs
+
+    sweep_runs(*load_grid(grid), jobs=jobs)
+
+
+def bench(what: Annotated[str, tyro.conf.Positional], rounds: int = 10, loops: bool = True) -> None:
+    """Measure speed on this machine, methods interleaved, one thread.
+
+    Example: k24lab bench train
+
+    Args:
+        what: train.
+        rounds: measurements of each case; the median is reported.
+        loops: also time whole training loops (about a minute).
+    """
+    from k24lab.bench import bench_train
+    from k24lab.errors import ConfigError, unknown
+
+    if what != "train":
+        raise ConfigError(unknown("benchmark", what, ["train"]))
+    bench_train(rounds, loops)

@@ -1,0 +1,205 @@
+"""Every setting of a run: flat, frozen, checked; the same names in Python, notebooks, grids and on the command line."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin
+
+from k24lab.errors import ConfigError, unknown
+
+Method = Literal["k24", "k24-alpha", "k24-literal", "random24", "fups", "fups-id", "nops"]
+METHODS: tuple[str, ...] = get_args(Method)
+
+# What a method changes of the defaults below; a user's own value still wins.
+METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
+    "k24": {},
+    "k24-alpha": {"score_weight_power": 0.0, "score_ema_power": 0.0},
+    # The design document as written, but for its repeated annealing end (METHOD section 4).
+    "k24-literal": {
+        "noise": "literal",
+        "ema_scope": "shared",
+        "hetero_init_scale": 0.01,
+        "alpha_lr_factor": 1.0,
+        "temperature_schedule": "linear",
+        "diversity_coef": 0.1,
+        "diversity_gradient": "all",
+        "reset_target": "random",
+        "mask_rnn": False,
+    },
+    "random24": {"score_weight_power": 0.0, "score_ema_power": 0.0, "reset_trigger": "off"},
+    "fups": {},
+    "fups-id": {"agent_id": True},
+    "nops": {},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskConfig:
+    """How masks are scored, drawn, kept apart and revived (`k24lab.sparsity`)."""
+
+    score_weight_power: float = 1.0  # p of |W|^p * EMA^q * sigmoid(hetero_alpha), in [0, 1]
+    score_ema_power: float = 1.0  # q, in [0, 1]
+    ema_scope: Literal["mask", "shared"] = "mask"  # a running mean of |x| per mask, or one for all
+    ema_decay: float = 0.99  # per learner update
+    hetero_init_scale: float = 2.0  # standard deviation of hetero_alpha at the start
+    noise: Literal["annealed", "literal", "none"] = "annealed"  # how a mask is drawn
+    logit_scale: float = 10.0  # of the normalised pattern logits; no effect with noise="literal"
+    logit_scale_final: float | None = None  # reached linearly at t_max; None: constant
+    temperature_schedule: Literal["two_phase", "linear"] = "two_phase"
+    temperature_init: float = 5.0
+    temperature_mid: float = 1.0  # between the two phases
+    temperature_min: float = 0.1
+    anneal_start: float = 0.0  # share of t_max
+    anneal_end: float = 0.8  # share of t_max; the temperature is constant from here on
+    mask_rnn: bool = True  # mask the two matrices of the GRU as well
+    diversity_coef: float = 1.0  # base of the adaptive coefficient; 0 switches the loss off
+    diversity_coef_max: float = 10.0  # cap of the adaptive coefficient
+    diversity_history: int = 100  # updates that the adaptive coefficient averages over
+    diversity_gradient: Literal["alpha", "all"] = "alpha"  # hetero_alpha alone, or through |W| too
+    reset_trigger: Literal["periodic", "adaptive", "off"] = "periodic"
+    reset_target: Literal["unselected", "random"] = "unselected"  # which hetero_alpha entries are revived
+    reset_interval: int = 10_000  # env steps
+    reset_ratio: float = 0.1  # share of the candidates that is revived
+    reset_threshold: float = 0.05  # running selection frequency under which an entry counts as unselected
+    reset_ema_share: float = 0.5  # how far the EMA moves towards its mean at a reset
+    kl_threshold: float = 0.1  # of the adaptive trigger
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerConfig:
+    """Network, value learning and exploration (`k24lab.marl`)."""
+
+    hidden_dim: int = 64
+    agent_id: bool = False  # append a one-hot agent index to the observation
+    mixer: Literal["vdn", "qmix", "none"] = "vdn"  # none: independent Q-learning
+    mixing_embed_dim: int = 32  # QMIX only
+    lr: float = 1e-3
+    alpha_lr_factor: float = 20.0  # hetero_alpha learns this many times faster
+    grad_norm_clip: float = 10.0
+    td_loss: Literal["huber", "mse"] = "huber"
+    gamma: float = 0.99
+    batch_size: int = 32  # episodes
+    buffer_size: int = 5000  # episodes
+    target_update: Literal["polyak", "hard"] = "polyak"
+    polyak: float = 0.02  # share of the online network per update, with target_update="polyak"
+    target_update_interval: int = 200  # updates, with target_update="hard"
+    epsilon_start: float = 1.0
+    epsilon_finish: float = 0.05
+    epsilon_anneal_steps: int = 50_000  # env steps
+    n_envs: int = 32  # episodes collected side by side
+    updates_per_rollout: int = 3  # learner updates after each collection of n_envs episodes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(MaskConfig, LearnerConfig):
+    """One run: what is learned, where, with which seed and for how long."""
+
+    task: str = "rolenav"  # name[:key=value,...], e.g. rolenav:n_agents=8
+    method: Method = "k24"
+    seed: int = 0
+    t_max: int = 128_000  # env steps
+    log_interval: int = 2_000  # env steps
+    test_interval: int = 10_000  # env steps
+    test_episodes: int = 100
+    checkpoint_interval: int = 20_000  # env steps
+    snapshot_interval: int = 10_000  # env steps between stored masks
+    device: str = "cpu"
+    n_threads: int = 1  # of torch; on few cores one thread a process is fastest
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        problems = _range_problems(self)
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+    @property
+    def masked(self) -> bool:
+        """Whether the method gives every agent its own 2:4 mask."""
+        return self.method.startswith("k24") or self.method == "random24"
+
+    @property
+    def learns_masks(self) -> bool:
+        """Whether hetero_alpha is trained."""
+        return self.method.startswith("k24")
+
+    def hash(self) -> str:
+        """Eight hex digits that two configurations share only if they define the same run."""
+        fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in NOT_HASHED}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
+
+
+NOT_HASHED = frozenset({"n_threads", "tensorboard"})  # no part of what is learned
+
+_POSITIVE = (
+    "hidden_dim mixing_embed_dim lr grad_norm_clip batch_size buffer_size target_update_interval n_envs "
+    "updates_per_rollout t_max log_interval test_interval test_episodes checkpoint_interval snapshot_interval "
+    "n_threads logit_scale temperature_init temperature_mid temperature_min diversity_history reset_interval "
+    "alpha_lr_factor diversity_coef_max"
+).split()
+_NOT_NEGATIVE = "hetero_init_scale diversity_coef kl_threshold epsilon_anneal_steps seed".split()
+_SHARE = (
+    "score_weight_power score_ema_power ema_decay anneal_start anneal_end reset_ratio reset_threshold "
+    "reset_ema_share gamma polyak epsilon_start epsilon_finish"
+).split()
+
+
+def _range_problems(config: Config) -> list[str]:
+    """Every field out of its range, as sentences."""
+    problems = []
+    for names, holds, text in (
+        (_POSITIVE, lambda v: v > 0, "above 0"),
+        (_NOT_NEGATIVE, lambda v: v >= 0, "at least 0"),
+        (_SHARE, lambda v: 0 <= v <= 1, "in [0, 1]"),
+    ):
+        problems += [f"{n} = {getattr(config, n)!r} must be {text}" for n in names if not holds(getattr(config, n))]
+    if config.anneal_start >= config.anneal_end:
+        problems.append(f"anneal_start = {config.anneal_start!r} must be below anneal_end = {config.anneal_end!r}")
+    if config.batch_size > config.buffer_size:
+        problems.append(f"batch_size = {config.batch_size!r} must not exceed buffer_size = {config.buffer_size!r}")
+    if config.logit_scale_final is not None and config.logit_scale_final <= 0:
+        problems.append(f"logit_scale_final = {config.logit_scale_final!r} must be above 0 or None")
+    return problems
+
+
+def build_config(params: Mapping[str, Any]) -> Config:
+    """Make a configuration from defaults, what the method changes of them, and the given values.
+
+    Raises:
+        ConfigError: all problems at once: unknown keys (with the nearest right name), wrong types, bad ranges.
+    """
+    hints = typing.get_type_hints(Config)
+    problems = [unknown("parameter", key, hints) for key in params if key not in hints]
+    values: dict[str, Any] = {}
+    for key in params.keys() & hints.keys():
+        try:
+            values[key] = _convert(hints[key], params[key])
+        except TypeError as error:
+            problems.append(f"{key} = {params[key]!r} {error}")
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return Config(**(METHOD_DEFAULTS[values.get("method", "k24")] | values))
+
+
+def _convert(kind: Any, value: Any) -> Any:
+    """`value` as the field's type; refuses what would lose or change it. Raises TypeError with the reason."""
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise TypeError(f"is not allowed: {unknown('choice', value, map(str, get_args(kind)))}")
+        return value
+    choices = get_args(kind) or (kind,)  # float | None
+    if value is None and type(None) in choices:
+        return None
+    kind = choices[0]
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is float and isinstance(value, float) and not math.isfinite(value):
+        raise TypeError("is not a finite number")
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)  # YAML and papermill write 1e5 as a float
+    if type(value) is not kind:
+        raise TypeError(f"is a {type(value).__name__}, not a {kind.__name__}")
+    return value

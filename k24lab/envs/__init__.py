@@ -1,0 +1,70 @@
+"""Worlds by name: `make_env("rolenav:n_agents=8", n_envs=32)`."""
+
+import ast
+import inspect
+from collections.abc import Callable
+
+from k24lab.envs.base import EnvSpec, Step, VecEnv
+from k24lab.envs.rolenav import RoleNav
+from k24lab.errors import ConfigError, unknown
+
+__all__ = ["EnvSpec", "Step", "VecEnv", "make_env", "parse_task", "task_names"]
+
+
+def parse_task(task: str) -> tuple[str, dict[str, object]]:
+    """Split `"name:key=value,key=value"` into the name and its options (Python literals or strings).
+
+    The name may hold a colon itself: `pettingzoo/my.module:factory:key=value`.
+
+    Raises:
+        ConfigError: an option that is not of the form key=value.
+    """
+    name, _, options = task.partition(":")
+    factory, _, rest = options.partition(":")
+    if name.startswith("pettingzoo/") and factory.isidentifier():
+        name, options = f"{name}:{factory}", rest
+    kwargs: dict[str, object] = {}
+    for item in filter(None, options.split(",")):
+        key, equals, value = item.partition("=")
+        if not (equals and key.isidentifier()):
+            raise ConfigError(f"task {task!r}: option {item!r} is not of the form key=value")
+        try:
+            kwargs[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            kwargs[key] = value
+    return name, kwargs
+
+
+def task_names() -> list[str]:
+    """Every task that can be named; `pettingzoo/<import path>` stands for any other parallel environment."""
+    return sorted(_builders())
+
+
+def _builders() -> dict[str, Callable[..., VecEnv]]:
+    from k24lab.envs.pettingzoo import MPE2_TASKS, mpe2_builder
+
+    return {"rolenav": RoleNav} | {f"mpe2/{name}": mpe2_builder(name) for name in MPE2_TASKS}
+
+
+def make_env(task: str, n_envs: int) -> VecEnv:
+    """Build `n_envs` copies of the task, e.g. `rolenav:n_agents=8`, `mpe2/simple_spread`, `pettingzoo/my.env_v0`.
+
+    Raises:
+        ConfigError: unknown task or option, or one that the world refuses.
+    """
+    from k24lab.envs.pettingzoo import import_builder
+
+    name, kwargs = parse_task(task)
+    builders = _builders()
+    if name.startswith("pettingzoo/"):
+        builder: Callable[..., VecEnv] = import_builder(name.removeprefix("pettingzoo/"))
+    elif name in builders:
+        builder = builders[name]
+    else:
+        raise ConfigError(unknown("task", name, [*builders, "pettingzoo/<import path>"]))
+    parameters = inspect.signature(builder).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        allowed = set(parameters) - {"n_envs"}
+        for key in kwargs.keys() - allowed:
+            raise ConfigError(f"task {name!r}: " + unknown("option", key, allowed))
+    return builder(n_envs=n_envs, **kwargs)

@@ -1,0 +1,71 @@
+"""The one interface that every world is wrapped to: batched, explicit about time limits, never resetting itself."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """Sizes of a task; all that a network or a replay buffer needs to know of it."""
+
+    n_envs: int  # E, episodes that run side by side
+    n_agents: int  # N
+    obs_dims: tuple[int, ...]  # per agent, before padding
+    n_actions: tuple[int, ...]  # per agent, before padding
+    state_dim: int
+    episode_limit: int  # env steps
+    n_unit_types: int = 0  # 0: the world has no unit types
+    has_win: bool = False  # whether Step.won is given
+
+    @property
+    def obs_dim(self) -> int:
+        """Observation size after padding with zeros to the largest agent's."""
+        return max(self.obs_dims)
+
+    @property
+    def action_dim(self) -> int:
+        """Number of actions after padding; padded ones are never available."""
+        return max(self.n_actions)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What E environments say after a reset or a step, as tensors on the environment's device.
+
+    After an environment has ended its rows hold its last observation, zero reward and the same
+    `terminated`/`truncated` until the next reset, so a rollout may go on with the others.
+    """
+
+    obs: Float[Tensor, "E N O"]
+    state: Float[Tensor, "E S"]
+    avail_actions: Bool[Tensor, "E N A"]  # at least one per agent
+    reward: Float[Tensor, " E"]  # of the team
+    terminated: Bool[Tensor, " E"]  # the world ended: no value follows
+    truncated: Bool[Tensor, " E"]  # the time limit ended it: bootstrap from the last observation
+    alive: Bool[Tensor, "E N"] | None = None
+    unit_type: Int[Tensor, "E N"] | None = None  # as at reset, also when dead
+    won: Bool[Tensor, " E"] | None = None
+
+
+class VecEnv(ABC):
+    """E copies of a cooperative multi-agent world."""
+
+    spec: EnvSpec
+
+    @abstractmethod
+    def reset(self, seed: int) -> Step:
+        """Start E new episodes; their randomness follows from `seed` alone.
+
+        A run passes another seed at each reset, so that a resumed run needs no random state of the world.
+        """
+
+    @abstractmethod
+    def step(self, actions: Int[Tensor, "E N"]) -> Step:
+        """One step of all E; environments that have ended ignore their actions."""
+
+    def close(self) -> None:
+        """Free processes, windows and files; the default holds none."""
+        return

@@ -1,0 +1,24 @@
+"""Errors a user can cause, each with the key, the value and what is allowed."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class K24Error(ValueError):
+    """Base of every error that a user's input can cause; the command line prints it alone."""
+
+
+class ConfigError(K24Error):
+    """A configuration, task or parameter that cannot be used."""
+
+
+class RunError(K24Error):
+    """A run folder, checkpoint or metrics file that cannot be used."""
+
+
+def unknown(kind: str, value: object, allowed: Iterable[str]) -> str:
+    """One sentence for an unknown name: what it was, the nearest right name, all that is allowed."""
+    names = sorted(allowed)
+    near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {value!r}{hint} (allowed: {', '.join(names)})"

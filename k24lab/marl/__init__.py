@@ -1,0 +1,1 @@
+"""The training step: agents, mixers, targets, replay, rollout and learner."""

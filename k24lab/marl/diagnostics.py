@@ -1,0 +1,38 @@
+"""What is logged about masks, from one draw."""
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from k24lab.sparsity.diversity import similarity_stats
+from k24lab.sparsity.masks import MaskDraw
+from k24lab.sparsity.patterns import N_PATTERNS
+
+
+def mask_metrics(
+    draw: MaskDraw,
+    best_index: Int[Tensor, "M groups"],
+    logged_index: Int[Tensor, "M groups"] | None,
+    layer_names: list[str],
+) -> dict[str, float]:
+    """Similarity, sparsity, pattern usage, entropy and flips (METHOD section 6).
+
+    Args:
+        draw: the masks of the update.
+        best_index: argmax patterns now.
+        logged_index: argmax patterns at the last logging step; None: no flip rate yet.
+        layer_names: of the masks in `draw`.
+
+    Returns:
+        `pattern_entropy` in nats, mean over groups, log 6 = 1.79 at most; the others are shares in [0, 1].
+    """
+    probs = draw.pattern_probs.detach()
+    metrics = {f"pattern_{k}_similarity": v for k, v in similarity_stats(probs).items()}
+    for name, mask in zip(layer_names, draw.masks, strict=True):
+        metrics[f"sparsity_layer_{name}"] = 1.0 - mask.detach().mean().item()
+    usage = torch.bincount(draw.pattern_index.flatten(), minlength=N_PATTERNS) / draw.pattern_index.numel()
+    metrics |= {f"pattern_{p}_prob": share.item() for p, share in enumerate(usage)}
+    metrics["pattern_entropy"] = -torch.xlogy(probs, probs).sum(dim=0).mean().item()
+    if logged_index is not None:
+        metrics["mask_flip_rate"] = (best_index != logged_index).float().mean().item()
+    return metrics

@@ -1,0 +1,264 @@
+"""The K-2:4 learner: value learning with masks drawn once per update."""
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from k24lab import schedules
+from k24lab.config import Config
+from k24lab.envs.base import EnvSpec
+from k24lab.marl.agents import RNNAgent, Unrolled, build_agent, unroll
+from k24lab.marl.diagnostics import mask_metrics
+from k24lab.marl.mixers import build_mixer
+from k24lab.marl.replay import EpisodeBatch
+from k24lab.marl.rollout import agent_inputs
+from k24lab.marl.targets import double_q_values, greedy_actions, one_step
+from k24lab.sparsity.diversity import K24DiversityManager, PatternOrthogonalityLoss
+from k24lab.sparsity.masks import MaskDraw, argmax_masks, draw_masks
+from k24lab.sparsity.reset import ResetTrigger, mean_policy, revival_candidates, revive
+
+# Parts of an update, as a profiler and `k24lab bench train` name them.
+PARTS = ("draw masks", "online forward", "target forward", "loss", "backward", "optimizer", "target and mask state")
+RESET_POLICY_STEPS = 10  # first time steps that the adaptive reset compares policies on
+
+
+class K24QLearner:
+    """1-step double Q-learning of a team whose agents are masked views of one network.
+
+    Every method runs through it: without masks it is plain VDN, QMIX or independent Q-learning.
+
+    Args:
+        config: the run's settings.
+        spec: sizes of the task.
+    """
+
+    def __init__(self, config: Config, spec: EnvSpec):
+        self.config, self.spec = config, spec
+        device = config.device
+        input_dim = spec.obs_dim + (spec.n_agents if config.agent_id else 0)
+        self.agent: RNNAgent = build_agent(config, input_dim, spec.action_dim, spec.n_agents).to(device)
+        state_dim = spec.state_dim if config.mixer == "qmix" else 0
+        self.mixer = build_mixer(config.mixer, spec.n_agents, state_dim, config.mixing_embed_dim).to(device)
+        self.target_agent, self.target_mixer = copy.deepcopy(self.agent), copy.deepcopy(self.mixer)
+        self.masked_layers = self.agent.masked_layers
+        self.alphas = [layer.hetero_alpha for layer in self.masked_layers.values() if config.learns_masks]
+        self.optimizer = self._build_optimizer()
+        self.orthogonality = PatternOrthogonalityLoss()
+        self.diversity = K24DiversityManager(config.diversity_coef, config.diversity_history, config.diversity_coef_max)
+        kind = config.reset_trigger if config.learns_masks else "off"
+        self.reset_trigger = ResetTrigger(kind, config.reset_interval, config.t_max, config.kl_threshold)
+        self.generator = torch.Generator(device).manual_seed(config.seed)  # masks and resets
+        self.n_updates = self.n_resets = 0
+        self.logged_index: Tensor | None = None  # argmax patterns at the last logging step
+
+    def _build_optimizer(self) -> torch.optim.Optimizer:
+        """Adam; hetero_alpha in a group of its own, faster and never decayed."""
+        alphas = set(self.alphas)
+        others = [p for m in (self.agent, self.mixer) for p in m.parameters() if p.requires_grad and p not in alphas]
+        groups: list[dict[str, Any]] = [{"params": others}]
+        if self.alphas:
+            groups.append({"params": self.alphas, "lr": self.config.lr * self.config.alpha_lr_factor})
+        return torch.optim.Adam(groups, lr=self.config.lr, fused=True)
+
+    def temperature(self, t_env: int) -> float:
+        """Temperature of the mask draw after `t_env` env steps."""
+        return schedules.mask_temperature(self.config, t_env / self.config.t_max)
+
+    def logit_scale(self, t_env: int) -> float:
+        """Scale of the pattern logits after `t_env` env steps."""
+        c = self.config
+        if c.logit_scale_final is None:
+            return c.logit_scale
+        return schedules.linear(c.logit_scale, c.logit_scale_final, t_env / c.t_max)
+
+    def argmax_weights(self, agent: RNNAgent | None = None) -> dict:
+        """Effective weights under the argmax masks: of acting, evaluation and the target network."""
+        agent = agent or self.agent
+        layers = agent.masked_layers
+        with torch.no_grad():
+            return agent.weights(dict(zip(layers, argmax_masks(list(layers.values())), strict=True)))
+
+    def update(self, batch: EpisodeBatch, t_env: int, log: bool = False) -> dict[str, float]:
+        """One gradient step on a batch of episodes; returns its metrics (more of them if `log`)."""
+        with record_function("draw masks"):
+            draw = self._draw(t_env)
+        with record_function("online forward"):
+            masks = dict(zip(self.masked_layers, draw.masks, strict=True)) if draw else {}
+            online = self._unroll(batch, self.agent.weights(masks))
+        with record_function("target forward"), torch.no_grad():
+            target_q = self._unroll(batch, self.argmax_weights(self.target_agent)).q_values
+        with record_function("loss"):
+            td_error, chosen_q, targets = self._td_error(batch, online.q_values, target_q)
+            filled = batch.filled.T.expand_as(td_error)
+            loss_td = self._mean_loss(td_error, filled)
+        metrics = {"loss_td": loss_td.item()}
+        if log:
+            metrics |= self._value_metrics(td_error, chosen_q, targets, filled)
+            metrics |= self._mask_metrics(batch, online, draw, t_env) if draw else {}
+        with record_function("backward"):
+            self.optimizer.zero_grad()
+            metrics |= self._diversity_step(draw, loss_td.item())
+            loss_td.backward()
+        with record_function("optimizer"):
+            params = [p for group in self.optimizer.param_groups for p in group["params"]]
+            grad_norm = nn.utils.clip_grad_norm_(params, self.config.grad_norm_clip)
+            self.optimizer.step()
+            self.n_updates += 1
+        with record_function("target and mask state"):
+            self._update_target()
+            self._after_masks(batch, online, draw, t_env)
+        metrics["loss"] = metrics["loss_td"] + metrics.get("div_coef", 0.0) * metrics.get("div_loss", 0.0)
+        if log:
+            metrics["grad_norm"] = grad_norm.item()
+            if draw:
+                metrics |= {"temperature": self.temperature(t_env), "n_resets": float(self.n_resets)}
+        return metrics
+
+    def _draw(self, t_env: int) -> MaskDraw | None:
+        """The masks of this update; None where the method has none."""
+        layers = list(self.masked_layers.values())
+        if not layers:
+            return None
+        noise = self.config.noise if self.config.learns_masks else "none"
+        return draw_masks(layers, self.temperature(t_env), self.logit_scale(t_env), noise, self.generator)
+
+    @torch.no_grad()
+    def best_draw(self, t_env: int) -> MaskDraw:
+        """The argmax masks of the online network, with the law that they are the mode of."""
+        layers = list(self.masked_layers.values())
+        return draw_masks(layers, self.temperature(t_env), self.logit_scale(t_env), "none")
+
+    def _unroll(self, batch: EpisodeBatch, weights: dict) -> Unrolled:
+        """Q-values of all agents over whole episodes, [N, T+1, B, A]."""
+        inputs = agent_inputs(batch.obs, self.config.agent_id).permute(2, 1, 0, 3).contiguous()
+        return unroll(weights, inputs, self.agent.initial_hidden(inputs.shape[0], inputs.shape[2]))
+
+    def _td_error(self, batch: EpisodeBatch, online_q: Tensor, target_q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """TD error, chosen q_tot and targets, each [K, T, B]; K = 1, or N without a mixer."""
+        avail = batch.avail_actions.permute(2, 1, 0, 3)
+        actions = batch.actions.permute(2, 1, 0)
+        state = batch.state.transpose(0, 1)
+        chosen = online_q[:, :-1].gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+        q_tot = self.mixer(chosen, state[:-1])
+        with torch.no_grad():
+            next_q = double_q_values(online_q[:, 1:], target_q[:, 1:], avail[:, 1:])
+            next_value = self.target_mixer(next_q, state[1:])
+            targets = one_step(batch.reward.T, batch.terminated.T, next_value, self.config.gamma)
+        return q_tot - targets, q_tot.detach(), targets
+
+    def _mean_loss(self, td_error: Float[Tensor, "K T B"], filled: Bool[Tensor, "K T B"]) -> Float[Tensor, ""]:
+        """Mean over the filled steps of the Huber loss (0.5 e^2 near 0) or the squared error."""
+        zero = torch.zeros_like(td_error)
+        each = F.huber_loss if self.config.td_loss == "huber" else F.mse_loss
+        return (each(td_error, zero, reduction="none") * filled).sum() / filled.sum()
+
+    def _diversity_step(self, draw: MaskDraw | None, loss_td: float) -> dict[str, float]:
+        """Add the gradient of the diversity loss: to hetero_alpha alone, unless the switch lets it through."""
+        if not self.alphas or draw is None:
+            return {}
+        loss = self.orthogonality(draw.pattern_probs)
+        coef = self.diversity.coefficient(loss_td, loss.item()) if self.config.diversity_coef else 0.0
+        if coef and loss.requires_grad:
+            inputs = self.alphas if self.config.diversity_gradient == "alpha" else None
+            (coef * loss).backward(inputs=inputs, retain_graph=True)
+        return {"div_loss": loss.item(), "div_coef": coef}
+
+    @torch.no_grad()
+    def _update_target(self) -> None:
+        """Move the target networks: a little at each update, or wholly at intervals."""
+        c = self.config
+        if c.target_update == "hard" and self.n_updates % c.target_update_interval:
+            return
+        share = c.polyak if c.target_update == "polyak" else 1.0
+        for online, target in ((self.agent, self.target_agent), (self.mixer, self.target_mixer)):
+            pairs = list(zip(target.parameters(), online.parameters(), strict=True))
+            if pairs:
+                torch._foreach_lerp_([t for t, _ in pairs], [o for _, o in pairs], share)
+            for t, o in zip(target.buffers(), online.buffers(), strict=True):
+                t.copy_(o)  # the EMA is an average already
+
+    def _after_masks(self, batch: EpisodeBatch, online: Unrolled, draw: MaskDraw | None, t_env: int) -> None:
+        """State that follows learned masks: selection frequency, running activations, resets."""
+        if draw is None or not self.config.learns_masks:
+            return
+        for layer, mask in zip(self.masked_layers.values(), draw.masks, strict=True):
+            layer.count_selection(mask)
+        if self.config.score_ema_power:
+            self._update_ema(batch, online)
+        policy = None
+        if self.config.reset_trigger == "adaptive":
+            policy = self._mean_policy(batch, online)
+        if self.reset_trigger.due(t_env, policy):
+            self._reset()
+
+    @torch.no_grad()
+    def _update_ema(self, batch: EpisodeBatch, online: Unrolled) -> None:
+        """Mean |x| per agent over the steps that were played by living agents."""
+        played = torch.cat([batch.filled, torch.zeros_like(batch.filled[:, :1])], dim=1)  # [B, T+1]
+        weight = (played.unsqueeze(-1) & batch.alive).permute(2, 1, 0).flatten(1)  # [N, (T+1) B]
+        weight = weight.to(batch.reward.dtype)
+        count = weight.sum(dim=1)
+        weight = (weight / count.clamp_min(1).unsqueeze(1)).unsqueeze(1)
+        for name, layer in self.masked_layers.items():
+            x = online.inputs[name].detach().flatten(1, 2).abs()  # [N, (T+1) B, in]
+            layer.ema_tracker.update(torch.bmm(weight, x).squeeze(1), count)
+
+    def _mean_policy(self, batch: EpisodeBatch, online: Unrolled) -> Tensor:
+        steps = slice(0, min(RESET_POLICY_STEPS, batch.filled.shape[1]))
+        avail = batch.avail_actions.permute(2, 1, 0, 3)[:, steps]
+        return mean_policy(online.q_values.detach()[:, steps], avail, batch.filled.T[steps])
+
+    def _reset(self) -> None:
+        """Soften the EMA and revive coefficients, in all masked layers but the first."""
+        c = self.config
+        self.n_resets += 1
+        for layer in list(self.masked_layers.values())[1:]:
+            layer.ema_tracker.soften(c.reset_ema_share)
+            candidates = revival_candidates(layer, c.reset_target, c.reset_threshold)
+            revive(layer, candidates, c.reset_ratio, self.optimizer, self.generator)
+
+    def _value_metrics(self, td_error: Tensor, chosen_q: Tensor, targets: Tensor, filled: Tensor) -> dict[str, float]:
+        count = filled.sum()
+        named = {"td_error_abs": td_error.detach().abs(), "q_taken_mean": chosen_q, "target_mean": targets}
+        return {name: ((value * filled).sum() / count).item() for name, value in named.items()}
+
+    @torch.no_grad()
+    def _mask_metrics(self, batch: EpisodeBatch, online: Unrolled, draw: MaskDraw, t_env: int) -> dict[str, float]:
+        """Everything about masks that METHOD section 6 lists."""
+        best = self.best_draw(t_env).pattern_index
+        metrics = mask_metrics(draw, best, self.logged_index, list(self.masked_layers))
+        self.logged_index = best
+        evaluated = self._unroll(batch, self.argmax_weights()).q_values
+        avail = batch.avail_actions.permute(2, 1, 0, 3)
+        differ = (greedy_actions(online.q_values, avail) != greedy_actions(evaluated, avail))[:, :-1]
+        metrics["train_eval_gap"] = differ[batch.filled.T.expand_as(differ)].float().mean().item()
+        return metrics
+
+    def state_dict(self) -> dict:
+        """All that an update depends on."""
+        return {
+            "agent": self.agent.state_dict(),
+            "target_agent": self.target_agent.state_dict(),
+            "mixer": self.mixer.state_dict(),
+            "target_mixer": self.target_mixer.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "diversity": self.diversity.state_dict(),
+            "reset_trigger": self.reset_trigger.state_dict(),
+            "generator": self.generator.get_state(),
+            "n_updates": self.n_updates,
+            "n_resets": self.n_resets,
+            "logged_index": self.logged_index,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take everything back."""
+        for name in ("agent", "target_agent", "mixer", "target_mixer", "optimizer", "diversity", "reset_trigger"):
+            getattr(self, name).load_state_dict(state[name])
+        self.generator.set_state(state["generator"])
+        self.n_updates, self.n_resets = state["n_updates"], state["n_resets"]
+        self.logged_index = state["logged_index"]

@@ -1,0 +1,89 @@
+"""Playing episodes: E environments at once, acting with fixed weights."""
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from k24lab.envs.base import Step, VecEnv
+from k24lab.marl.agents import Weights, step
+from k24lab.marl.replay import EpisodeBatch, empty_batch
+from k24lab.marl.targets import greedy_actions
+
+
+def agent_inputs(obs: Float[Tensor, "*n N O"], agent_id: bool) -> Float[Tensor, "*n N I"]:
+    """What the network reads: the observation, with `agent_id` followed by a one-hot agent index."""
+    if not agent_id:
+        return obs
+    n_agents = obs.shape[-2]
+    ids = torch.eye(n_agents, dtype=obs.dtype, device=obs.device)
+    return torch.cat([obs, ids.expand(*obs.shape[:-1], n_agents)], dim=-1)
+
+
+def epsilon_greedy(
+    q_values: Float[Tensor, "E N A"], avail: Bool[Tensor, "E N A"], epsilon: float, generator: torch.Generator
+) -> Int[Tensor, "E N"]:
+    """The greedy available action, or with probability epsilon any available one."""
+    greedy = greedy_actions(q_values, avail)
+    if epsilon <= 0:
+        return greedy
+    # The largest of uniform numbers over the available actions is a uniform choice among them.
+    noise = torch.rand(q_values.shape, generator=generator, device=q_values.device)
+    explore = torch.rand(greedy.shape, generator=generator, device=q_values.device) < epsilon
+    return torch.where(explore, greedy_actions(noise, avail), greedy)
+
+
+@torch.inference_mode()
+def collect(
+    env: VecEnv,
+    weights: Weights,
+    hidden: Float[Tensor, "N E H"],
+    *,
+    epsilon: float,
+    seed: int,
+    generator: torch.Generator,
+    agent_id: bool,
+    with_state: bool,
+) -> EpisodeBatch:
+    """Play one episode in each of the E environments.
+
+    Args:
+        weights: effective weights under the argmax masks; they stay fixed for the whole episode.
+        hidden: first hidden state.
+        seed: of the episodes; the same seed gives the same episodes for the same actions.
+        generator: of the exploration.
+    """
+    spec = env.spec
+    batch = empty_batch(spec, spec.n_envs, with_state, device=str(hidden.device))
+    running = torch.ones(spec.n_envs, dtype=torch.bool, device=hidden.device)
+    now = env.reset(seed)
+    for t in range(spec.episode_limit):
+        _store(batch, t, now, with_state)
+        inputs = agent_inputs(batch.obs[:, t], agent_id).transpose(0, 1)
+        q_values, hidden = step(weights, inputs, hidden)
+        actions = epsilon_greedy(q_values.transpose(0, 1), batch.avail_actions[:, t], epsilon, generator)
+        now = env.step(actions.to(now.obs.device))
+        batch.actions[:, t] = actions
+        terminated, truncated = now.terminated.to(hidden.device), now.truncated.to(hidden.device)
+        batch.reward[:, t] = now.reward.to(hidden.device) * running
+        batch.terminated[:, t] = terminated & running
+        batch.filled[:, t] = running
+        running = running & ~(terminated | truncated)
+        if not running.any():
+            break
+    _store(batch, t + 1, now, with_state)
+    return batch
+
+
+def _store(batch: EpisodeBatch, t: int, now: Step, with_state: bool) -> None:
+    """Write what is seen before the t-th action. Rows of ended environments repeat their last observation."""
+    batch.obs[:, t] = now.obs
+    batch.avail_actions[:, t] = now.avail_actions
+    batch.alive[:, t] = True if now.alive is None else now.alive
+    if with_state:
+        batch.state[:, t] = now.state
+
+
+def episode_seed(run_seed: int, stream: int, counter: int) -> int:
+    """Seed of the `counter`-th reset of a stream (0 training, 1 evaluation), different for every one."""
+    return int(np.random.SeedSequence([run_seed, stream, counter]).generate_state(1)[0])

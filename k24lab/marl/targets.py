@@ -1,0 +1,24 @@
+"""Targets of value learning, as pure functions of tensors."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def greedy_actions(q_values: Float[Tensor, "*n A"], avail: Bool[Tensor, "*n A"]) -> Tensor:
+    """The best available action; an unavailable one never wins."""
+    return q_values.masked_fill(~avail, -torch.inf).argmax(dim=-1)
+
+
+def double_q_values(
+    online: Float[Tensor, "*n A"], target: Float[Tensor, "*n A"], avail: Bool[Tensor, "*n A"]
+) -> Float[Tensor, "*n"]:
+    """Value by the target network of the action that the online network prefers (van Hasselt et al., 2016)."""
+    return target.gather(-1, greedy_actions(online, avail).unsqueeze(-1)).squeeze(-1)
+
+
+def one_step(
+    reward: Float[Tensor, "T B"], terminated: Bool[Tensor, "T B"], next_value: Float[Tensor, "#K T B"], gamma: float
+) -> Float[Tensor, "#K T B"]:
+    """`r + gamma (1 - terminated) V(s')`; a time limit does not end the bootstrap."""
+    return reward + gamma * next_value * (~terminated).to(next_value.dtype)

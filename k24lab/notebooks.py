@@ -1,0 +1,83 @@
+"""Running the notebooks as a batch does: checked parameters, this interpreter, no half-written results."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import papermill
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+
+from k24lab.errors import ConfigError, RunError, unknown
+from k24lab.paths import project_root
+
+# What `make demo` runs on the runs of one group.
+GROUP_NOTEBOOKS = ("03_mask_patterns", "04_agent_similarity", "05_ablations")
+OTHER_NOTEBOOKS = ("01_masks", "06_ampere_speedup")
+
+
+class ThisInterpreter(AsyncKernelManager):
+    """Kernels of the running interpreter, whatever kernel spec named python3 the user has installed."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        """`python -m ipykernel_launcher` of this environment."""
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        return KernelSpec(argv=command, display_name="Python 3", language="python")
+
+
+def notebook_path(name: str) -> Path:
+    """Path of a notebook by its name, with or without `.ipynb`.
+
+    Raises:
+        ConfigError: no such notebook.
+    """
+    folder = project_root() / "notebooks"
+    path = folder / f"{name.removesuffix('.ipynb')}.ipynb"
+    if not path.is_file():
+        raise ConfigError(unknown("notebook", name, [p.stem for p in folder.glob("*.ipynb")]))
+    return path
+
+
+def execute(name: str, parameters: Mapping[str, Any], label: str = "") -> Path:
+    """Run a notebook with papermill and keep the executed copy in `executed/`.
+
+    Args:
+        name: of the notebook.
+        parameters: values for its parameters cell.
+        label: distinguishes executed copies of the same notebook.
+
+    Returns:
+        The executed notebook.
+
+    Raises:
+        ConfigError: a parameter that the notebook does not have.
+        RunError: a cell failed; the copy with the error is kept as `.failed.ipynb`.
+    """
+    source = notebook_path(name)
+    allowed = papermill.inspect_notebook(str(source))
+    for key in parameters.keys() - allowed.keys():
+        raise ConfigError(f"{source.name}: " + unknown("parameter", key, allowed))
+    folder = project_root() / "executed"
+    folder.mkdir(exist_ok=True)
+    stem = f"{source.stem}-{label}" if label else source.stem
+    part, whole = folder / f"{stem}.part.ipynb", folder / f"{stem}.ipynb"
+    try:
+        papermill.execute_notebook(
+            str(source),
+            str(part),
+            parameters=dict(parameters),
+            cwd=str(source.parent),
+            kernel_name="python3",
+            progress_bar=False,
+            coalesce_streams=True,
+            kernel_manager_class=ThisInterpreter,
+        )
+    except Exception as error:
+        failed = part.with_name(f"{stem}.failed.ipynb")
+        if part.exists():
+            part.replace(failed)
+        raise RunError(f"{source.name} failed, see {failed}: {error}") from error
+    part.replace(whole)
+    return whole

@@ -1,0 +1,28 @@
+"""Where runs and figures live: from the library, never from the current folder of a notebook."""
+
+import os
+from pathlib import Path
+
+HOME_VARIABLE = "K24LAB_HOME"
+
+
+def project_root() -> Path:
+    """Absolute folder that holds `runs` and `figures`.
+
+    The environment variable K24LAB_HOME if set and not empty; else the checkout that an editable install points to
+    (the folder above the package, if it has a pyproject.toml); else the current folder.
+    """
+    if home := os.environ.get(HOME_VARIABLE):
+        return Path(home).expanduser().resolve()
+    checkout = Path(__file__).resolve().parent.parent
+    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+
+
+def runs_dir() -> Path:
+    """Folder of all run groups, `runs/<group>/<run_id>/`; it may not exist yet."""
+    return project_root() / "runs"
+
+
+def figures_dir() -> Path:
+    """Folder of all figures (PDF, PNG and CSV of one name); it may not exist yet."""
+    return project_root() / "figures"

@@ -1,0 +1,173 @@
+"""Run folders: what a run leaves on disk, written so that a kill at any moment loses nothing that was whole."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+from k24lab.config import NOT_HASHED, Config, build_config
+from k24lab.errors import ConfigError, RunError
+from k24lab.paths import runs_dir
+
+CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
+CHECKPOINT_FORMAT = "k24lab-checkpoint-1"
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path` that takes its place only once it is whole and on disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def run_folder(config: Config, name: str) -> Path:
+    """`runs/<name>/<task>-<method>-s<seed>-<hash>`: readable, and the same for the same configuration.
+
+    Raises:
+        ConfigError: a name that is no plain folder name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ConfigError(
+            f"name = {name!r} must be letters, digits, '.', '_' or '-', beginning with one of the first two"
+        )
+    task = re.sub(r"[^A-Za-z0-9.]+", "_", config.task).strip("_")
+    return runs_dir() / name / f"{task}-{config.method}-s{config.seed}-{config.hash()}"
+
+
+class RunFolder:
+    """One run on disk: config.json, metrics.jsonl, checkpoints, patterns/, summary.json and, last of all, DONE."""
+
+    def __init__(self, path: Path, config: Config):
+        self.path, self.config = path, config
+        path.mkdir(parents=True, exist_ok=True)
+        if (path / "config.json").exists():
+            _check_same(read_config(path), config, path)
+        else:
+            self.write_json("config.json", dataclasses.asdict(config))
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has finished."""
+        return (self.path / "DONE").exists()
+
+    def write_json(self, name: str, data: dict[str, Any]) -> None:
+        """Write a small JSON file, whole or not at all."""
+        with atomic_write(self.path / name) as file:
+            file.write((json.dumps(data, indent=1) + "\n").encode())
+
+    def open_metrics(self, size: int) -> BinaryIO:
+        """The metrics file, cut back to `size` bytes: what the checkpoint knew, later lines are made again."""
+        path = self.path / "metrics.jsonl"
+        found = path.stat().st_size if path.exists() else 0
+        if found < size:
+            raise RunError(f"{path} has {found} bytes, its checkpoint knows of {size}; delete the run folder")
+        file = path.open("ab")
+        file.truncate(size)
+        file.seek(0, os.SEEK_END)  # truncate leaves the position, and with it the next checkpoint's size, behind
+        return file
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Write a checkpoint; the one before is kept as a reserve."""
+        with atomic_write(self.path / CHECKPOINT) as file:
+            torch.save({"format": CHECKPOINT_FORMAT, "config_hash": self.config.hash()} | state, file)
+            if (self.path / CHECKPOINT).exists():
+                # A copy under the reserve's name first: at no moment is there no checkpoint.
+                (self.path / PREVIOUS).unlink(missing_ok=True)
+                (self.path / PREVIOUS).hardlink_to(self.path / CHECKPOINT)
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The newest checkpoint that can be read; None if there is none at all.
+
+        Raises:
+            RunError: there are checkpoints, and none can be used.
+        """
+        problems = []
+        for name in (CHECKPOINT, PREVIOUS):
+            if not (self.path / name).exists():
+                continue
+            try:
+                state = read_checkpoint(self.path / name, self.config.hash())
+            except RunError as error:
+                problems.append(str(error))
+                continue
+            if problems:
+                warnings.warn(f"{problems[0]}; going on from {name}", stacklevel=2)
+                # The next save makes the checkpoint the reserve: that must not be the damaged one.
+                (self.path / PREVIOUS).replace(self.path / CHECKPOINT)
+            return state
+        if problems:
+            raise RunError("; ".join(problems) + "; delete the run folder to start afresh")
+        return None
+
+    def save_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+        """Store arrays as an npz file of the run folder."""
+        path = self.path / name
+        path.parent.mkdir(exist_ok=True)
+        with atomic_write(path) as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write the summary and mark the run as done; its checkpoints' reserve is no longer needed."""
+        self.write_json("summary.json", summary)
+        (self.path / PREVIOUS).unlink(missing_ok=True)
+        with atomic_write(self.path / "DONE"):
+            pass
+
+
+def read_config(path: Path) -> Config:
+    """The configuration of a run folder.
+
+    Raises:
+        RunError: no such file, or not a configuration of this version.
+    """
+    file = path / "config.json"
+    try:
+        fields = json.loads(file.read_text())
+        if not isinstance(fields, dict):
+            raise ConfigError("it holds no mapping of fields to values")
+        return build_config(fields)
+    except (FileNotFoundError, NotADirectoryError):
+        raise RunError(f"{path} is no run folder: it has no config.json") from None
+    except ValueError as error:  # not text, not JSON, not a configuration
+        raise RunError(f"{file} cannot be used: {error}") from error
+
+
+def read_checkpoint(path: Path, config_hash: str) -> dict[str, Any]:
+    """Read a checkpoint without running any code in it.
+
+    Raises:
+        RunError: truncated, not a checkpoint of this package, or of another configuration.
+    """
+    try:
+        state = torch.load(path, weights_only=True)
+    except Exception as error:  # torch raises whatever the damage leads to
+        raise RunError(f"{path} cannot be read ({type(error).__name__}): truncated or not a checkpoint") from error
+    found = state.get("format") if isinstance(state, dict) else None
+    if found != CHECKPOINT_FORMAT:
+        raise RunError(f"{path} has format {found!r}, expected {CHECKPOINT_FORMAT!r}")
+    if state["config_hash"] != config_hash:
+        raise RunError(f"{path} belongs to config {state['config_hash']}, not to this run's {config_hash}")
+    return state
+
+
+def _check_same(stored: Config, given: Config, path: Path) -> None:
+    """Refuse to mix two configurations in one folder."""
+    a, b = dataclasses.asdict(stored), dataclasses.asdict(given)
+    differ = [f"{k} = {a[k]!r} there, {b[k]!r} here" for k in a if a[k] != b[k] and k not in NOT_HASHED]
+    if differ:
+        raise RunError(f"{path} holds another run: {'; '.join(differ)}")

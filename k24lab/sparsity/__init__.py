@@ -1,0 +1,1 @@
+"""The method: learnable per-agent 2:4 masks over one shared weight matrix."""

@@ -1,0 +1,228 @@
+"""Training a run from its configuration to its DONE file; the command line and the notebook both come here."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from k24lab import schedules
+from k24lab.config import Config
+from k24lab.envs import make_env
+from k24lab.envs.base import VecEnv
+from k24lab.errors import ConfigError
+from k24lab.marl.learner import K24QLearner
+from k24lab.marl.policy import behaviour, pattern_arrays
+from k24lab.marl.replay import EpisodeBatch, ReplayBuffer
+from k24lab.marl.rollout import collect, episode_seed
+from k24lab.runs import RunFolder, run_folder
+
+TRAIN_STREAM, TEST_STREAM = 0, 1
+BEHAVIOUR_EPISODES = 8  # whose observations the agents' policies are compared on
+
+
+def train(config: Config, name: str = "default", folder: Path | None = None, progress: bool = True) -> Path:
+    """Train one run, or go on with it where its last checkpoint left it; a finished run is left as it is.
+
+    Args:
+        config: the run.
+        name: group of runs, a folder under `runs/`.
+        folder: run folder; by default it follows from `name` and `config`.
+        progress: show a progress bar.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        ConfigError: a task or device that cannot be used.
+        RunError: the folder holds another run, or damaged checkpoints only.
+    """
+    run = RunFolder(folder or run_folder(config, name), config)
+    if not run.done:
+        if not torch.cuda.is_available() and config.device.startswith("cuda"):
+            raise ConfigError(f"device = {config.device!r}, but torch finds no CUDA device; allowed here: 'cpu'")
+        torch.set_num_threads(config.n_threads)
+        trainer = Trainer(config, run)
+        try:
+            trainer.run_to_end(progress)
+        finally:
+            trainer.close()
+    return run.path
+
+
+class Trainer:
+    """Everything of a run that changes while it trains."""
+
+    def __init__(self, config: Config, run: RunFolder):
+        self.config, self.run = config, run
+        self.env: VecEnv = make_env(config.task, config.n_envs)
+        self.test_env: VecEnv = make_env(config.task, config.test_episodes)
+        torch.manual_seed(config.seed)
+        self.learner = K24QLearner(config, self.env.spec)
+        self.with_state = config.mixer == "qmix"
+        self.replay = ReplayBuffer(self.env.spec, config.buffer_size, self.with_state, config.device)
+        self.explore = torch.Generator(config.device).manual_seed(config.seed + 1)
+        self.sampling = torch.Generator().manual_seed(config.seed + 2)
+        self.t_env = self.n_rollouts = 0
+        self.next = {"log": 0, "test": 0, "snapshot": 0, "checkpoint": config.checkpoint_interval}
+        self.recent: dict[str, float] = {}  # latest value of every metric
+        self.seconds = 0.0  # of all attempts together
+        state = run.load_checkpoint()
+        if state:
+            self.load_state_dict(state)
+        self.metrics_file = run.open_metrics(state["metrics_size"] if state else 0)
+        self.writer = _tensorboard(run.path) if config.tensorboard else None
+
+    def run_to_end(self, progress: bool = True) -> None:
+        """Train until t_max, then write summary, policy and DONE."""
+        config, started, before = self.config, time.perf_counter(), self.seconds
+        bar = tqdm(
+            total=config.t_max,
+            initial=self.t_env,
+            unit="step",
+            unit_scale=True,
+            disable=not progress,
+            desc=f"{config.method} on {config.task}, seed {config.seed}",
+            mininterval=1.0,
+            ncols=110,
+        )
+        with bar:
+            if self.t_env == 0:
+                self._evaluate_and_store()  # the untrained network is the first point of every curve
+            while self.t_env < config.t_max:
+                self._iteration()
+                self.seconds = before + time.perf_counter() - started
+                bar.set_postfix(self._postfix(), refresh=False)
+                bar.update(min(self.t_env, config.t_max) - bar.n)
+        self._finish()
+
+    def _iteration(self) -> None:
+        """Collect n_envs episodes, learn from the buffer, and do whatever is due."""
+        batch = self._collect(self.env, self._epsilon(), TRAIN_STREAM, self.n_rollouts)
+        self.replay.add(batch)
+        self.t_env += batch.n_steps
+        self.n_rollouts += 1
+        self.recent["return_mean"] = batch.returns.mean().item()
+        if self.replay.size >= self.config.batch_size:
+            log = self._due("log", self.config.log_interval)
+            for k in range(self.config.updates_per_rollout):
+                last = k == self.config.updates_per_rollout - 1
+                sample = self.replay.sample(self.config.batch_size, self.sampling)
+                metrics = self.learner.update(sample, self.t_env, log=log and last)
+            if log:
+                self._log(metrics | {"epsilon": self._epsilon(), "return_mean": self.recent["return_mean"]})
+        self._evaluate_and_store()
+        if self._due("checkpoint", self.config.checkpoint_interval) and self.t_env < self.config.t_max:
+            self._save_checkpoint()
+
+    def _collect(self, env: VecEnv, epsilon: float, stream: int, counter: int) -> EpisodeBatch:
+        return collect(
+            env,
+            self.learner.argmax_weights(),
+            self.learner.agent.initial_hidden(env.spec.n_agents, env.spec.n_envs),
+            epsilon=epsilon,
+            seed=episode_seed(self.config.seed, stream, counter),
+            generator=self.explore,
+            agent_id=self.config.agent_id,
+            with_state=self.with_state,
+        )
+
+    def _epsilon(self) -> float:
+        c = self.config
+        return schedules.linear(c.epsilon_start, c.epsilon_finish, self.t_env / max(c.epsilon_anneal_steps, 1))
+
+    def _due(self, what: str, interval: int) -> bool:
+        """Whether an interval has been passed since the last time, or the run is at its end."""
+        if self.t_env < self.next[what] and self.t_env < self.config.t_max:
+            return False
+        self.next[what] = self.t_env - self.t_env % interval + interval
+        return True
+
+    def _evaluate_and_store(self) -> None:
+        """Greedy evaluation and a snapshot of the masks, each when due."""
+        if self._due("test", self.config.test_interval):
+            self._log({"test_return_mean": self._test_batch().returns.mean().item()})
+        if self.learner.masked_layers and self._due("snapshot", self.config.snapshot_interval):
+            self.run.save_arrays(f"patterns/{self.t_env:010d}.npz", pattern_arrays(self.learner, self.t_env))
+
+    def _test_batch(self) -> EpisodeBatch:
+        """Greedy episodes, the same ones at every evaluation, so that a curve shows learning and not luck."""
+        return self._collect(self.test_env, 0.0, TEST_STREAM, 0)
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        """Append one line to metrics.jsonl."""
+        self.recent |= metrics
+        c = self.config
+        row = {"t_env": self.t_env, "update": self.learner.n_updates, "episode": self.n_rollouts * c.n_envs} | metrics
+        self.metrics_file.write((json.dumps(row) + "\n").encode())
+        self.metrics_file.flush()
+        if self.writer:
+            for key, value in metrics.items():
+                self.writer.add_scalar(key, value, self.t_env)
+
+    def _postfix(self) -> dict[str, str]:
+        """What the bar shows besides steps/s and ETA."""
+        shown = {"return": "return_mean", "test": "test_return_mean", "τ": "temperature"}
+        return {label: f"{self.recent[key]:.2f}" for label, key in shown.items() if key in self.recent}
+
+    def _finish(self) -> None:
+        batch = self._test_batch()
+        self.run.save_arrays("policy.npz", behaviour(self.learner, batch, BEHAVIOUR_EPISODES))
+        self._save_checkpoint(final=True)
+        returns = batch.returns
+        summary: dict[str, Any] = {
+            "t_env": self.t_env,
+            "updates": self.learner.n_updates,
+            "episodes": self.n_rollouts * self.config.n_envs,
+            "test_return_std": returns.std().item() if len(returns) > 1 else 0.0,
+            "seconds": round(self.seconds, 2),
+            "env_steps_per_s": round(self.t_env / max(self.seconds, 1e-9), 1),
+        }
+        self.run.finish(summary | self.recent)
+
+    def _save_checkpoint(self, final: bool = False) -> None:
+        self.metrics_file.flush()
+        self.run.save_checkpoint(self.state_dict(with_replay=not final))
+
+    def state_dict(self, with_replay: bool = True) -> dict[str, Any]:
+        """All that the rest of the run depends on (a finished run needs no replay buffer)."""
+        return {
+            "learner": self.learner.state_dict(),
+            "replay": self.replay.state_dict() if with_replay else None,
+            "explore": self.explore.get_state(),
+            "sampling": self.sampling.get_state(),
+            "t_env": self.t_env,
+            "n_rollouts": self.n_rollouts,
+            "next": dict(self.next),
+            "recent": dict(self.recent),
+            "seconds": self.seconds,
+            "metrics_size": self.metrics_file.tell(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.learner.load_state_dict(state["learner"])
+        if state["replay"] is not None:
+            self.replay.load_state_dict(state["replay"])
+        self.explore.set_state(state["explore"])
+        self.sampling.set_state(state["sampling"])
+        self.t_env, self.n_rollouts, self.seconds = state["t_env"], state["n_rollouts"], state["seconds"]
+        self.next, self.recent = state["next"], state["recent"]
+
+    def close(self) -> None:
+        """Release environments and files."""
+        self.metrics_file.close()
+        self.env.close()
+        self.test_env.close()
+        if self.writer:
+            self.writer.close()
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError("tensorboard = True needs the extra: pip install 'k24lab[tensorboard]'") from error
+    return SummaryWriter(str(folder / "tensorboard"))

@@ -1,0 +1,228 @@
+import copy
+import itertools
+
+import pytest
+import torch
+
+from k24lab.config import MaskConfig
+from k24lab.errors import ConfigError
+from k24lab.sparsity.layers import EMAActivationTracker, SemiStructuredLinear24
+from k24lab.sparsity.masks import argmax_masks, draw_masks
+from k24lab.sparsity.patterns import PATTERNS_24
+
+ONES = torch.ones(2)
+
+
+def make_layer(in_features=6, out_features=3, n_masks=2, **config) -> SemiStructuredLinear24:
+    return SemiStructuredLinear24(in_features, out_features, n_masks, config=MaskConfig(**config))
+
+
+# --- running mean of activations -------------------------------------------------------------------------------
+
+
+def test_first_batch_sets_the_running_mean_and_later_ones_decay():
+    tracker = EMAActivationTracker(2, 3, decay=0.9)
+    assert (tracker.ema_activation == 1).all()
+    first, second = torch.rand(2, 3), torch.rand(2, 3)
+    tracker.update(first, ONES)
+    torch.testing.assert_close(tracker.ema_activation, first)
+    tracker.update(second, ONES)
+    torch.testing.assert_close(tracker.ema_activation, 0.9 * first + 0.1 * second)
+
+
+def test_mask_that_saw_no_input_keeps_its_running_mean():
+    tracker = EMAActivationTracker(2, 3, decay=0.9)
+    nothing = torch.tensor([1.0, 0.0])
+    first, second, third = torch.rand(3, 2, 3)
+    tracker.update(first, nothing)
+    torch.testing.assert_close(tracker.ema_activation, torch.stack([first[0], torch.ones(3)]))
+    tracker.update(second, ONES)  # the first batch of mask 1
+    torch.testing.assert_close(tracker.ema_activation[1], second[1])
+    before = tracker.ema_activation.clone()
+    tracker.update(third, nothing)
+    torch.testing.assert_close(tracker.ema_activation[1], before[1])
+    torch.testing.assert_close(tracker.ema_activation[0], 0.9 * before[0] + 0.1 * third[0])
+
+
+def test_shared_running_mean_is_the_mean_over_the_inputs_of_all_masks():
+    tracker = EMAActivationTracker(2, 3, decay=0.9, scope="shared")
+    first = torch.rand(2, 3)
+    tracker.update(first, torch.tensor([6.0, 2.0]))
+    torch.testing.assert_close(tracker.ema_activation, 0.75 * first[:1] + 0.25 * first[1:])
+
+
+def test_running_mean_is_saved_and_loaded_with_the_layer():
+    layer, other = make_layer(), make_layer()
+    layer(torch.randn(2, 5, 6))
+    other.load_state_dict(layer.state_dict())
+    for name, value in layer.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value)
+    assert {"ema_tracker.ema_activation", "ema_tracker.started", "selection_frequency"} <= layer.state_dict().keys()
+    x = torch.randn(2, 5, 6)
+    torch.manual_seed(3)
+    expected = layer(x)
+    torch.manual_seed(3)
+    assert torch.equal(other(x), expected)
+    assert torch.equal(other.ema_tracker.ema_activation, layer.ema_tracker.ema_activation)  # decays, does not restart
+
+
+def test_softening_moves_part_of_the_way_to_the_mean_of_the_mask():
+    tracker = EMAActivationTracker(2, 3)
+    values = torch.tensor([[1.0, 2.0, 6.0], [4.0, 4.0, 1.0]])
+    tracker.update(values, ONES)
+    tracker.soften(0.5)
+    torch.testing.assert_close(tracker.ema_activation, torch.tensor([[2.0, 2.5, 4.5], [3.5, 3.5, 2.0]]))
+
+
+# --- the layer -------------------------------------------------------------------------------------------------
+
+
+def slow_forward(layer, x, index, temperature):
+    """The layer as METHOD describes it, one sample, one output and one group at a time; straight-through."""
+    w, alpha, ema = layer.weight, layer.hetero_alpha, layer.ema_tracker.ema_activation
+    scale = layer.config.logit_scale
+    n_groups = -(-layer.in_features // 4)
+    outputs = []
+    for m, b, o in itertools.product(range(layer.n_masks), range(x.shape[1]), range(layer.out_features)):
+        score = w.abs() * ema[m] * torch.sigmoid(alpha[m])
+        mean = score.mean().detach()
+        y = layer.bias[o]
+        for g in range(n_groups):
+            inside = range(4 * g, min(4 * g + 4, layer.in_features))
+            logits = [sum(score[o, i] for i in inside if pattern[i - 4 * g]) + 0.0 * mean for pattern in PATTERNS_24]
+            pi = torch.softmax(scale * torch.stack(logits) / mean / temperature, dim=0)
+            for i in inside:
+                soft = sum(pi[p] for p in range(6) if PATTERNS_24[p][i - 4 * g])
+                hard = PATTERNS_24[int(index[m, o * n_groups + g])][i - 4 * g]
+                y = y + w[o, i] * (hard + soft - soft.detach()) * x[m, b, i]
+        outputs.append(y)
+    return torch.stack(outputs).reshape(layer.n_masks, x.shape[1], layer.out_features)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_layer_equals_the_slow_reference_in_value_and_gradient(training):
+    layer = make_layer().double().train(training)
+    layer.temperature = 2.0
+    layer.ema_tracker.update(torch.rand(2, 6).double() + 0.5, ONES.double())
+    x = torch.randn(2, 4, 6, dtype=torch.float64, requires_grad=True)
+    inputs = [layer.weight, layer.bias, x] + ([layer.hetero_alpha] if training else [])
+    coefficient = torch.randn(2, 4, 3, dtype=torch.float64)
+
+    torch.manual_seed(11)
+    draw = draw_masks([layer], 2.0, layer.config.logit_scale, "annealed" if training else "none")
+    slow = slow_forward(layer, x, draw.pattern_index, 2.0)
+    if not training:  # the argmax mask is a constant
+        mask = draw.masks[0].detach()
+        slow = torch.einsum("moi,mbi->mbo", layer.weight * mask, x) + layer.bias
+    expected = torch.autograd.grad((slow * coefficient).sum(), inputs)
+
+    torch.manual_seed(11)
+    fast = layer(x)
+    torch.testing.assert_close(fast, slow)
+    for a, b in zip(torch.autograd.grad((fast * coefficient).sum(), inputs), expected, strict=True):
+        assert b.abs().max() > 0
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("noise", ["annealed", "literal", "none"])
+def test_coefficients_receive_a_gradient_under_every_noise(noise):
+    layer = make_layer(noise=noise)
+    layer(torch.randn(2, 8, 6)).square().sum().backward()
+    assert (layer.hetero_alpha.grad.abs().sum(dim=(1, 2)) > 0).all()
+    assert layer.weight.grad.any() and layer.bias.grad.any()
+
+
+def test_coefficients_that_are_not_learned_stay_out_of_the_graph():
+    layer = SemiStructuredLinear24(6, 3, 2, config=MaskConfig(), learn_masks=False)
+    layer(torch.randn(2, 8, 6)).sum().backward()
+    assert layer.hetero_alpha.grad is None
+
+
+@pytest.mark.parametrize("shape", [(2, 6), (2, 5, 6), (2, 3, 5, 6), (2, 0, 6)])
+@pytest.mark.parametrize("training", [True, False])
+def test_any_number_of_batch_dimensions_is_accepted(shape, training):
+    layer = make_layer().train(training)
+    y = layer(torch.randn(shape))
+    assert y.shape == (*shape[:-1], 3)
+    assert layer.ema_tracker.ema_activation.isfinite().all()
+
+
+@pytest.mark.parametrize("n", [1, 3, 4])
+@pytest.mark.parametrize("training", [True, False])
+def test_input_for_another_number_of_masks_is_an_error(n, training):
+    with pytest.raises(Exception, match=r"shape|size|batch"):
+        make_layer().train(training)(torch.randn(n, 2, 6))
+
+
+def test_evaluation_uses_the_argmax_mask_and_changes_no_state():
+    layer = make_layer()
+    layer(torch.randn(2, 5, 6))
+    before = copy.deepcopy(layer.state_dict())
+    x = torch.randn(2, 5, 6)
+    layer.eval()
+    y = layer(x)
+    torch.testing.assert_close(y, torch.einsum("moi,mbi->mbo", layer.weight * argmax_masks([layer])[0], x) + layer.bias)
+    assert torch.equal(layer(x), y)
+    for name, value in layer.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_training_moves_the_selection_frequency_towards_the_masks_drawn():
+    layer = make_layer(8, 4, noise="none")
+    mask = argmax_masks([layer])[0]
+    for _ in range(3):
+        layer(torch.ones(2, 1, 8))  # equal activations leave the argmax where it is
+    expected = torch.where(mask > 0, 1 - 0.5 * 0.99**3, 0.5 * 0.99**3)
+    torch.testing.assert_close(layer.selection_frequency, expected)
+
+
+def test_masks_differ_between_agents_and_weights_are_shared():
+    layer = make_layer(16, 16, 3, score_weight_power=0.0)
+    a, b, c = argmax_masks([layer])[0]
+    assert not torch.equal(a, b) and not torch.equal(b, c)
+    assert layer.weight.shape == (16, 16)
+    names = dict(layer.named_parameters())
+    assert {n: p.numel() for n, p in names.items()} == {"weight": 256, "bias": 16, "hetero_alpha": 768}
+
+
+@pytest.mark.parametrize("sizes", [(0, 3, 2), (6, 0, 2), (6, 3, 0), (-4, 3, 2)])
+def test_sizes_below_one_are_errors_that_name_the_argument(sizes):
+    name = ("in_features", "out_features", "n_masks")[[v < 1 for v in sizes].index(True)]
+    with pytest.raises(ConfigError, match=rf"{name} = -?\d must be at least 1"):
+        SemiStructuredLinear24(*sizes)
+
+
+@pytest.mark.parametrize("noise", ["annealed", "literal", "none"])
+def test_bfloat16_parameters_give_bfloat16_outputs_and_finite_gradients(noise):
+    layer = make_layer(10, 5, noise=noise).bfloat16()
+    y = layer(torch.randn(2, 7, 10, dtype=torch.bfloat16))
+    assert y.dtype == torch.bfloat16
+    y.float().square().sum().backward()
+    for parameter in layer.parameters():
+        assert parameter.grad.dtype == torch.bfloat16 and parameter.grad.isfinite().all()
+
+
+def test_deep_copy_is_equal_and_independent():
+    layer = make_layer()
+    layer(torch.randn(2, 5, 6))
+    twin = copy.deepcopy(layer)
+    before = copy.deepcopy(twin.state_dict())
+    x = torch.randn(2, 5, 6)
+    assert torch.equal(layer.eval()(x), twin.eval()(x))
+    layer.train()(x)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(value, before[name]) for name, value in twin.state_dict().items())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_layer_on_the_gpu_equals_the_layer_on_the_cpu():
+    layer = make_layer(10, 8, 3).eval()
+    x = torch.randn(3, 5, 10)
+    expected = layer(x)
+    layer = layer.cuda()
+    torch.testing.assert_close(layer(x.cuda()).cpu(), expected, rtol=1e-4, atol=1e-4)
+    layer.train()(x.cuda()).sum().backward()
+    assert layer.hetero_alpha.grad.is_cuda and layer.ema_tracker.ema_activation.is_cuda

@@ -1,0 +1,222 @@
+"""Figures: same bytes when made again, fonts that venues accept, and what the marks on the axes stand for."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+
+from k24lab.analysis import mask_plots, plots, similarity, stats, style
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def curves():
+    rows = [
+        {"task": "rolenav", "variant": v, "run": f"{v}{seed}", "t_env": t, "value": t / 1000 + seed + (v == "nops")}
+        for v in ("nops", "k24")
+        for seed in range(3)
+        for t in (0, 1000, 2000)
+    ]
+    return stats.curves(pd.DataFrame(rows), "value")
+
+
+@pytest.fixture
+def index():
+    return np.random.default_rng(0).integers(6, size=(3, 20, 10)).astype(np.uint8)
+
+
+def labels(ax):
+    return ax.get_legend_handles_labels()[1]
+
+
+def draw_everything(curves, index):
+    """A figure with text, lines, a band, mathematics and a rasterized heatmap."""
+    fig, (left, right) = plots.panels(2)
+    plots.learning_curves(curves, left, ylabel=r"return $\alpha$", references={"bound": 2.0})
+    mask_plots.mask_map(index, right, rows=4, groups=2)
+    plots.shared_legend(fig)
+    return fig
+
+
+def test_the_same_figure_gives_the_same_bytes(curves, index, tmp_path):
+    made = []
+    for k in range(2):
+        with style.paper_style():
+            files = style.save_figure(draw_everything(curves, index), "f", curves, tmp_path / str(k))
+        made.append({suffix: path.read_bytes() for suffix, path in files.items()})
+    assert made[0] == made[1]
+    assert set(made[0]) == {"pdf", "png", "csv"}
+    assert made[0]["csv"].startswith(b"task,variant,t_env,mean,low,high,n\n")
+    assert b"CreationDate" not in made[0]["pdf"]
+
+
+@pytest.mark.parametrize("styled", [True, False])
+def test_pdf_fonts_are_truetype(curves, index, tmp_path, styled):
+    if styled:
+        with style.paper_style():
+            files = style.save_figure(draw_everything(curves, index), "f", curves, tmp_path)
+    else:
+        files = style.save_figure(draw_everything(curves, index), "f", curves, tmp_path)
+    pdf = files["pdf"].read_bytes()
+    assert b"/FontFile2" in pdf
+    assert b"/Type3" not in pdf
+
+
+def test_png_is_text_width_at_200_dpi(curves, index, tmp_path):
+    with style.paper_style():
+        files = style.save_figure(draw_everything(curves, index), "f", curves, tmp_path)
+    assert plt.imread(files["png"]).shape[:2] == (int(style.ROW_HEIGHT * 200), int(style.TEXT_WIDTH * 200))
+
+
+def test_saving_leaves_three_files_and_no_temporary_one(curves, tmp_path):
+    fig = plots.learning_curves(curves).figure
+    for _ in range(2):  # the second time over the first
+        style.save_figure(fig, "05_demo=1.curves", curves, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"05_demo=1.curves.{s}" for s in ("csv", "pdf", "png")]
+
+
+def test_figures_go_to_the_figures_folder_by_default(curves, tmp_path, monkeypatch):
+    monkeypatch.setenv("K24LAB_HOME", str(tmp_path))
+    assert style.save_table(curves, "t") == tmp_path / "figures" / "t.csv"
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "figures" / "t.csv"), curves, check_dtype=False)
+
+
+@pytest.mark.parametrize("name", ["a/b", "../up", "", ".hidden", "a b", "x\\y", "c\n"])
+def test_figure_names_with_folders_are_refused(name, curves, tmp_path):
+    with pytest.raises(style.FigureError, match="figure name"):
+        style.save_table(curves, name, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_paper_style_ends_with_its_block():
+    before = plt.rcParams["font.size"], plt.rcParams["pdf.fonttype"]
+    with style.paper_style():
+        assert (plt.rcParams["font.size"], plt.rcParams["pdf.fonttype"]) == (8.0, 42)
+    assert (plt.rcParams["font.size"], plt.rcParams["pdf.fonttype"]) == before
+
+
+def test_methods_differ_in_more_than_colour():
+    looks = [(s.linestyle, s.marker) for s in style.METHOD_STYLE.values()]
+    assert len(set(looks)) == len(looks)
+    assert len({s.color for s in style.METHOD_STYLE.values()}) == len(looks)
+
+
+def test_variant_styles_keep_the_methods_look_and_tell_variants_apart():
+    styles = style.variant_styles(["nops", "k24 hidden_dim=64", "k24 hidden_dim=16", "mine"])
+    assert list(styles) == ["k24 hidden_dim=16", "k24 hidden_dim=64", "nops", "mine"]
+    assert styles["nops"] == style.METHOD_STYLE["nops"]
+    small, large = styles["k24 hidden_dim=16"], styles["k24 hidden_dim=64"]
+    assert (small.label, small.color) == ("K-2:4 (hidden_dim=16)", style.METHOD_STYLE["k24"].color)
+    assert sum(to_rgb(large.color)) > sum(to_rgb(small.color))
+    assert styles["mine"].label == "mine"
+    alone = style.variant_styles([f"k24 seedless={k}" for k in range(5)])
+    assert len({s.color for s in alone.values()}) == 5
+
+
+def test_learning_curves_draw_means_bands_and_references(curves):
+    ax = plots.learning_curves(curves, title="rolenav", references={"bound": 9.0})
+    assert labels(ax) == ["K-2:4", "separate networks"]
+    assert ax.get_title() == "rolenav, n = 3 seeds"
+    k24 = ax.get_lines()[0]
+    assert np.column_stack(k24.get_data()).tolist() == [[0, 1], [1000, 2], [2000, 3]]
+    assert len(ax.collections) == 2
+    assert ax.get_ylim()[1] >= 9.0
+    assert "bound" in [text.get_text() for text in ax.texts]
+
+
+def test_bands_of_few_seeds_do_not_flatten_the_lines():
+    wide = pd.DataFrame({"variant": "k24", "t_env": [0, 1], "mean": [0.0, 1.0], "low": -90.0, "high": 90.0, "n": 2})
+    assert plots.learning_curves(wide).get_ylim() == pytest.approx((-0.3, 1.3))
+    narrow = wide.assign(low=[-0.1, 0.9], high=[0.1, 1.1])
+    assert plots.learning_curves(narrow).get_ylim() == pytest.approx((-0.14, 1.14))
+
+
+def test_a_single_run_is_drawn_without_a_band():
+    one = pd.DataFrame({"variant": "k24", "t_env": [0, 1], "mean": [0.0, 1.0], "low": np.nan, "high": np.nan, "n": 1})
+    ax = plots.learning_curves(one)
+    assert ax.get_title() == "n = 1 seed"
+    assert np.isfinite(ax.get_ylim()).all()
+
+
+def test_final_returns_show_every_seed_and_put_the_best_on_top():
+    scores = pd.DataFrame({"variant": ["fups", "k24", "k24", "k24"], "test_return_mean": [1.0, 2.0, 3.0, 4.0]})
+    ax = plots.final_returns(scores, references={"optimum": 5.0})
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["shared (n = 1)", "K-2:4 (n = 3)"]
+    assert [dots.get_offsets()[:, 0].tolist() for dots in ax.collections] == [[1.0], [2.0, 3.0, 4.0]]
+    bar = ax.get_lines()[2].get_xdata()
+    assert list(bar) == pytest.approx([3 - 2.484138, 3 + 2.484138], abs=1e-6)
+
+
+def test_layer_lines_draw_every_layer_and_all_together():
+    rows = [{"t_env": t, "layer": layer, "entropy": 1.0} for layer in ("fc1", "fc2", "all") for t in (0, 1)]
+    ax = plots.layer_lines(pd.DataFrame(rows), "entropy", references={"chance": similarity.MAX_ENTROPY})
+    assert labels(ax) == ["fc1", "fc2", "all layers"]
+    assert ax.get_ylim()[1] >= similarity.MAX_ENTROPY
+
+
+def test_pair_scatter_draws_every_pair(curves):
+    pairs = pd.DataFrame({"variant": ["k24", "k24", "random24"], "hamming": [0.4, 0.5, 0.6], "greedy": [0.1, 0.2, 0.3]})
+    ax = plots.pair_scatter(pairs, "hamming", "greedy", chance=0.5)
+    assert sum(len(dots.get_offsets()) for dots in ax.collections) == 3
+    assert plots.pair_scatter(pairs[:0], "hamming", "greedy").get_legend() is None
+
+
+def test_panels_hide_the_spare_ones():
+    fig, axes = plots.panels(5, n_columns=3)
+    assert (len(axes), len(fig.axes), fig.axes[5].axison) == (5, 6, False)
+
+
+@pytest.mark.parametrize("length", [3, 25, 60])
+def test_shared_legend_has_each_label_once_and_fits(length):
+    with style.paper_style():
+        fig, axes = plots.panels(2)
+        for ax in axes:
+            for k in range(5):
+                ax.plot([0, 1], label=str(k) + "n" * length)
+        legend = plots.shared_legend(fig).legends[0]
+        fig.canvas.draw()
+    assert len(legend.get_texts()) == 5
+    assert legend.get_window_extent().width <= fig.bbox.width
+
+
+def test_mask_map_colours_a_kept_weight_by_the_number_of_its_owners(index):
+    ax = mask_plots.mask_map(index, rows=4, groups=2)
+    kept = similarity.masks(index[:, :4, :2])
+    for agent, mesh in enumerate(mesh for mesh in ax.collections if hasattr(mesh, "get_coordinates")):
+        np.testing.assert_array_equal(mesh.get_array(), kept[agent] * kept.sum(axis=0))
+    assert [t.get_text() for t in ax.texts] == ["agent 0", "agent 1", "agent 2"]
+
+
+def test_pattern_map_shows_the_indices_as_six_colours(index):
+    ax = mask_plots.pattern_map(index, rows=99, groups=99)
+    meshes = [mesh for mesh in ax.collections if hasattr(mesh, "get_coordinates")]
+    np.testing.assert_array_equal(np.stack([mesh.get_array() for mesh in meshes]), index)
+    assert mask_plots.PATTERN_COLORS.N == 6
+    assert ax.get_ylabel() == "first 20 output units"
+
+
+def test_maps_write_their_numbers():
+    ax = mask_plots.matrix_map(np.array([[0.0, 0.25], [0.25, 0.0]]), title="Hamming distance")
+    assert [text.get_text() for text in ax.texts] == ["0.00", "0.25", "0.25", "0.00"]
+    many = mask_plots.matrix_map(np.full((8, 8), 0.42))
+    assert many.texts[0].get_text() == ".42"
+    usage = mask_plots.usage_map(np.array([[0.5, 0.5, 0, 0, 0, 0]]))
+    assert [text.get_text() for text in usage.texts] == ["50%", "50%", "0%", "0%", "0%", "0%"]
+
+
+def test_functions_draw_on_the_axes_they_are_given(curves, index):
+    _, axes = plots.panels(3)
+    assert plots.learning_curves(curves, axes[0]) is axes[0]
+    assert mask_plots.pattern_map(index, axes[1]) is axes[1]
+    assert mask_plots.matrix_map(np.eye(2), axes[2]) is axes[2]
+    assert len(plt.get_fignums()) == 1

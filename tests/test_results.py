@@ -1,0 +1,243 @@
+"""Reading run folders: what is found, what is left out, and what is said about it."""
+
+import json
+import os
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from k24lab import paths
+from k24lab.analysis import results
+from k24lab.analysis.results import RunWarning
+from k24lab.analysis.tables import run_pairs, snapshot_table
+from k24lab.errors import RunError
+
+METRICS = [{"t_env": 0, "test_return_mean": -1.0}, {"t_env": 100, "loss_td": 0.5}]
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv(paths.HOME_VARIABLE, str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def make_run(home):
+    """Write a run folder; returns its path."""
+
+    def make(run_id, *, group="demo", done=True, metrics=METRICS, summary=None, **config):
+        folder = home / "runs" / group / run_id
+        folder.mkdir(parents=True)
+        config = {"task": "rolenav", "method": "k24", "seed": 0, "hidden_dim": 64} | config
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
+        (folder / "summary.json").write_text(json.dumps(summary or {"test_return_mean": 2.5}))
+        if done:
+            (folder / "DONE").touch()
+        return folder
+
+    return make
+
+
+def add_masks(folder, index_by_time):
+    """Snapshots of one layer from pattern indices [M, out, G], each certain of its pattern."""
+    (folder / "patterns").mkdir()
+    for t_env, index in index_by_time.items():
+        index = np.array(index, dtype=np.uint8)
+        arrays = {"fc1/pattern_index": index, "fc1/pattern_probs": np.eye(6, dtype=np.float16)[index]}
+        np.savez(folder / "patterns" / f"{t_env:010d}.npz", **arrays)
+
+
+def add_policies(folder, q_values):
+    q_values = np.array(q_values, dtype=np.float32)
+    np.savez(folder / "policy.npz", q_values=q_values, avail_actions=np.ones(q_values.shape[1:], dtype=bool))
+
+
+def test_paths_follow_the_home_variable_else_the_checkout(home, monkeypatch):
+    assert (paths.runs_dir(), paths.figures_dir()) == (home / "runs", home / "figures")
+    monkeypatch.setenv(paths.HOME_VARIABLE, "")
+    monkeypatch.chdir(home)
+    assert (paths.project_root() / "pyproject.toml").is_file()
+
+
+def test_paths_of_a_package_outside_a_checkout_are_the_current_folder(home, monkeypatch):
+    monkeypatch.delenv(paths.HOME_VARIABLE)
+    monkeypatch.setattr(paths, "__file__", str(home / "site-packages" / "k24lab" / "paths.py"))
+    monkeypatch.chdir(home)
+    assert paths.project_root() == home
+
+
+def test_runs_are_found_by_group_and_by_folder_in_order_of_their_names(make_run, home):
+    make_run("b", seed=1)
+    make_run("a")
+    make_run("c", group="other")
+    assert [run.id for run in results.find_runs("demo")] == ["a", "b"]
+    assert [run.id for run in results.find_runs(home / "runs" / "other")] == ["c"]
+
+
+def test_filters_take_a_value_a_list_or_none_for_all(make_run):
+    for k, (method, seed) in enumerate([("k24", 0), ("k24", 1), ("fups", 0), ("nops", 0)]):
+        make_run(f"r{k}", method=method, seed=seed)
+    assert [r.id for r in results.find_runs("demo", method="k24", seed=1)] == ["r1"]
+    assert [r.id for r in results.find_runs("demo", method=["fups", "nops"], seed=None)] == ["r2", "r3"]
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        ({"method": "k42"}, r"no run in .* has method in \['k42'\] \(there are: k24\)"),
+        ({"metod": "k24"}, "unknown config field 'metod'; did you mean 'method'"),
+    ],
+)
+def test_filters_that_match_nothing_say_what_there_is(make_run, filters, message):
+    make_run("a")
+    with pytest.raises(RunError, match=message):
+        results.find_runs("demo", **filters)
+
+
+def test_a_group_without_runs_names_the_groups_and_the_command(make_run):
+    make_run("a", group="rolenav3")
+    with pytest.raises(RunError, match=r"groups with runs: rolenav3.*k24lab train --name demo"):
+        results.find_runs("demo")
+
+
+def test_unfinished_runs_are_left_out_and_counted(make_run):
+    make_run("a")
+    make_run("b", seed=1, done=False)
+    with pytest.warns(RunWarning, match="1 of 2 runs .* unfinished"):
+        assert [run.id for run in results.find_runs("demo")] == ["a"]
+    assert [run.finished for run in results.find_runs("demo", finished_only=False)] == [True, False]
+
+
+def test_only_unfinished_runs_is_an_error(make_run):
+    make_run("a", done=False)
+    with pytest.raises(RunError, match="none of the 1 runs"):
+        results.find_runs("demo")
+
+
+def test_of_equal_configs_the_newest_finished_run_stays(make_run):
+    old, new = make_run("a_old"), make_run("b_new", device="cuda")
+    make_run("c_unfinished", done=False)
+    os.utime(old / "DONE", (1000, 1000))
+    os.utime(new / "DONE", (2000, 2000))
+    with pytest.warns(RunWarning, match="2 of 3 runs .* repeat a config"):
+        assert [run.id for run in results.find_runs("demo")] == ["b_new"]
+
+
+def test_metrics_are_tidy_and_carry_the_config(make_run):
+    make_run("a", epsilon=9, metrics=[*METRICS, {"t_env": 200, "epsilon": 0.5, "loss_td": None}])
+    make_run("b", method="fups")
+    frame = results.load_metrics(results.find_runs("demo"))
+    assert frame["run"].tolist() == ["a"] * 3 + ["b"] * 2
+    assert frame["t_env"].tolist() == [0, 100, 200, 0, 100]
+    assert frame["variant"].tolist() == ["k24"] * 3 + ["fups"] * 2
+    assert frame["loss_td"].isna().tolist() == [True, False, True, True, False]
+    assert frame.loc[frame["run"] == "a", "config_epsilon"].tolist() == [9, 9, 9]
+    assert frame["epsilon"].dropna().tolist() == [0.5]
+
+
+def test_a_torn_last_line_is_skipped_in_silence(make_run):
+    folder = make_run("a")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"t_env": 200, "loss_')
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        frame = results.load_metrics(results.find_runs("demo"))
+    assert frame["t_env"].tolist() == [0, 100]
+
+
+@pytest.mark.parametrize("torn", ['{"t_env": 50, "lo', "17", "\x00\x00"])
+def test_a_torn_line_in_the_middle_is_skipped_with_its_place(make_run, torn):
+    folder = make_run("a")
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text("\n".join([lines[0], torn, lines[1]]) + "\n")
+    with pytest.warns(RunWarning, match=r"metrics\.jsonl:2 is not a whole JSON object"):
+        frame = results.load_metrics(results.find_runs("demo"))
+    assert frame["t_env"].tolist() == [0, 100]
+
+
+def test_metrics_without_time_or_without_file_are_errors(make_run):
+    folder = make_run("a", metrics=[{"loss_td": 1.0}])
+    with pytest.raises(RunError, match=r"metrics\.jsonl:1 has no t_env"):
+        results.load_metrics(results.find_runs("demo"))
+    (folder / "metrics.jsonl").unlink()
+    with pytest.raises(RunError, match="does not exist"):
+        results.load_metrics(results.find_runs("demo"))
+
+
+def test_damaged_config_and_summary_are_errors_with_the_file(make_run):
+    folder = make_run("a")
+    runs = results.find_runs("demo")
+    (folder / "summary.json").write_text("[1]")
+    with pytest.raises(RunError, match=r"summary\.json holds list"):
+        results.load_summaries(runs)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(RunError, match=r"config\.json is not valid JSON"):
+        results.find_runs("demo")
+
+
+def test_summaries_have_one_row_per_run(make_run):
+    make_run("a", summary={"test_return_mean": 2.0, "seed": 7})
+    make_run("b", seed=1)
+    frame = results.load_summaries(results.find_runs("demo"))
+    assert frame["test_return_mean"].tolist() == [2.0, 2.5]
+    assert frame["config_seed"].tolist() == [0, 1]
+
+
+def test_variants_name_the_fields_that_vary_within_task_and_method_only(make_run):
+    make_run("a", hidden_dim=16)
+    make_run("b", hidden_dim=64, seed=1)
+    make_run("c", method="fups", hidden_dim=64)
+    make_run("d", method="fups", hidden_dim=64, seed=1, device="cuda", log_interval=5)
+    runs = results.find_runs("demo")
+    assert results.variants(runs) == ["k24 hidden_dim=16", "k24 hidden_dim=64", "fups", "fups"]
+
+
+def test_patterns_come_in_time_order_with_their_types(make_run):
+    add_masks(make_run("a"), {100_000: [[[1]], [[2]]], 0: [[[0]], [[5]]]})
+    (run,) = results.find_runs("demo")
+    snapshots = results.load_patterns(run)
+    assert list(snapshots) == [0, 100_000]
+    assert snapshots[0]["fc1"].index.tolist() == [[[0]], [[5]]]
+    assert snapshots[0]["fc1"].probs.dtype == np.float32
+    assert list(results.load_patterns(run, last_only=True)) == [100_000]
+
+
+def test_runs_without_masks_or_policy_say_so(make_run):
+    make_run("a", method="fups")
+    (run,) = results.find_runs("demo")
+    with pytest.raises(RunError, match="method 'fups' may have no masks"):
+        results.load_patterns(run)
+    with pytest.raises(RunError, match=r"policy\.npz does not exist"):
+        results.load_policies(run)
+
+
+def test_snapshot_table_by_hand(make_run):
+    # Agents: 1100 and 0011 differ everywhere; then the first takes 1010, which shares one weight with 0011.
+    add_masks(make_run("a"), {0: [[[0]], [[5]]], 10: [[[1]], [[5]]]})
+    table = snapshot_table(results.load_patterns(results.find_runs("demo")[0]))
+    expected = {
+        "t_env": [0, 0, 10, 10],
+        "layer": ["fc1", "all", "fc1", "all"],
+        "hamming": [1.0, 1.0, 0.5, 0.5],
+        "similarity": [0.0] * 4,
+        "cosine": [0.0] * 4,
+        "entropy": [0.0] * 4,
+        "flip_rate": [np.nan, np.nan, 0.5, 0.5],
+    }
+    pd.testing.assert_frame_equal(table, pd.DataFrame(expected), check_dtype=False)
+
+
+def test_run_pairs_by_hand(make_run):
+    masked, shared = make_run("a"), make_run("b", method="fups")
+    add_masks(masked, {0: [[[0]], [[5]]]})
+    add_policies(masked, [[[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [1.0, 0.0]]])
+    add_policies(shared, [[[1.0, 0.0], [1.0, 0.0]]] * 2)
+    pairs = run_pairs(results.find_runs("demo"))
+    assert pairs[["variant", "agent_a", "agent_b"]].values.tolist() == [["k24", 0, 1], ["fups", 0, 1]]
+    assert pairs["greedy"].tolist() == [0.5, 0.0]
+    assert pairs["hamming"].tolist()[0] == 1.0
+    assert np.isnan(pairs["hamming"].tolist()[1])
+    assert pairs["js"].tolist()[1] == 0.0 < pairs["js"].tolist()[0]

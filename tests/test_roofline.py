@@ -1,0 +1,172 @@
+import pytest
+import torch
+
+from k24lab.deploy import bench_gpu
+from k24lab.deploy.accounting import agent_layers
+from k24lab.deploy.roofline import (
+    DEVICES,
+    OVERHEADS,
+    agent_step_times,
+    call_time,
+    find_device,
+    layer_times,
+    predict_layers,
+    predict_steps,
+    published_points,
+)
+from k24lab.errors import ConfigError
+
+A100 = DEVICES["A100"]
+WIDTHS, BATCHES = [64, 128, 256, 1024, 4096, 8192], [1, 8, 64, 512, 4096, 32768]
+AVAILABLE, REASON = bench_gpu.sparse24_available()
+
+
+def test_memory_bound_call_by_hand():
+    # 64 x 64 in fp16, batch 1: 8192 bytes of weights (4608 packed) and 256 of activations at 0.8 * 2039 GB/s.
+    assert call_time(A100, 64, 64, 1, sparse=False) == pytest.approx(3.0 + (8192 + 256) / (0.8 * 2039e3))
+    assert call_time(A100, 64, 64, 1, sparse=True) == pytest.approx(3.0 + (4608 + 256) / (0.8 * 2039e3))
+
+
+def test_compute_bound_call_by_hand():
+    flops = 2 * 8192**3
+    assert call_time(A100, 8192, 8192, 8192, sparse=False) == pytest.approx(3.0 + flops / (312e6 * 0.97))
+    assert call_time(A100, 8192, 8192, 8192, sparse=True) == pytest.approx(3.0 + flops / (624e6 * 0.776))
+
+
+def test_eager_adds_only_host_time():
+    difference = OVERHEADS["eager"].sparse_host
+    graph, eager = (call_time(A100, 256, 256, 8, sparse=True, timing=timing) for timing in ("graph", "eager"))
+    assert eager - graph == pytest.approx(difference)
+    assert 120 <= difference <= 190
+
+
+def test_stacked_dense_call_pays_one_launch():
+    one, eight = (call_time(A100, 64, 64, 32, sparse=False, n_stacked=n) for n in (1, 8))
+    assert eight - 3.0 == pytest.approx(8 * (one - 3.0))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("timing", OVERHEADS)
+def test_speedup_stays_within_its_bounds(device, timing):
+    table = predict_layers(device, WIDTHS, BATCHES, timing=timing)
+    assert (table["kind"] == "predicted").all()
+    assert table["speedup"].between(0.0, 2.0).all()
+    assert table[["dense_us", "sparse_us"]].gt(0).all(axis=None)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_time_grows_with_batch_and_width(device):
+    table = predict_layers(device, WIDTHS, BATCHES)
+    for column in ("dense_us", "sparse_us"):
+        times = table.pivot(index="width", columns="batch", values=column)
+        assert times.diff().iloc[1:].gt(0).all(axis=None)
+        assert times.T.diff().iloc[1:].ge(0).all(axis=None)
+
+
+@pytest.mark.parametrize("device", ["A100", "H100", "RTX 3090"])
+def test_narrow_agents_gain_nothing_and_eight_masks_lose(device):
+    table = predict_layers(device, [64, 128, 256], [1, 8, 64])
+    assert table["speedup"].between(0.95, 1.05).all()
+    eight = predict_layers(device, [64], [1, 8, 64], n_agents=8)
+    assert eight["speedup"].between(1 / 8, 0.25).all()
+
+
+def test_large_layers_at_large_batch_reach_the_claim_on_ampere():
+    table = predict_layers("A100", [4096, 8192], [8192])
+    assert table["speedup"].between(1.5, 1.8).all()
+
+
+def test_predictions_are_near_the_published_matmuls_they_were_not_fitted_to():
+    dense, sparse = layer_times(find_device("A100"), 3072, 10240, 3072)
+    assert dense == pytest.approx(870, rel=0.3)  # PyTorch tutorial: 0.870 ms
+    assert sparse == pytest.approx(630, rel=0.4)  # 0.630 ms
+
+
+def test_more_agents_lower_the_step_speedup():
+    speedups = predict_steps(["A100"], [64], [1, 2, 4, 8, 16])["speedup"]
+    assert speedups.is_monotonic_decreasing
+    assert 1 / 16 < speedups.iloc[-1] < 0.1
+
+
+def test_agent_step_is_the_sum_of_its_layers():
+    dense, sparse = agent_step_times(A100, (16, 64, 16), batch=4, n_agents=2)  # every layer fits the tiles
+    layers = agent_layers(16, 64, 16)
+    each = [layer_times(A100, layer.out_features, layer.in_features, 4, 2) for layer in layers]
+    assert (dense, sparse) == pytest.approx(tuple(map(sum, zip(*each, strict=True))))
+
+
+def test_unmasked_gru_costs_the_same_in_both():
+    dense, sparse = agent_step_times(A100, (16, 64, 16), batch=4, n_agents=2, masked="fc")
+    gru = 2 * call_time(A100, 192, 64, 8, sparse=False)
+    fc = [layer_times(A100, n_out, n_in, 4, 2) for n_out, n_in in [(64, 16), (64, 64), (64, 64), (16, 64)]]
+    assert dense - gru == pytest.approx(sum(pair[0] for pair in fc))
+    assert sparse - gru == pytest.approx(sum(pair[1] for pair in fc))
+
+
+def test_published_points_are_labelled_and_unique():
+    points = published_points()
+    assert (points["kind"] == "published").all()
+    assert points["key"].is_unique
+    assert points["speedup"].is_monotonic_increasing
+    assert points["source"].str.len().gt(0).all()
+    assert set(points["timing"]) <= {"kernel", "eager", "compiled"}
+
+
+def test_no_published_win_for_agents_of_64_to_256():
+    layers = published_points().dropna(subset=["out_features"])
+    assert layers[["out_features", "in_features"]].min(axis=None) > 256
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: find_device("A10"), "unknown device 'A10'; did you mean 'A100'"),
+        (lambda: call_time(A100, 0, 64, 1, sparse=True), "out_features = 0"),
+        (lambda: call_time(A100, 64, 64, 1, sparse=True, n_stacked=8), "one mask"),
+        (lambda: call_time(A100, 64, 64, 1, sparse=True, timing="graphs"), "did you mean 'graph'"),
+        (lambda: layer_times(A100, 64, 64, 1, n_agents=0), "n_agents = 0"),
+        (lambda: agent_step_times(A100, (21, 64, 5), 1, 1, masked="none"), "unknown choice of masked layers"),
+        (lambda: bench_gpu.measure_linear([], timing="wall"), "unknown timing"),
+        (lambda: bench_gpu.measure_linear([], repeats=0), "repeats = 0"),
+    ],
+)
+def test_errors_name_value_and_choices(call, message):
+    with pytest.raises(ConfigError, match=message):
+        call()
+
+
+def test_random_weight_is_24():
+    weight = bench_gpu.random_24_weight(32, 64, torch.Generator().manual_seed(0))
+    assert weight.shape == (32, 64)
+    assert (weight.reshape(-1, 4).ne(0).sum(dim=1) == 2).all()
+
+
+def test_interleaved_medians_take_turns():
+    order: list[str] = []
+    ticks = {"dense": iter([5.0, 1.0, 3.0, 3.0]), "sparse": iter([2.0, 8.0, 4.0, 4.0])}
+
+    def timer(call):
+        order.append(call())
+        return next(ticks[order[-1]])
+
+    medians = bench_gpu.median_interleaved(lambda: "dense", lambda: "sparse", timer, repeats=4)
+    assert medians == (3.0, 4.0)
+    assert order == ["dense", "sparse", "sparse", "dense"] * 2
+
+
+@pytest.mark.skipif(AVAILABLE, reason="a GPU with 2:4 kernels is here")
+def test_without_gpu_the_error_says_why():
+    assert "no 2:4 measurement here" in REASON
+    with pytest.raises(ConfigError, match="no 2:4 measurement here"):
+        bench_gpu.measure_linear([(64, 64, 32)])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not AVAILABLE, reason=REASON)
+@pytest.mark.parametrize("timing", ["graph", "eager"])
+def test_gpu_measures_agent_and_large_layers(timing):
+    table = bench_gpu.measure_linear([(5, 21, 32), (64, 64, 32), (4096, 4096, 4096)], timing=timing, repeats=10)
+    assert (table["kind"] == "measured").all()
+    assert table["speedup"].between(0.01, 2.2).all()
+    assert table[["device", "backend", "torch", "cuda", "date"]].notna().all(axis=None)
+    assert len(bench_gpu.measure_linear([(64, 64, 32)], n_agents=8, timing=timing, repeats=10)) == 1

@@ -1,0 +1,155 @@
+"""Intervals against hand-worked values and against scipy; what few or missing seeds give."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+
+from k24lab.analysis import stats
+from k24lab.errors import RunError
+
+
+def frame(**runs):
+    """Metrics of runs given as {name: {t_env: value}}."""
+    rows = [{"run": run, "t_env": t, "value": v} for run, points in runs.items() for t, v in points.items()]
+    return pd.DataFrame(rows).assign(task="rolenav", variant="k24", method="k24")
+
+
+def test_mean_interval_by_hand():
+    # 1, 2, 3: s = 1, t(0.975; 2) = 4.302653, half width 4.302653 / sqrt(3).
+    mean, low, high, n = stats.mean_interval(np.array([1.0, 2.0, 3.0]))
+    assert (mean, n) == (2.0, 3)
+    assert [low, high] == pytest.approx([2 - 2.484138, 2 + 2.484138], abs=1e-6)
+
+
+def test_mean_interval_agrees_with_scipy_columnwise_and_leaves_out_nan():
+    values = np.random.default_rng(0).normal(size=(6, 3))
+    values[4:, 1] = np.nan
+    estimate = stats.mean_interval(values, confidence=0.9)
+    assert estimate.n.tolist() == [6, 4, 6]
+    for k, column in enumerate(values.T):
+        column = column[~np.isnan(column)]
+        expected = scipy_stats.t.interval(0.9, column.size - 1, column.mean(), scipy_stats.sem(column))
+        assert (estimate.low[k], estimate.high[k]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("values", "mean"), [([3.0], 3.0), ([3.0, np.nan], 3.0), ([np.nan], np.nan)])
+def test_fewer_than_two_runs_have_no_interval(values, mean):
+    estimate = stats.mean_interval(np.array(values))
+    assert estimate.mean.item() == pytest.approx(mean, nan_ok=True)
+    assert np.isnan([estimate.low, estimate.high]).all()
+    assert np.isnan(stats.bootstrap_interval([np.array(values)])).all()
+
+
+def test_interval_covers_the_truth_as_often_as_it_says():
+    draws = np.random.default_rng(1).normal(size=(5, 4000))
+    estimate = stats.mean_interval(draws)
+    covered = ((estimate.low < 0) & (estimate.high > 0)).mean()
+    assert covered == pytest.approx(0.95, abs=0.015)
+
+
+def test_iqm_by_hand():
+    assert stats.iqm(np.array([100.0, 1.0, 2.0, 3.0])) == 2.5  # 1 and 100 are cut
+    assert stats.iqm(np.array([9.0, 1.0, 2.0, 3.0, -50.0, 4.0, 5.0, 6.0])) == 3.5  # two cut at each end
+    assert stats.iqm(np.array([1.0, 2.0, np.nan, 6.0])) == 3.0  # int(3 / 4) = 0 cut
+    assert np.isnan(stats.iqm(np.array([np.nan])))
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=20), st.floats(-1e3, 1e3))
+def test_iqm_shifts_with_its_values_and_stays_within_them(values, shift):
+    values = np.array(values)
+    result = stats.iqm(values)
+    assert values.min() - 1e-9 <= result <= values.max() + 1e-9
+    assert stats.iqm(values + shift) == pytest.approx(result + shift, abs=1e-6)
+
+
+def test_bootstrap_is_reproducible_and_agrees_with_the_normal_interval():
+    values = np.random.default_rng(2).normal(size=400)
+    low, high = stats.bootstrap_interval([values], np.mean)
+    assert (low, high) == stats.bootstrap_interval([values], np.mean)
+    assert (low, high) != stats.bootstrap_interval([values], np.mean, seed=1)
+    half = 1.96 * values.std() / 20
+    assert [low, high] == pytest.approx([values.mean() - half, values.mean() + half], abs=0.25 * half)
+
+
+def test_bootstrap_draws_within_strata():
+    # Within each stratum all scores are equal, so no resample can differ; pooled resampling would.
+    strata = [np.zeros(3), np.full(3, 10.0)]
+    assert stats.bootstrap_interval(strata, np.mean) == (5.0, 5.0)
+    low, high = stats.bootstrap_interval([np.concatenate(strata)], np.mean)
+    assert low < 5 < high
+
+
+def test_difference_interval_agrees_with_welch():
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(1, 1, 5), rng.normal(0, 3, 8)
+    welch = scipy_stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    assert stats.difference_interval(a, b) == pytest.approx((a.mean() - b.mean(), welch.low, welch.high))
+
+
+def test_difference_interval_of_degenerate_samples():
+    assert stats.difference_interval(np.ones(3), np.zeros(3)) == (1.0, 1.0, 1.0)
+    assert stats.difference_interval(np.array([2.0]), np.zeros(3)) == pytest.approx((2.0, np.nan, np.nan), nan_ok=True)
+    assert np.isnan(stats.difference_interval(np.array([np.nan]), np.zeros(3))).all()
+
+
+def test_curves_use_the_times_that_all_runs_share():
+    curve = stats.curves(frame(a={0: 1.0, 10: 3.0}, b={0: 3.0, 10: 5.0}), "value")
+    assert curve["t_env"].tolist() == [0, 10]
+    assert curve["mean"].tolist() == [2.0, 4.0]
+    assert curve["n"].tolist() == [2, 2]
+    # s = sqrt(2), t(0.975; 1) = 12.7062: half width 12.7062.
+    assert curve["low"].tolist() == pytest.approx([2 - 12.7062, 4 - 12.7062], abs=1e-4)
+
+
+def test_curves_interpolate_runs_with_other_times():
+    metrics = frame(a={0: 0.0, 10: 10.0}, b={2: 2.0, 12: 12.0})  # both are value = t_env
+    curve = stats.curves(metrics, "value")
+    assert (curve["t_env"].iloc[0], curve["t_env"].iloc[-1], len(curve)) == (2, 10, stats.GRID_POINTS)
+    np.testing.assert_allclose(curve["mean"], curve["t_env"])
+    given_grid = stats.curves(metrics, "value", grid=np.array([0, 5, 12]))
+    assert given_grid["n"].tolist() == [1, 2, 1]
+    assert given_grid["mean"].tolist() == [0.0, 5.0, 12.0]
+
+
+def test_curves_keep_runs_that_never_overlap():
+    curve = stats.curves(frame(a={0: 1.0, 5: 1.0}, b={8: 2.0, 9: 2.0}), "value")
+    assert set(curve["n"]) == {0, 1}
+    assert set(curve["mean"].dropna()) == {1.0, 2.0}
+
+
+def test_curves_leave_out_rows_without_the_metric_and_name_unknown_metrics():
+    metrics = pd.concat([frame(a={0: 1.0, 5: 2.0}), frame(a={3: np.nan})])
+    assert stats.curves(metrics, "value")["t_env"].tolist() == [0, 5]
+    with pytest.raises(RunError, match="unknown metric 'vale'; did you mean 'value'"):
+        stats.curves(metrics, "vale")
+
+
+def summaries():
+    scores = {"k24": [1.0, 2.0, 3.0], "fups": [5.0], "nops": [7.0, 7.0, np.nan]}
+    rows = [{"variant": m, "method": m, "test_return_mean": v} for m, values in scores.items() for v in values]
+    return pd.DataFrame(rows).assign(task="rolenav")
+
+
+def test_final_table_says_n_and_puts_the_best_first():
+    table = stats.final_table(summaries())
+    assert table[["variant", "n", "mean"]].values.tolist() == [["nops", 2, 7.0], ["fups", 1, 5.0], ["k24", 3, 2.0]]
+    assert np.isnan(table.loc[1, "low"])
+    assert table.loc[2, "low"] == pytest.approx(2 - 2.484138, abs=1e-6)
+
+
+def test_difference_table_compares_every_variant_with_the_reference():
+    table = stats.difference_table(summaries(), "k24")
+    assert table[["variant", "difference", "n", "n_reference"]].values.tolist() == [
+        ["nops", 5.0, 2, 3],
+        ["fups", 3.0, 1, 3],
+    ]
+    assert stats.difference_table(summaries(), "random24").empty
+
+
+def test_long_table_puts_the_key_first():
+    table = stats.long_table({"a": pd.DataFrame({"x": [1]}), "b": pd.DataFrame({"x": [2]})}, "name")
+    assert table.values.tolist() == [["a", 1], ["b", 2]]
+    assert stats.long_table({}, "name").columns.tolist() == ["name"]
