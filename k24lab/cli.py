@@ -1,4 +1,4 @@
-"""The command line: `k24lab train | resume | sweep | bench`."""
+"""The command line: `k24lab train | resume | sweep | notebooks | bench`."""
 
 import itertools
 import os
@@ -16,7 +16,13 @@ def main() -> None:
     """Run a command; an error of the user's is one line and exit code 2."""
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"train": _train_command(sys.argv[1:]), "resume": resume, "sweep": sweep, "bench": bench},
+            {
+                "train": _train_command(sys.argv[1:]),
+                "resume": resume,
+                "sweep": sweep,
+                "notebooks": notebooks,
+                "bench": bench,
+            },
             prog="k24lab",
         )
     except K24Error as error:
@@ -81,6 +87,24 @@ def sweep(grid: Annotated[Path, tyro.conf.Positional], jobs: int = os.cpu_count(
     from k24lab.sweep import sweep as sweep_runs
 
     sweep_runs(*load_grid(grid), jobs=jobs)
+
+
+def notebooks(
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = (), runs: str = "demo", jobs: int = os.cpu_count() or 1
+) -> None:
+    """Execute notebooks on a group of runs: figures go to figures/, the executed copies to executed/.
+
+    Example: k24lab notebooks 03_mask_patterns 05_ablations --runs demo
+
+    Args:
+        names: notebooks; by default all but 02_train.
+        runs: group of runs for the notebooks that read runs.
+        jobs: notebooks at a time.
+    """
+    from k24lab.notebooks import DEFAULT_NOTEBOOKS, execute_all
+
+    for path in execute_all(names or DEFAULT_NOTEBOOKS, runs, jobs):
+        print(path)
 
 
 def bench(what: Annotated[str, tyro.conf.Positional], rounds: int = 10, loops: bool = True) -> None:

@@ -24,7 +24,9 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
         "ema_scope": "shared",
         "hetero_init_scale": 0.01,
         "alpha_lr_factor": 1.0,
+        "score_gradient": "all",
         "temperature_schedule": "linear",
+        "temperature_min": 0.1,
         "diversity_coef": 0.1,
         "diversity_gradient": "all",
         "reset_target": "random",
@@ -52,7 +54,7 @@ class MaskConfig:
     temperature_schedule: Literal["two_phase", "linear"] = "two_phase"
     temperature_init: float = 5.0
     temperature_mid: float = 1.0  # between the two phases
-    temperature_min: float = 0.1
+    temperature_min: float = 0.01
     anneal_start: float = 0.0  # share of t_max
     anneal_end: float = 0.8  # share of t_max; the temperature is constant from here on
     mask_rnn: bool = True  # mask the two matrices of the GRU as well
@@ -77,13 +79,13 @@ class LearnerConfig:
     agent_id: bool = False  # append a one-hot agent index to the observation
     mixer: Literal["vdn", "qmix", "none"] = "vdn"  # none: independent Q-learning
     mixing_embed_dim: int = 32  # QMIX only
-    lr: float = 1e-3
+    lr: float = 2e-3
     alpha_lr_factor: float = 20.0  # hetero_alpha learns this many times faster
     grad_norm_clip: float = 10.0
     td_loss: Literal["huber", "mse"] = "huber"
-    gamma: float = 0.99
+    gamma: float = 0.95
     batch_size: int = 32  # episodes
-    buffer_size: int = 5000  # episodes
+    buffer_size: int = 1000  # episodes; a larger one learns from staler exploration
     target_update: Literal["polyak", "hard"] = "polyak"
     polyak: float = 0.02  # share of the online network per update, with target_update="polyak"
     target_update_interval: int = 200  # updates, with target_update="hard"
@@ -91,7 +93,7 @@ class LearnerConfig:
     epsilon_finish: float = 0.05
     epsilon_anneal_steps: int = 50_000  # env steps
     n_envs: int = 32  # episodes collected side by side
-    updates_per_rollout: int = 3  # learner updates after each collection of n_envs episodes
+    updates_per_rollout: int = 4  # learner updates after each collection of n_envs episodes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +151,10 @@ _SHARE = (
 
 def _range_problems(config: Config) -> list[str]:
     """Every field out of its range, as sentences."""
-    problems = []
+    floats = {name: value for name, value in vars(config).items() if isinstance(value, float)}
+    problems = [
+        f"{name} = {value!r} is not a finite number" for name, value in floats.items() if not math.isfinite(value)
+    ]
     for names, holds, text in (
         (_POSITIVE, lambda v: v > 0, "above 0"),
         (_NOT_NEGATIVE, lambda v: v >= 0, "at least 0"),
@@ -196,10 +201,9 @@ def _convert(kind: Any, value: Any) -> Any:
     kind = choices[0]
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if kind is float and isinstance(value, float) and not math.isfinite(value):
-        raise TypeError("is not a finite number")
     if kind is int and isinstance(value, float) and value.is_integer():
-        return int(value)  # YAML and papermill write 1e5 as a float
+        return int(value)  # 1.0e+5 in YAML, 1e5 in a notebook
     if type(value) is not kind:
-        raise TypeError(f"is a {type(value).__name__}, not a {kind.__name__}")
+        hint = " (YAML takes 1e-3 for text: write 1.0e-3)" if isinstance(value, str) and kind in (int, float) else ""
+        raise TypeError(f"is a {type(value).__name__}, not a {kind.__name__}{hint}")
     return value

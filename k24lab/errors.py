@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable
 
 
-class K24Error(ValueError):
+class K24Error(Exception):
     """Base of every error that a user's input can cause; the command line prints it alone."""
 
 

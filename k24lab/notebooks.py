@@ -1,7 +1,8 @@
 """Running the notebooks as a batch does: checked parameters, this interpreter, no half-written results."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,14 @@ from jupyter_client.manager import AsyncKernelManager
 from k24lab.errors import ConfigError, RunError, unknown
 from k24lab.paths import project_root
 
-# What `make demo` runs on the runs of one group.
-GROUP_NOTEBOOKS = ("03_mask_patterns", "04_agent_similarity", "05_ablations")
-OTHER_NOTEBOOKS = ("01_masks", "06_ampere_speedup")
+# Those that draw figures of runs, or of the method itself; 02_train makes a run.
+DEFAULT_NOTEBOOKS = (
+    "01_masks",
+    "03_mask_patterns",
+    "04_agent_similarity",
+    "05_ablations",
+    "06_ampere_speedup",
+)
 
 
 class ThisInterpreter(AsyncKernelManager):
@@ -40,6 +46,24 @@ def notebook_path(name: str) -> Path:
     return path
 
 
+def execute_all(names: Sequence[str], runs: str, jobs: int) -> list[Path]:
+    """Run notebooks side by side, each in a kernel of its own; those that read runs get the group `runs`.
+
+    Raises:
+        ConfigError: no such notebook.
+        RunError: a notebook failed (the others are finished first).
+    """
+    tasks = [(name, {"runs": runs} if "runs" in parameter_names(name) else {}) for name in names]
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(execute, name, parameters, runs if parameters else "") for name, parameters in tasks]
+    return [future.result() for future in futures]
+
+
+def parameter_names(name: str) -> set[str]:
+    """Names in a notebook's parameters cell."""
+    return set(papermill.inspect_notebook(str(notebook_path(name))))
+
+
 def execute(name: str, parameters: Mapping[str, Any], label: str = "") -> Path:
     """Run a notebook with papermill and keep the executed copy in `executed/`.
 
@@ -56,8 +80,8 @@ def execute(name: str, parameters: Mapping[str, Any], label: str = "") -> Path:
         RunError: a cell failed; the copy with the error is kept as `.failed.ipynb`.
     """
     source = notebook_path(name)
-    allowed = papermill.inspect_notebook(str(source))
-    for key in parameters.keys() - allowed.keys():
+    allowed = parameter_names(name)
+    for key in parameters.keys() - allowed:
         raise ConfigError(f"{source.name}: " + unknown("parameter", key, allowed))
     folder = project_root() / "executed"
     folder.mkdir(exist_ok=True)

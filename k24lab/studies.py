@@ -1,5 +1,8 @@
 """Small experiments on the masked layer alone, for the notebook 01_masks."""
 
+import itertools
+from typing import Any
+
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -19,10 +22,8 @@ TARGETS = {  # three different functions of the same eight inputs
 
 def redraw_share(layer: SemiStructuredLinear24, temperature: float, noise: Noise, n_draws: int = 20) -> float:
     """Share of the groups whose pattern changes between two draws; 5/6 is pure chance."""
-    draws = [
-        draw_masks([layer], temperature, layer.config.logit_scale, noise).pattern_index for _ in range(n_draws)
-    ]
-    changed = [(a != b).float().mean().item() for a, b in zip(draws, draws[1:], strict=False)]
+    draws = [draw_masks([layer], temperature, layer.config.logit_scale, noise).pattern_index for _ in range(n_draws)]
+    changed = [(a != b).float().mean().item() for a, b in itertools.pairwise(draws)]
     return sum(changed) / len(changed)
 
 
@@ -103,15 +104,15 @@ def _sample(batch: int) -> tuple[Tensor, Tensor]:
 
 
 def _set_temperature(network: _MaskedMLP, config: Config, progress: float) -> None:
-    t = schedules.mask_temperature(config, progress)
     for layer in network.layers:
-        layer.temperature = t
+        assert isinstance(layer, SemiStructuredLinear24)
+        layer.temperature = schedules.mask_temperature(config, progress)
 
 
 def _optimizer(network: _MaskedMLP, config: Config | None) -> torch.optim.Optimizer:
     named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
     alphas = [p for name, p in named if name.endswith("hetero_alpha")]
-    groups = [{"params": [p for name, p in named if not name.endswith("hetero_alpha")]}]
+    groups: list[dict[str, Any]] = [{"params": [p for name, p in named if not name.endswith("hetero_alpha")]}]
     if alphas and config is not None:
         groups.append({"params": alphas, "lr": config.lr * config.alpha_lr_factor})
     return torch.optim.Adam(groups, lr=1e-3)

@@ -31,18 +31,21 @@ def load_grid(path: Path) -> tuple[str, list[Config]]:
         raise ConfigError(f"no grid file {path}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
-    if not isinstance(data, dict) or "grids" not in data:
-        raise ConfigError(f"{path} must have the keys name, common (optional) and grids")
+    if not isinstance(data, dict) or not isinstance(data.get("grids"), list):
+        raise ConfigError(f"{path} must have the keys name, common (optional) and grids, a list")
     for key in data.keys() - set(GRID_KEYS):
         raise ConfigError(f"{path}: " + unknown("key", key, GRID_KEYS))
-    configs = [config for grid in data["grids"] for config in expand(data.get("common") or {}, grid)]
+    common = data.get("common") or {}
+    if not data["grids"] or not all(isinstance(part, dict) for part in (common, *data["grids"])):
+        raise ConfigError(f"{path}: common and every one of grids (at least one) must map parameters to values")
+    configs = [config for grid in data["grids"] for config in expand(common, grid)]
     hashes = [config.hash() for config in configs]
     for config, h in zip(configs, hashes, strict=True):
         if hashes.count(h) > 1:
             raise ConfigError(f"{path}: the run {config.method}, {config.task}, seed {config.seed} stands there twice")
     for task in {config.task for config in configs}:
         make_env(task, 1).close()  # an unknown task or option is an error now, not in an hour
-    return data.get("name") or path.stem, configs
+    return str(data.get("name") or path.stem), configs
 
 
 def expand(common: Mapping[str, Any], grid: Mapping[str, Any]) -> list[Config]:
@@ -67,8 +70,11 @@ def sweep(name: str, configs: list[Config], jobs: int) -> list[Path]:
         The run folders.
 
     Raises:
+        ConfigError: fewer than one process.
         RunError: runs that failed, each with the end of its log; the others are finished.
     """
+    if jobs < 1:
+        raise ConfigError(f"jobs = {jobs} must be at least 1")
     folders = [RunFolder(run_folder(config, name), config) for config in configs]
     open_runs = [folder for folder in folders if not folder.done]
     failed = []

@@ -39,10 +39,11 @@ def train(config: Config, name: str = "default", folder: Path | None = None, pro
         ConfigError: a task or device that cannot be used.
         RunError: the folder holds another run, or damaged checkpoints only.
     """
-    run = RunFolder(folder or run_folder(config, name), config)
+    path = folder or run_folder(config, name)
+    if not (path / "DONE").exists():
+        _check_usable(config)  # a slip of the pen leaves no folder behind
+    run = RunFolder(path, config)
     if not run.done:
-        if not torch.cuda.is_available() and config.device.startswith("cuda"):
-            raise ConfigError(f"device = {config.device!r}, but torch finds no CUDA device; allowed here: 'cpu'")
         torch.set_num_threads(config.n_threads)
         trainer = Trainer(config, run)
         try:
@@ -50,6 +51,13 @@ def train(config: Config, name: str = "default", folder: Path | None = None, pro
         finally:
             trainer.close()
     return run.path
+
+
+def _check_usable(config: Config) -> None:
+    """Refuse a device or a task that is not there."""
+    if not torch.cuda.is_available() and config.device.startswith("cuda"):
+        raise ConfigError(f"device = {config.device!r}, but torch finds no CUDA device; allowed here: 'cpu'")
+    make_env(config.task, 1).close()
 
 
 class Trainer:

@@ -139,7 +139,7 @@ def test_diversity_of_base_zero_is_off(tiny_config, tiny_spec, random_episodes, 
 
 
 def test_diversity_alone_separates_the_masks(tiny_config, tiny_spec, random_episodes, monkeypatch):
-    learner = K24QLearner(tiny_config(hetero_init_scale=0.1, reset_trigger="off"), tiny_spec)
+    learner = K24QLearner(tiny_config(hetero_init_scale=0.1, lr=0.01, reset_trigger="off"), tiny_spec)
     monkeypatch.setattr(learner, "_mean_loss", lambda td_error, filled: (td_error * 0).sum())
     losses = [learner.update(random_episodes(), t_env=0)["div_loss"] for _ in range(30)]
     assert losses[-1] < 0.8 * losses[0]

@@ -85,6 +85,15 @@ def test_saving_leaves_three_files_and_no_temporary_one(curves, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"05_demo=1.curves.{s}" for s in ("csv", "pdf", "png")]
 
 
+def test_a_reader_of_the_old_file_never_sees_half_of_the_new_one(curves, tmp_path):
+    path = style.save_table(curves, "t", tmp_path)
+    before = path.read_bytes()
+    with path.open("rb") as reader:
+        style.save_table(curves[:1], "t", tmp_path)
+        assert reader.read() == before
+    assert len(pd.read_csv(path)) == 1
+
+
 def test_figures_go_to_the_figures_folder_by_default(curves, tmp_path, monkeypatch):
     monkeypatch.setenv("K24LAB_HOME", str(tmp_path))
     assert style.save_table(curves, "t") == tmp_path / "figures" / "t.csv"
@@ -132,6 +141,22 @@ def test_learning_curves_draw_means_bands_and_references(curves):
     assert len(ax.collections) == 2
     assert ax.get_ylim()[1] >= 9.0
     assert "bound" in [text.get_text() for text in ax.texts]
+
+
+@pytest.mark.parametrize(
+    ("y", "side", "above"),
+    [
+        ([0.0, 0.0], "right", "bottom"),  # nothing near: above, on the right
+        ([0.0, 1.05], "left", "bottom"),  # the line ends just above the reference
+        ([1.05, 1.05], "right", "top"),  # it runs above all the way
+    ],
+)
+def test_reference_names_stand_where_the_curves_are_not(y, side, above):
+    ax = plots.new_axes()
+    ax.plot([0, 10], y)
+    ax.set_ylim(-0.5, 2)
+    (text,) = plots.reference_lines(ax, {"chance": 1.0}).texts
+    assert (text.get_ha(), text.get_va()) == (side, above)
 
 
 def test_bands_of_few_seeds_do_not_flatten_the_lines():

@@ -152,7 +152,8 @@ def make_learner(tiny_config, tiny_spec, **changes):
 
 @pytest.mark.parametrize(("target", "threshold", "all_of_them"), [("random", 0.0, True), ("unselected", 0.0, False)])
 def test_learner_resets_all_layers_but_the_first(target, threshold, all_of_them, tiny_config, tiny_spec, random_episodes):
-    learner = make_learner(tiny_config, tiny_spec, reset_target=target, reset_threshold=threshold)
+    settings = {"reset_target": target, "reset_threshold": threshold, "reset_ema_share": 0.75, "noise": "none"}
+    learner = make_learner(tiny_config, tiny_spec, **settings)
     alphas = {name: layer.hetero_alpha.detach().clone() for name, layer in learner.masked_layers.items()}
     learner.update(random_episodes(), t_env=399)
     assert learner.n_resets == 0
@@ -165,11 +166,11 @@ def test_learner_resets_all_layers_but_the_first(target, threshold, all_of_them,
         if all_of_them and name != "fc1":
             assert moved.float().mean() > 0.95
             assert not learner.optimizer.state[layer.hetero_alpha]["exp_avg"].any()
-        # The same batch twice leaves the running mean alone, but for what the reset softens.
+        # The same batch under the same masks leaves the running mean alone: only the reset has moved it.
         ema, mean = emas[name], emas[name].mean(dim=1, keepdim=True)
-        expected = ema if name == "fc1" else 0.5 * ema + 0.5 * mean
-        torch.testing.assert_close(layer.ema_tracker.ema_activation, expected, rtol=0.2, atol=0.02)
-        assert torch.equal(ema, layer.ema_tracker.ema_activation) == (name == "fc1") or name == "fc1"
+        expected = ema if name == "fc1" else 0.25 * ema + 0.75 * mean
+        torch.testing.assert_close(layer.ema_tracker.ema_activation, expected, rtol=1e-3, atol=1e-3)
+        assert not torch.allclose(ema, mean, atol=0.01), name
 
 
 def test_learner_revives_only_what_was_selected_less_often_than_the_threshold(tiny_config, tiny_spec, random_episodes):

@@ -132,7 +132,7 @@ def test_usage_pattern_and_pair_tables_are_tidy():
 
 
 def test_greedy_difference_respects_available_actions():
-    q_values = np.array([[[9.0, 1.0, 0.0], [1.0, 0.0, 0.0]], [[8.0, 0.0, 1.0], [2.0, 0.0, 0.0]]])
+    q_values = np.array([[[9.0, -1.0, -2.0], [1.0, 0.0, 0.0]], [[8.0, -2.0, -1.0], [2.0, 0.0, 0.0]]])
     avail = np.array([[False, True, True], [True, True, True]])
     assert similarity.greedy_actions(q_values, avail).tolist() == [[1, 0], [2, 0]]
     assert similarity.greedy_difference(q_values, avail).tolist() == [[0.0, 0.5], [0.5, 0.0]]

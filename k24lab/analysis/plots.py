@@ -1,7 +1,7 @@
 """Curves and comparisons; every function draws data it is given on `ax` (a new one if None) and returns it."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -91,16 +91,37 @@ def seed_count(counts: Iterable[int]) -> str:
 
 
 def reference_lines(ax: Axes, references: Mapping[str, float]) -> Axes:
-    """Dotted grey horizontal lines, each with its name above its right end; the axis grows to hold them."""
-    for name, value in references.items():
+    """Dotted grey horizontal lines, each with its name at the end where it hides least; the axis grows to hold them."""
+    for value in references.values():
         low, high = ax.get_ylim()
         ax.set_ylim(min(low, value), max(high, value))
+    for name, value in references.items():
+        side, above = _free_place(ax, value, width=0.02 * len(name))
+        look: dict[str, Any] = {"ha": side, "va": "bottom" if above else "top", "color": GREY, "fontsize": 6.5}
+        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        ax.annotate(name, (float(side == "right"), value), (0, 1.5 if above else -1.5), **place, **look)
+    for value in references.values():
         ax.axhline(value, color=GREY, linestyle=":", linewidth=0.9, zorder=1)
-        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "xytext": (0, 1), "textcoords": "offset points"}
-        ax.annotate(
-            name, (1.0, value), ha="right", va="bottom", color=GREY, fontsize=6.5, annotation_clip=False, **place
-        )
     return ax
+
+
+def _free_place(ax: Axes, value: float, width: float, height: float = 0.1) -> tuple[Literal["left", "right"], bool]:
+    """Where a text at the height `value` meets the fewest lines: side of the axes, and whether above the value.
+
+    `width` and `height` of the text are shares of the axes; among equals right comes before left, above before below.
+    """
+    (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+    x = np.linspace(left, right, 101)
+    lines = [np.asarray(line.get_xydata(), dtype=float).reshape(-1, 2) for line in ax.get_lines()]
+    y = np.array([np.interp(x, line[:, 0], line[:, 1], np.nan, np.nan) for line in lines if len(line)]).reshape(
+        -1, x.size
+    )
+    share = (y - value) / (high - low)
+    hits: dict[tuple[Literal["left", "right"], bool], int] = {}
+    for above, band in ((True, (share > -0.01) & (share < height)), (False, (share < 0.01) & (share > -height))):
+        hits["right", above] = int(band[:, x >= right - width * (right - left)].sum())
+        hits["left", above] = int(band[:, x <= left + width * (right - left)].sum())
+    return min(hits, key=hits.__getitem__)
 
 
 def _time_axis(ax: Axes, ylabel: str) -> Axes:
@@ -157,7 +178,8 @@ def final_returns(
     counts = scores["variant"].value_counts()
     ax.set_yticks(range(len(order)), [f"{styles[v].label} (n = {counts[v]})" for v in order])
     ax.set_ylim(-0.6, len(order) - 0.5)
-    ax.set(xlabel=xlabel, title=title)
+    ax.set_xlabel(xlabel)
+    ax.set_title(title, pad=12 if references else None)  # above the names of the references
     return ax
 
 

@@ -20,6 +20,7 @@ from k24lab.errors import ConfigError, unknown
 ParallelEnv = Any  # pettingzoo.ParallelEnv, or any class with its methods: the package is imported only when used
 
 LIMIT_ATTRIBUTES = ("max_cycles", "max_steps", "max_episode_steps", "episode_limit")
+EPISODE_LIMIT = inspect.Parameter("episode_limit", inspect.Parameter.KEYWORD_ONLY, default=None)
 SCREEN_OPTIONS = {"render_mode", "dynamic_rescaling", "benchmark_data"}  # of mpe2: they change nothing in an episode
 
 MPE2_TASKS: dict[str, tuple[str, Script | None]] = {  # name -> module of mpe2, script of the other side
@@ -160,15 +161,12 @@ class PettingZooEnv(VecEnv):
     def _check_actions(self, actions: np.ndarray, ended: np.ndarray) -> None:
         available = self._rows["avail_actions"]
         in_range = (actions >= 0) & (actions < self.spec.action_dim)
-        e_index, agent_index = self._index
-        legal = in_range & available[e_index, agent_index, actions * in_range] | ended[:, None]
+        legal = in_range & available[*self._index, actions * in_range] | ended[:, None]
         if not legal.all():
             e, i = np.argwhere(~legal)[0]
             allowed = np.flatnonzero(available[e, i]).tolist()
-            raise ValueError(
-                f"environment {e}, agent {self._agents[i]!r}: action {actions[e, i]} is not available "
-                f"(allowed: {allowed})"
-            )
+            who = f"environment {e}, agent {self._agents[i]!r}"
+            raise ValueError(f"{who}: action {actions[e, i]} is not available (allowed: {allowed})")
 
 
 def _buffers(spec: EnvSpec) -> dict[str, np.ndarray]:
@@ -191,8 +189,8 @@ def _check_parallel(env: ParallelEnv) -> ParallelEnv:
             f"{env} is a turn-based (AEC) environment; a parallel one is needed: its module's `parallel_env`, "
             "or pettingzoo.utils.aec_to_parallel"
         )
-    methods = ("reset", "step", "observation_space", "action_space")
-    missing = [name for name in ("possible_agents", *methods) if not hasattr(env, name)]
+    needed = ("possible_agents", "reset", "step", "observation_space", "action_space")
+    missing = [name for name in needed if not hasattr(env, name)]
     if missing:
         raise ConfigError(f"{env!r} is no PettingZoo parallel environment: it lacks {', '.join(missing)}")
     if not env.possible_agents:
@@ -237,8 +235,7 @@ def _episode_limit(env: ParallelEnv, given: int | None) -> int:
     limit = given if given is not None else next((value for value in named if value is not None), None)
     if limit is None:
         raise ConfigError(
-            f"{env} names no episode limit (attributes looked for: {', '.join(LIMIT_ATTRIBUTES)}): "
-            "set the option episode_limit, in env steps"
+            f"{env} names no episode limit (looked for {', '.join(LIMIT_ATTRIBUTES)}): set the option episode_limit"
         )
     if not isinstance(limit, int) or limit < 1:
         raise ConfigError(f"episode limit {limit!r} of {env}: must be a whole number of env steps, at least 1")
@@ -251,16 +248,12 @@ def _own_state_dim(env: ParallelEnv) -> int | None:
         return None
     env.reset(seed=0)
     try:
-        state = env.state()
+        state = np.asarray(env.state())
     except NotImplementedError:
         return None
-    try:
-        size = 0 if state is None else np.asarray(state, dtype=np.float32).size
-    except (TypeError, ValueError):
-        size = 0
-    if size == 0:
-        raise ConfigError(f"{env}: state() must return an array of numbers, not {type(state).__name__}")
-    return size
+    if state.dtype.kind not in "biuf" or state.size == 0:
+        raise ConfigError(f"{env}: state() must return an array of numbers, not one of {state.dtype}")
+    return state.size
 
 
 @dataclass(frozen=True)
@@ -294,15 +287,8 @@ class Builder:
         return PettingZooEnv(make, n_envs, episode_limit)
 
 
-EPISODE_LIMIT = inspect.Parameter("episode_limit", inspect.Parameter.KEYWORD_ONLY, default=None)
-
-
 def mpe2_builder(name: str) -> Builder:
-    """The builder of a task of mpe2, with the options of its world (`N`, `max_cycles`, ...).
-
-    Raises:
-        ConfigError: unknown name; when called or inspected: mpe2 is not installed.
-    """
+    """The builder of a task of mpe2, with the options of its world (`N`, `max_cycles`, ...)."""
     if name not in MPE2_TASKS:
         raise ConfigError(unknown("mpe2 task", name, MPE2_TASKS))
     return Builder(f"mpe2/{name}", partial(_load_mpe2, name))
@@ -355,11 +341,9 @@ def _locate(path: str) -> Any:
 
 
 def _options(factory: Callable[..., Any]) -> list[inspect.Parameter]:
-    """What can be given to a factory by name; anything at all if it does not say."""
+    """What can be given to a factory by name."""
     kinds = inspect.Parameter
-    try:
-        parameters = list(inspect.signature(factory).parameters.values())
-    except ValueError:
-        parameters = [kinds("options", kinds.VAR_KEYWORD)]
-    named = [p.replace(kind=kinds.KEYWORD_ONLY) for p in parameters if p.kind in (1, 3)]
+    parameters = list(inspect.signature(factory).parameters.values())
+    by_name = (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)
+    named = [p.replace(kind=kinds.KEYWORD_ONLY) for p in parameters if p.kind in by_name]
     return named + [p for p in parameters if p.kind is kinds.VAR_KEYWORD]

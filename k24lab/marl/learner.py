@@ -103,7 +103,10 @@ class K24QLearner:
         with record_function("backward"):
             self.optimizer.zero_grad()
             metrics |= self._diversity_step(draw, loss_td.item())
+            by_diversity = _grads(self.alphas) if log else []
             loss_td.backward()
+        if log and self.alphas:
+            metrics |= self._alpha_gradients(by_diversity)
         with record_function("optimizer"):
             params = [p for group in self.optimizer.param_groups for p in group["params"]]
             grad_norm = nn.utils.clip_grad_norm_(params, self.config.grad_norm_clip)
@@ -227,6 +230,12 @@ class K24QLearner:
         named = {"td_error_abs": td_error.detach().abs(), "q_taken_mean": chosen_q, "target_mean": targets}
         return {name: ((value * filled).sum() / count).item() for name, value in named.items()}
 
+    def _alpha_gradients(self, by_diversity: list[Tensor]) -> dict[str, float]:
+        """Norms of the gradient to hetero_alpha, from the TD loss and from the weighted diversity loss."""
+        by_td = [whole - part for whole, part in zip(_grads(self.alphas), by_diversity, strict=True)]
+        norm = nn.utils.get_total_norm
+        return {"alpha_grad_td": norm(by_td).item(), "alpha_grad_div": norm(by_diversity).item()}
+
     @torch.no_grad()
     def _mask_metrics(self, batch: EpisodeBatch, online: Unrolled, draw: MaskDraw, t_env: int) -> dict[str, float]:
         """Everything about masks that METHOD section 6 lists."""
@@ -262,3 +271,8 @@ class K24QLearner:
         self.generator.set_state(state["generator"])
         self.n_updates, self.n_resets = state["n_updates"], state["n_resets"]
         self.logged_index = state["logged_index"]
+
+
+def _grads(parameters: list[nn.Parameter]) -> list[Tensor]:
+    """Copies of the gradients, zeros where there is none yet."""
+    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]

@@ -32,11 +32,12 @@ class EMAActivationTracker(nn.Module):
         self.register_buffer("started", torch.zeros(rows, 1, dtype=torch.bool))
 
     @torch.no_grad()
-    def update(self, magnitude: Float[Tensor, "M in"], count: Float[Tensor, " M"]) -> None:
+    def update(self, magnitude: Float[Tensor, "M in"], count: Float[Tensor, " M"] | None = None) -> None:
         """Move towards `magnitude`, the mean |x_i| over the `count` inputs of each mask in one batch.
 
-        The first batch sets it; a mask that saw no input stays as it is.
+        The first batch sets it; a mask that saw no input stays as it is. Without `count` all saw the same number.
         """
+        count = magnitude.new_ones(len(magnitude)) if count is None else count
         if len(self.ema_activation) == 1:  # one for all: the mean over all inputs
             magnitude = ((count / count.sum().clamp_min(1)) @ magnitude).unsqueeze(0)
             count = count.sum(dim=0, keepdim=True)

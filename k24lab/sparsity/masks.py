@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from k24lab.sparsity.layers import SemiStructuredLinear24
 
 Noise = Literal["annealed", "literal", "none"]
+# Below every real score: a group with padding keeps as many real weights as it has, at every temperature. With
+# zeros the loss of orthogonality would drive the coefficients of such groups down until padding is as good.
+PADDING_SCORE = -1e6
 SMALLEST_SCORE = 1e-30  # mean scores below it count as zero: its inverse, times any logit_scale, is still a float32
 
 
@@ -39,7 +42,7 @@ def network_logits(
     """Pattern logits of all groups of all layers, `logit_scale * S . pattern / mean(S_m)` (METHOD section 2).
 
     The mean is over one layer's scores of one mask and carries no gradient; `normalise=False` leaves the
-    scores as they are, as the design document has it.
+    scores as they are and pads with zeros, as the design document has it.
     """
     grouped = []
     for layer in layers:
@@ -48,7 +51,7 @@ def network_logits(
             mean = scores.detach().mean(dim=(1, 2), keepdim=True)
             # A layer whose inputs were all zero has scores of zero: its patterns tie, nothing divides by zero.
             scores = scores * (logit_scale / mean.clamp_min(SMALLEST_SCORE))
-        grouped.append(group_scores(scores))
+        grouped.append(group_scores(scores, PADDING_SCORE if normalise else 0.0))
     return pattern_logits(torch.cat(grouped, dim=1))
 
 

@@ -25,10 +25,14 @@ def n_groups(in_features: int) -> int:
     return -(-in_features // GROUP_SIZE)
 
 
-def group_scores(scores: Float[Tensor, "M out in"]) -> Float[Tensor, "M groups 4"]:
-    """Pad the input side with zeros to a multiple of 4 and list all groups, row after row (groups = out * G)."""
-    padding = -scores.shape[-1] % GROUP_SIZE
-    return F.pad(scores, (0, padding)).reshape(scores.shape[0], -1, GROUP_SIZE)
+def group_scores(scores: Float[Tensor, "M out in"], padding: float = 0.0) -> Float[Tensor, "M groups 4"]:
+    """Pad the input side to a multiple of 4 and list all groups, row after row (groups = out * G).
+
+    Args:
+        padding: score of an entry that does not exist.
+    """
+    missing = -scores.shape[-1] % GROUP_SIZE
+    return F.pad(scores, (0, missing), value=padding).reshape(scores.shape[0], -1, GROUP_SIZE)
 
 
 def ungroup(grouped: Float[Tensor, "M groups 4"], out_features: int, in_features: int) -> Float[Tensor, "M out in"]:

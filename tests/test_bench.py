@@ -1,0 +1,51 @@
+import pytest
+
+from k24lab import bench
+from k24lab.bench import BASELINE, VARIANTS, bench_train, measure_loop, measure_updates, part_shares, random_batch
+from k24lab.envs.base import EnvSpec
+from k24lab.marl.learner import PARTS, K24QLearner
+
+SHAPE = (2, 5, 3, 8, 4)  # agents, observation, actions, hidden size, episode length
+SPEC = EnvSpec(n_envs=2, n_agents=2, obs_dims=(5, 5), n_actions=(3, 3), state_dim=10, episode_limit=4)
+LOOP = {"task": "rolenav:episode_limit=5", "t_max": 50, "n_envs": 5, "batch_size": 5, "hidden_dim": 8}
+
+
+@pytest.mark.parametrize("method", ["k24", "fups"])
+def test_shares_of_the_parts_sum_to_one(method, tiny_config):
+    shares = part_shares(K24QLearner(tiny_config(method=method), SPEC), random_batch(SPEC, 4))
+    assert tuple(shares) == PARTS
+    assert sum(shares.values()) == pytest.approx(1)
+    assert all(0 < share < 1 for share in shares.values())
+
+
+def test_random_batch_is_full_length_episodes_of_the_task():
+    batch = random_batch(SPEC, 6)
+    assert batch.n_steps == 6 * 4 and batch.obs.shape == (6, 5, 2, 5)
+    assert batch.actions.min() >= 0 and batch.actions.max() <= 2
+
+
+def test_update_table_has_a_row_a_variant_and_a_column_a_part():
+    table = measure_updates(SHAPE, rounds=1)
+    assert list(table.columns) == ["variant", "ms", "over_fups", *PARTS]
+    assert list(table["variant"]) == list(VARIANTS)
+    assert (table["ms"] > 0).all() and (table["over_fups"] > 0).all()
+    assert table.set_index("variant")["over_fups"][BASELINE] == 1
+    assert table[list(PARTS)].sum(axis=1).to_numpy() == pytest.approx(1)
+
+
+def test_loop_table_has_a_row_a_method_and_leaves_no_run(home):
+    table = measure_loop(LOOP, ("fups", "k24"))
+    assert list(table.columns) == ["method", "env_steps_per_s"]
+    assert list(table["method"]) == ["fups", "k24"]
+    assert (table["env_steps_per_s"] > 0).all()
+    assert not (home / "runs").exists()
+
+
+@pytest.mark.parametrize("loops", [True, False])
+def test_benchmark_prints_every_case(loops, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "SHAPES", {"a small shape": SHAPE})
+    monkeypatch.setattr(bench, "LOOPS", {"a small loop": LOOP})
+    bench_train(rounds=1, loops=loops)
+    out = capsys.readouterr().out
+    assert "a small shape" in out and all(name in out for name in VARIANTS)
+    assert ("a small loop" in out) == loops

@@ -1,0 +1,160 @@
+import itertools
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import TINY
+
+from k24lab import cli, sweep
+from k24lab.config import build_config
+from k24lab.runs import read_config, run_folder
+from k24lab.train import Trainer, train
+
+FLAGS = list(
+    itertools.chain.from_iterable((f"--{key.replace('_', '-')}", str(value)) for key, value in (TINY | {"t_max": 400}).items())
+)
+
+
+@pytest.fixture
+def k24lab(monkeypatch, capsys):
+    """Call the command line in this process: exit code, standard output, standard error."""
+
+    def call(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["k24lab", *map(str, args)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as error:
+            code = error.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def assert_one_line_error(result, *parts):
+    code, _, err = result
+    assert code == 2
+    assert re.fullmatch(r"k24lab: error: [^\n]+\n", err), err
+    assert all(part in err for part in parts), err
+
+
+def test_train_makes_the_run_that_its_flags_describe_and_prints_its_folder(k24lab):
+    code, out, _ = k24lab("train", "--method", "fups-id", "--seed", 3, "--name", "mine", "--quiet", *FLAGS)
+    config = build_config(TINY | {"t_max": 400, "method": "fups-id", "seed": 3})
+    assert code == 0
+    folder = run_folder(config, "mine")
+    assert out == f"{folder}\n"
+    assert (folder / "DONE").exists() and read_config(folder) == config
+
+
+def test_train_shows_a_progress_bar_unless_quiet(k24lab):
+    *_, err = k24lab("train", "--method", "fups", *FLAGS)
+    assert "fups on rolenav, seed 0" in err and "100%" in err
+    *_, err = k24lab("train", "--method", "fups", "--seed", 1, "--quiet", *FLAGS)
+    assert err == ""
+
+
+def test_resume_finishes_an_interrupted_run(k24lab, monkeypatch):
+    original = Trainer._iteration
+
+    def iteration(self):
+        original(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_iteration", iteration)
+        code, _, err = k24lab("train", "--method", "fups", "--quiet", *FLAGS)
+    assert code == 130
+    assert err == "k24lab: interrupted; the same command goes on from the last checkpoint\n"
+    folder = run_folder(build_config(TINY | {"t_max": 400, "method": "fups"}), "default")
+    assert not (folder / "DONE").exists()
+    code, out, _ = k24lab("resume", folder, "--quiet")
+    assert (code, out) == (0, f"{folder}\n")
+    assert (folder / "DONE").exists()
+
+
+def test_sweep_trains_every_run_of_a_grid(k24lab, tmp_path, monkeypatch):
+    def run_here(path):
+        train(read_config(path), folder=path, progress=False)
+        return 0
+
+    monkeypatch.setattr(sweep, "_run", run_here)
+    common = TINY | {"t_max": 200, "method": "fups"}
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"name": "g", "common": common, "grids": [{"seed": [4]}]}))
+    code, *_ = k24lab("sweep", tmp_path / "grid.yaml", "--jobs", 1)
+    assert code == 0
+    assert (run_folder(build_config(common | {"seed": 4}), "g") / "DONE").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["train", "--hidden-dim", "0"], ["hidden_dim = 0 must be above 0"]),
+        (["train", "--lr", "-1", "--gamma", "2"], ["lr = -1.0", "gamma = 2.0"]),
+        (["train", "--lr", "nan"], ["lr = nan"]),
+        (["train", "--logit-scale", "inf"], ["logit_scale = inf is not a finite number"]),
+        (["train", "--task", "rolenv"], ["unknown task 'rolenv'", "did you mean 'rolenav'"]),
+        (["train", "--name", "a/b"], ["name = 'a/b'"]),
+        (["resume", "nowhere"], ["nowhere is no run folder"]),
+        (["sweep", "nowhere.yaml"], ["no grid file nowhere.yaml"]),
+        (["bench", "tarin"], ["unknown benchmark 'tarin'; did you mean 'train'"]),
+    ],
+)
+def test_mistake_is_one_line_on_standard_error_and_exit_code_2(args, parts, k24lab, home):
+    assert_one_line_error(k24lab(*args), *parts)
+    assert not (home / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "part"),
+    [
+        (["train", "--hiden-dim", "3"], "--hidden-dim"),
+        (["train", "--hidden-dim", "x"], "--hidden-dim"),
+        (["train", "--method", "k42"], "k24-alpha"),
+        (["frain"], "train"),
+        ([], "train"),
+    ],
+)
+def test_flag_that_cannot_be_parsed_is_exit_code_2_and_says_what_is_allowed(args, part, k24lab, home):
+    code, out, err = k24lab(*args)
+    assert code == 2 and part in out + err
+    assert not (home / "runs").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "resume", "sweep", "bench"])
+def test_help_of_every_command_has_an_example(command, k24lab):
+    code, out, _ = k24lab(command, "--help")
+    assert code == 0 and f"Example: k24lab {command}" in " ".join(out.split())
+    code, out, _ = k24lab("--help")
+    assert code == 0 and command in out
+
+
+def shown_default(text, flag):
+    return re.search(rf"--{flag} (?:FLOAT|{{).*?\(default:\s+([^)]*)\)", text, re.DOTALL).group(1)
+
+
+@pytest.mark.parametrize("spelling", [["--method", "k24-literal"], ["--method=k24-literal"]])
+def test_help_shows_the_defaults_of_the_method_asked_for(spelling, k24lab):
+    _, plain, _ = k24lab("train", "--help")
+    _, literal, _ = k24lab("train", *spelling, "--help")
+    text = [re.sub(r"[│\s]+", " ", t) for t in (plain, literal)]
+    assert [shown_default(t, "noise") for t in text] == ["annealed", "literal"]
+    assert [shown_default(t, "hetero-init-scale") for t in text] == ["2.0", "0.01"]
+    assert [shown_default(t, "method") for t in text] == ["k24", "k24-literal"]
+
+
+def test_help_explains_the_fields(k24lab):
+    _, out, _ = k24lab("train", "--help")
+    text = re.sub(r"[│\s]+", " ", out)
+    assert "append a one-hot agent index" in text
+    assert "share of t_max" in text
+
+
+def test_package_is_a_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "k24lab", "resume", "nowhere"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and done.stderr.startswith("k24lab: error: nowhere is no run folder")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,159 @@
+"""RoleNav against its definition: kinematics, reward, what an observation tells, the two bounds on the return."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from k24lab.envs import make_env
+from k24lab.envs.rolenav import DIRECTIONS, STEP_LENGTH, RoleNav
+from k24lab.errors import ConfigError
+
+
+def positions_and_goals(obs: Tensor) -> tuple[Tensor, Tensor]:
+    """Own positions [E, N, 2], and the goals as each agent sees them [E, N agents, N goals, 2]."""
+    position = obs[..., :2]
+    return position, position[:, :, None] + obs[..., 2:].unflatten(-1, (-1, 2))
+
+
+def own_goals(obs: Tensor) -> Tensor:
+    goals = positions_and_goals(obs)[1]
+    return torch.stack([goals[:, i, i] for i in range(goals.shape[1])], dim=1)  # [E, N, 2]
+
+
+def towards(position: Tensor, target: Tensor) -> Tensor:
+    """The action after which an agent is nearest to its target."""
+    after = (position[..., None, :] + STEP_LENGTH * DIRECTIONS).clamp(-1, 1)
+    return torch.linalg.vector_norm(after - target[..., None, :], dim=-1).argmin(dim=-1)
+
+
+def mean_return(env: RoleNav, choose_target, seed: int = 0) -> float:
+    step = env.reset(seed)
+    target, total = choose_target(step.obs), torch.zeros(env.spec.n_envs)
+    while not step.truncated.any():
+        step = env.step(towards(step.obs[..., :2], target))
+        total += step.reward
+    return total.mean().item()
+
+
+def geometric_median(points: Tensor) -> Tensor:
+    """The point [..., 2] with the least sum of distances to points [..., K, 2] (Weiszfeld 1937)."""
+    median = points.mean(dim=-2)
+    for _ in range(200):
+        weight = 1 / torch.linalg.vector_norm(points - median[..., None, :], dim=-1).clamp_min(1e-6)
+        median = (weight[..., None] * points).sum(dim=-2) / weight.sum(dim=-1, keepdim=True)
+    return median
+
+
+def median_of_goals(obs: Tensor) -> Tensor:
+    return geometric_median(positions_and_goals(obs)[1])
+
+
+@pytest.mark.parametrize(
+    "action, move", [(0, (0, 0)), (1, (0.12, 0)), (2, (-0.12, 0)), (3, (0, 0.12)), (4, (0, -0.12))]
+)
+def test_each_action_moves_by_one_step_and_walls_stop(action: int, move: tuple[float, float]):
+    env = RoleNav(n_envs=64, n_agents=3)
+    before = env.reset(0).obs[..., :2]
+    for _ in range(20):  # from anywhere to the wall
+        after = env.step(torch.full((64, 3), action)).obs[..., :2]
+        assert torch.allclose(after, (before + torch.tensor(move)).clamp(-1, 1), atol=1e-6)
+        before = after
+    assert action == 0 or (after @ torch.tensor(move) / STEP_LENGTH == 1).all()
+
+
+def test_observation_is_own_position_and_all_goals_in_one_order():
+    step = RoleNav(n_envs=16, n_agents=4).reset(3)
+    position, goals = positions_and_goals(step.obs)
+    assert step.obs.shape == (16, 4, 2 + 2 * 4)
+    assert torch.allclose(goals, goals[:, :1].expand_as(goals), atol=1e-6)  # no agent sees another order
+    assert position.abs().max() <= 1 and goals.abs().max() <= 1 + 1e-6
+    assert torch.equal(step.state, step.obs.flatten(1))
+
+
+def test_nothing_but_the_reward_tells_agents_apart():
+    env = RoleNav(n_envs=2048, n_agents=3)
+    obs = env.reset(1).obs
+    # Same law for each agent: uniform coordinates have mean 0 and variance 1/3 (standard errors 0.013 and 0.007).
+    position, goal = positions_and_goals(obs)[0], own_goals(obs)
+    for points in (position, goal):
+        assert points.mean(dim=0).abs().max() < 0.05
+        assert (points.var(dim=0) - 1 / 3).abs().max() < 0.03
+    step = env.step(torch.zeros(2048, 3, dtype=torch.long))
+    assert torch.equal(step.obs, obs) and not step.reward.any()
+
+
+def test_reward_is_the_team_s_decrease_of_distance_and_telescopes():
+    env = RoleNav(n_envs=32, n_agents=3)
+    step = env.reset(0)
+    goals = own_goals(step.obs)
+    distances = [torch.linalg.vector_norm(goals - step.obs[..., :2], dim=-1)]
+    total = torch.zeros(32)
+    for t in range(25):
+        step = env.step(torch.randint(5, (32, 3), generator=torch.Generator().manual_seed(t)))
+        distances.append(torch.linalg.vector_norm(goals - step.obs[..., :2], dim=-1))
+        assert torch.allclose(step.reward, (distances[-2] - distances[-1]).sum(dim=1), atol=1e-5)
+        total += step.reward
+    assert torch.allclose(total, (distances[0] - distances[-1]).sum(dim=1), atol=1e-5)
+    assert total.std() > 0.1  # the sum is not trivially zero
+
+
+def test_all_episodes_are_truncated_together_at_the_limit():
+    env = RoleNav(n_envs=2, episode_limit=3)
+    stay, step = torch.zeros(2, 3, dtype=torch.long), env.reset(0)
+    flags = [step.truncated.tolist()]
+    for _ in range(3):
+        step = env.step(stay)
+        flags.append(step.truncated.tolist())
+        assert not step.terminated.any()
+    assert flags == [[False] * 2] * 3 + [[True] * 2]
+
+
+def test_same_seed_same_episode_whatever_happened_before():
+    env, other = RoleNav(n_envs=4), RoleNav(n_envs=4)
+    random_state = torch.get_rng_state()
+    first = env.reset(7)
+    env.step(torch.ones(4, 3, dtype=torch.long))
+    other.reset(1)
+    assert torch.equal(env.reset(7).obs, first.obs)
+    assert torch.equal(other.reset(7).obs, first.obs)
+    assert not torch.equal(env.reset(8).obs, first.obs)
+    assert torch.equal(torch.get_rng_state(), random_state)  # a world must not disturb the learner's randomness
+
+
+def test_kept_steps_do_not_change():
+    env = RoleNav(n_envs=4)
+    step = env.reset(0)
+    copies = step.obs.clone(), step.state.clone()
+    env.step(torch.ones(4, 3, dtype=torch.long))
+    env.reset(1)
+    assert torch.equal(step.obs, copies[0]) and torch.equal(step.state, copies[1])
+
+
+def test_optimum_is_reached_with_identity():
+    # E|p - g| = 1.0428 for two uniform points in a square of side 2, so 3.128 for three agents. On the agents' grid
+    # of 0.12 the nearest point is 0.3826 * 0.12 away on average: 2.990. Standard error: 0.86 / sqrt(16384) = 0.007.
+    result = mean_return(RoleNav(n_envs=16384), own_goals)
+    assert result == pytest.approx(3 * (1.0428 - 0.3826 * 0.12), abs=0.03)
+
+
+def test_without_identity_the_median_of_the_goals_bounds_the_return():
+    env = RoleNav(n_envs=16384)
+    obs = env.reset(0).obs
+    position, goals = positions_and_goals(obs)[0], own_goals(obs)
+    median = geometric_median(goals)[:, None]
+    start, end = (torch.linalg.vector_norm(goals - point, dim=-1).sum(dim=1) for point in (position, median))
+    bound = (start - end).mean().item()
+    assert bound == pytest.approx(1.45, abs=0.03)  # standard error 0.007
+    result = mean_return(env, median_of_goals)
+    assert bound - 0.05 < result < bound  # a grid of 0.12 keeps the agents a little away from the median
+    assert result < mean_return(env, own_goals) - 1.5
+
+
+def test_options_of_the_task():
+    env = make_env("rolenav:n_agents=5,episode_limit=7", n_envs=2)
+    assert (env.spec.n_agents, env.spec.episode_limit, env.spec.obs_dims) == (5, 7, (12,) * 5)
+    for task in ("rolenav:n_agents=0", "rolenav:episode_limit=0"):
+        with pytest.raises(ConfigError, match="at least 1"):
+            make_env(task, n_envs=2)
+    with pytest.raises(ConfigError, match="did you mean 'n_agents'"):
+        make_env("rolenav:n_agent=3", n_envs=2)

@@ -1,0 +1,320 @@
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from k24lab.config import METHODS
+from k24lab.marl.learner import K24QLearner
+from k24lab.marl.replay import EpisodeBatch
+
+LAYERS = ("fc1", "rnn_input", "rnn_hidden", "fc2", "fc3", "fc4")
+VALUE_METRICS = {"loss_td", "loss", "grad_norm", "q_taken_mean", "target_mean", "td_error_abs"}
+MASK_METRICS = {
+    "temperature",
+    "pattern_mean_similarity",
+    "pattern_max_similarity",
+    "pattern_min_similarity",
+    "pattern_entropy",
+    "mask_flip_rate",
+    "train_eval_gap",
+    *(f"sparsity_layer_{name}" for name in LAYERS),
+    *(f"pattern_{p}_prob" for p in range(6)),
+}
+
+
+@pytest.fixture
+def make_learner(tiny_config, tiny_spec):
+    def make(dtype=torch.float32, **changes) -> K24QLearner:
+        torch.manual_seed(0)
+        learner = K24QLearner(tiny_config(**changes), tiny_spec)
+        for module in (learner.agent, learner.target_agent, learner.mixer, learner.target_mixer):
+            module.to(dtype)
+        return learner
+
+    return make
+
+
+@pytest.mark.parametrize("mixer", ["vdn", "qmix", "none"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_under_every_mixer_with_finite_numbers(method, mixer, make_learner, random_episodes):
+    learner = make_learner(method=method, mixer=mixer)
+    before = copy.deepcopy(learner.agent.state_dict())
+    metrics = learner.update(random_episodes(), t_env=200, log=True)
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert learner.n_updates == 1
+    after = learner.agent.state_dict()
+    for name, parameter in learner.agent.named_parameters():
+        learned = "hetero_alpha" not in name or learner.config.learns_masks
+        assert torch.equal(after[name], before[name]) != learned, name
+        assert parameter.isfinite().all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_all_metrics_of_the_specification_are_logged(method, make_learner, random_episodes):
+    learner = make_learner(method=method, mask_rnn=True)
+    first = learner.update(random_episodes(), t_env=200, log=True)
+    metrics = learner.update(random_episodes(), t_env=400, log=True)
+    expected = VALUE_METRICS | (MASK_METRICS if learner.config.masked else set())
+    expected |= {"div_loss", "div_coef"} if learner.config.learns_masks else set()
+    assert expected <= metrics.keys()
+    assert learner.config.masked or not MASK_METRICS & metrics.keys()
+    assert first.keys() == metrics.keys() - {"mask_flip_rate"}  # nothing to compare with at first
+
+
+def test_logging_changes_nothing_that_is_learned(make_learner, random_episodes):
+    a, b = make_learner(), make_learner()
+    for t_env in (200, 400):
+        quiet, loud = a.update(random_episodes(), t_env), b.update(random_episodes(), t_env, log=True)
+        assert quiet.items() <= loud.items()
+    for name, value in a.agent.state_dict().items():
+        assert torch.equal(value, b.agent.state_dict()[name]), name
+
+
+def test_mask_metrics_have_the_values_of_their_definitions(make_learner, random_episodes):
+    learner = make_learner(noise="none", reset_trigger="off", alpha_lr_factor=1e-6, lr=1e-6, score_ema_power=0.0)
+    for _ in range(2):  # nothing moves
+        metrics = learner.update(random_episodes(), t_env=1600, log=True)
+    assert metrics["temperature"] == pytest.approx(0.1)
+    assert metrics["mask_flip_rate"] == 0
+    assert metrics["train_eval_gap"] == 0  # the sampled mask is the argmax mask
+    assert sum(metrics[f"pattern_{p}_prob"] for p in range(6)) == pytest.approx(1)
+    assert 0 <= metrics["pattern_entropy"] <= math.log(6)
+    low, mean, high = (metrics[f"pattern_{k}_similarity"] for k in ("min", "mean", "max"))
+    assert 0 <= low <= mean <= high <= 1
+    assert all(metrics[f"sparsity_layer_{name}"] == 0.5 for name in LAYERS[1:])
+    assert metrics["sparsity_layer_fc1"] == pytest.approx(0.5, abs=0.17)  # six inputs: the last group is cut
+    assert metrics["loss"] == pytest.approx(metrics["loss_td"] + metrics["div_coef"] * metrics["div_loss"])
+
+
+def test_flip_rate_is_the_share_of_groups_whose_argmax_changed(make_learner, random_episodes):
+    learner = make_learner()
+    learner.update(random_episodes(), t_env=200, log=True)
+    before = learner.logged_index.clone()
+    with torch.no_grad():
+        for alpha in learner.alphas:
+            alpha.normal_(std=3.0)
+    metrics = learner.update(random_episodes(), t_env=400, log=True)
+    assert metrics["mask_flip_rate"] == pytest.approx((learner.logged_index != before).float().mean().item())
+    assert metrics["mask_flip_rate"] > 0.3
+
+
+def test_train_eval_gap_is_large_where_masks_are_chance(make_learner, random_episodes):
+    learner = make_learner(method="k24-literal")
+    assert learner.update(random_episodes(), t_env=200, log=True)["train_eval_gap"] > 0.1
+
+
+# --- padding and death -----------------------------------------------------------------------------------------
+
+
+def lengthened(episodes: EpisodeBatch, extra: int) -> EpisodeBatch:
+    """The same episodes with garbage after their ends, and `extra` more steps of it."""
+    generator = torch.Generator().manual_seed(9)
+    n, t = episodes.filled.shape
+    longer = {}
+    for name, value in vars(episodes).items():
+        more = value.new_zeros(n, extra, *value.shape[2:])
+        longer[name] = torch.cat([value, more], dim=1)
+    filled = longer["filled"]
+    garbage = ~filled
+    seen = torch.cat([filled, torch.zeros(n, 1, dtype=torch.bool)], dim=1)
+    seen[:, 1:] |= filled  # the observation after the last step is no garbage
+    for name in ("obs", "state"):
+        noise = 100 * torch.randn(longer[name].shape, generator=generator, dtype=longer[name].dtype)
+        longer[name][~seen] = noise[~seen]
+    for name in ("avail_actions", "alive"):
+        noise = torch.rand(longer[name].shape, generator=generator) < 0.5
+        longer[name][~seen] = noise[~seen]
+    longer["reward"][garbage] = 1000.0
+    longer["terminated"][garbage] = True
+    longer["actions"][garbage] = 3
+    return EpisodeBatch(**longer)
+
+
+@pytest.mark.parametrize("mixer", ["vdn", "qmix", "none"])
+@pytest.mark.parametrize("method", ["fups", "nops", "k24"])
+def test_padding_changes_neither_loss_nor_gradient_nor_activations(method, mixer, make_learner, random_episodes):
+    episodes = random_episodes(dtype=torch.float64)
+    a, b = (make_learner(torch.float64, method=method, mixer=mixer) for _ in range(2))
+    plain = a.update(episodes, t_env=200, log=True)
+    padded = b.update(lengthened(episodes, 3), t_env=200, log=True)
+    assert padded == pytest.approx(plain, rel=1e-9)
+    for (name, p), q in zip(a.agent.named_parameters(), b.agent.parameters(), strict=True):
+        torch.testing.assert_close(q.grad, p.grad, msg=name)
+    for (name, p), q in zip(a.agent.named_buffers(), b.agent.buffers(), strict=True):
+        torch.testing.assert_close(q, p, msg=name)
+
+
+def test_padding_changes_nothing_of_the_adaptive_reset(make_learner, random_episodes):
+    episodes = random_episodes(dtype=torch.float64)
+    a, b = (make_learner(torch.float64, reset_trigger="adaptive") for _ in range(2))
+    a.update(episodes, t_env=200)
+    b.update(lengthened(episodes, 9), t_env=200)
+    torch.testing.assert_close(b.reset_trigger.previous_policy, a.reset_trigger.previous_policy)
+
+
+@pytest.mark.parametrize("scope", ["mask", "shared"])
+def test_running_activations_are_the_mean_over_played_steps_of_living_agents(scope, make_learner, random_episodes):
+    learner = make_learner(torch.float64, ema_scope=scope)
+    episodes = random_episodes(dtype=torch.float64)
+    episodes.alive[:, 1:, 1] = False  # agent 1 dies after one step
+    episodes.alive[:, :, 2] = False  # agent 2 never lives
+    learner.update(episodes, t_env=200)
+    size = episodes.obs.abs()
+    rows = [size[:, :-1, 0][episodes.filled], size[:, 0, 1]]
+    ema = learner.masked_layers["fc1"].ema_tracker.ema_activation
+    if scope == "shared":
+        torch.testing.assert_close(ema, torch.cat(rows).mean(dim=0, keepdim=True))
+    else:
+        expected = torch.stack([rows[0].mean(dim=0), rows[1].mean(dim=0), torch.ones(6, dtype=torch.float64)])
+        torch.testing.assert_close(ema, expected)
+
+
+def test_what_a_dead_agent_sees_changes_no_running_activation(make_learner, random_episodes):
+    episodes = random_episodes(dtype=torch.float64)
+    episodes.alive[:, 2:, 1] = False
+    other = replace(episodes, obs=episodes.obs.clone())
+    other.obs[:, 2:, 1] = 50.0
+    a, b = (make_learner(torch.float64) for _ in range(2))
+    a.update(episodes, t_env=200)
+    b.update(other, t_env=200)
+    for name, layer in a.masked_layers.items():
+        torch.testing.assert_close(
+            b.masked_layers[name].ema_tracker.ema_activation, layer.ema_tracker.ema_activation, msg=name
+        )
+
+
+@pytest.mark.parametrize("method", ["random24", "k24-alpha"])
+def test_running_activations_that_no_score_reads_are_not_kept(method, make_learner, random_episodes):
+    learner = make_learner(method=method)
+    learner.update(random_episodes(), t_env=200)
+    assert all((layer.ema_tracker.ema_activation == 1).all() for layer in learner.masked_layers.values())
+
+
+# --- target networks -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mixer", ["vdn", "qmix"])
+def test_polyak_moves_the_targets_a_share_of_the_way(mixer, make_learner, random_episodes):
+    learner = make_learner(polyak=0.25, mixer=mixer)
+    with torch.no_grad():
+        for parameter in learner.target_agent.parameters():
+            parameter.add_(1.0)
+    pairs = [(learner.target_agent, learner.agent), (learner.target_mixer, learner.mixer)]
+    before = [[p.detach().clone() for p in target.parameters()] for target, _ in pairs]
+    learner.update(random_episodes(), t_env=200)
+    for (target, online), old in zip(pairs, before, strict=True):
+        for t, o, b in zip(target.parameters(), online.parameters(), old, strict=True):
+            torch.testing.assert_close(t, 0.75 * b + 0.25 * o)
+
+
+@pytest.mark.parametrize("mixer", ["vdn", "qmix"])
+def test_hard_update_copies_everything_at_its_interval_and_nothing_between(mixer, make_learner, random_episodes):
+    learner = make_learner(target_update="hard", target_update_interval=3, mixer=mixer)
+
+    def state():
+        modules = (learner.target_agent, learner.target_mixer)
+        return [v.clone() for m in modules for v in m.state_dict().values()]
+
+    def online():
+        return [v for m in (learner.agent, learner.mixer) for v in m.parameters()]
+
+    start = state()
+    for k in range(1, 3):
+        learner.update(random_episodes(), t_env=200 * k)
+        assert all(torch.equal(a, b) for a, b in zip(state(), start, strict=True))
+    learner.update(random_episodes(), t_env=600)
+    targets = [v for m in (learner.target_agent, learner.target_mixer) for v in m.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(targets, online(), strict=True))
+
+
+def test_target_networks_see_the_masks_state_but_never_make_their_own(make_learner, random_episodes):
+    learner = make_learner(reset_trigger="off")
+    before = {n: layer.ema_tracker.ema_activation.clone() for n, layer in learner.masked_layers.items()}
+    learner.update(random_episodes(), t_env=200)
+    learner.update(random_episodes(seed=1), t_env=400)
+    moved = {n: layer.ema_tracker.ema_activation.clone() for n, layer in learner.masked_layers.items()}
+    for name, layer in learner.target_agent.masked_layers.items():
+        assert not torch.equal(layer.ema_tracker.ema_activation, before[name])
+        # Of the update before: the online network's is moved after its targets are.
+        assert not torch.equal(layer.ema_tracker.ema_activation, moved[name])
+    assert not any(p.requires_grad and p.grad is not None for p in learner.target_agent.parameters())
+
+
+def test_acting_uses_the_argmax_masks_and_changes_no_state(make_learner):
+    learner = make_learner()
+    before, random_state = copy.deepcopy(learner.agent.state_dict()), learner.generator.get_state()
+    a, b = learner.argmax_weights(), learner.argmax_weights()
+    for name, layer in learner.masked_layers.items():
+        assert torch.equal(a[name].weight, b[name].weight)
+        assert not a[name].weight.requires_grad
+        kept = (a[name].weight != 0).reshape(3, layer.out_features, -1).float().mean().item()
+        assert kept == pytest.approx(0.5, abs=0.17)
+    assert all(torch.equal(v, before[n]) for n, v in learner.agent.state_dict().items())
+    assert torch.equal(learner.generator.get_state(), random_state)
+
+
+# --- optimizer -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["k24", "k24-literal"])
+def test_coefficients_have_a_learning_rate_of_their_own_and_no_decay(method, make_learner):
+    learner = make_learner(method=method, lr=1e-3)
+    weights, alphas = learner.optimizer.param_groups
+    assert {id(p) for p in alphas["params"]} == {id(layer.hetero_alpha) for layer in learner.masked_layers.values()}
+    assert alphas["lr"] == pytest.approx(1e-3 * learner.config.alpha_lr_factor) and weights["lr"] == 1e-3
+    assert alphas["weight_decay"] == 0
+    everything = [*learner.agent.parameters(), *learner.mixer.parameters()]
+    assert {id(p) for g in learner.optimizer.param_groups for p in g["params"]} == {id(p) for p in everything}
+
+
+@pytest.mark.parametrize("method", ["random24", "fups", "nops"])
+def test_methods_without_learned_masks_have_one_group_without_coefficients(method, make_learner):
+    (group,) = make_learner(method=method, mixer="qmix").optimizer.param_groups
+    assert all(p.requires_grad for p in group["params"])
+
+
+def test_gradient_norm_is_clipped_over_all_parameters(make_learner, random_episodes):
+    learner = make_learner(grad_norm_clip=1e-3)
+    metrics = learner.update(random_episodes(), t_env=200, log=True)
+    norm = torch.stack([p.grad.norm() for p in learner.agent.parameters()]).norm().item()
+    assert metrics["grad_norm"] > 1e-3 and norm == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_fixed_random_masks_stay_as_they_are_while_the_weights_learn(make_learner, random_episodes):
+    learner = make_learner(method="random24")
+    masks = {n: w.weight != 0 for n, w in learner.argmax_weights().items()}
+    for k in range(5):
+        learner.update(random_episodes(seed=k), t_env=200 * k)
+    for name, weight in learner.argmax_weights().items():
+        assert torch.equal(weight.weight != 0, masks[name]), name
+
+
+# --- state -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{"mixer": "qmix"}, {"reset_trigger": "adaptive"}, {"method": "k24-literal"}])
+def test_learner_goes_on_bit_for_bit_where_it_was_saved(changes, make_learner, random_episodes):
+    settings = changes | {"kl_threshold": 0.0, "reset_target": "random"}
+    learner = make_learner(**settings)
+    for t_env in (200, 1000):
+        learner.update(random_episodes(seed=t_env), t_env, log=True)
+    state = copy.deepcopy(learner.state_dict())
+    torch.manual_seed(99)
+    other = make_learner(**settings)
+    other.update(random_episodes(seed=5), t_env=100)
+    other.load_state_dict(state)
+    for t_env in (1400, 2600):
+        a, b = (x.update(random_episodes(seed=t_env), t_env, log=True) for x in (learner, other))
+        assert a == b
+    for name, value in learner.agent.state_dict().items():
+        assert torch.equal(other.agent.state_dict()[name], value), name
+    assert other.n_updates == learner.n_updates == 4
+
+
+def test_temperature_and_logit_scale_follow_their_schedules(make_learner):
+    learner = make_learner(t_max=1000, logit_scale=2.0, logit_scale_final=12.0)
+    assert [learner.temperature(t) for t in (0, 400, 800, 1000)] == pytest.approx([5.0, 1.0, 0.1, 0.1])
+    assert [learner.logit_scale(t) for t in (0, 500, 1000, 2000)] == pytest.approx([2.0, 7.0, 12.0, 12.0])
+    assert make_learner().logit_scale(900) == 10.0
