@@ -37,7 +37,7 @@ test: setup  ## lint, types, all tests, and the notebooks with small parameters
 	$(RUN) pytest --nbmake -n 2 notebooks
 
 results: setup  ## every run behind the README's results (about an hour on 2 cores), then the figures
-	for grid in rolenav3 rolenav8 scarce table spread; do $(RUN) k24lab sweep notebooks/grids/$$grid.yaml || exit 1; done
+	for grid in rolenav3 rolenav8 learned_vs_random separate rolenav16 spread; do $(RUN) k24lab sweep notebooks/grids/$$grid.yaml || exit 1; done
 	$(RUN) k24lab notebooks --results
 
 lint: setup  ## ruff and mypy alone

@@ -26,9 +26,8 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
         "alpha_lr_factor": 1.0,
         "score_gradient": "all",
         "temperature_schedule": "linear",
-        "temperature_min": 0.1,
+        "argmax_after_anneal": False,
         "diversity_coef": 0.1,
-        "diversity_gradient": "all",
         "reset_target": "random",
         "mask_rnn": False,
     },
@@ -45,6 +44,8 @@ class MaskConfig:
 
     score_weight_power: float = 1.0  # p of |W|^p * EMA^q * sigmoid(hetero_alpha), in [0, 1]
     score_ema_power: float = 1.0  # q, in [0, 1]
+    # What else than hetero_alpha learns through the scores: nothing, |W| from the TD loss, or also from the diversity.
+    score_gradient: Literal["alpha", "td", "all"] = "td"
     ema_scope: Literal["mask", "shared"] = "mask"  # a running mean of |x| per mask, or one for all
     ema_decay: float = 0.99  # per learner update
     hetero_init_scale: float = 2.0  # standard deviation of hetero_alpha at the start
@@ -54,14 +55,15 @@ class MaskConfig:
     temperature_schedule: Literal["two_phase", "linear"] = "two_phase"
     temperature_init: float = 5.0
     temperature_mid: float = 1.0  # between the two phases
-    temperature_min: float = 0.01
+    temperature_min: float = 0.1
     anneal_start: float = 0.0  # share of t_max
     anneal_end: float = 0.8  # share of t_max; the temperature is constant from here on
+    # From anneal_end on learn with the argmax masks that act; no temperature decides groups whose scores are all weak.
+    argmax_after_anneal: bool = True
     mask_rnn: bool = True  # mask the two matrices of the GRU as well
     diversity_coef: float = 1.0  # base of the adaptive coefficient; 0 switches the loss off
     diversity_coef_max: float = 10.0  # cap of the adaptive coefficient
     diversity_history: int = 100  # updates that the adaptive coefficient averages over
-    diversity_gradient: Literal["alpha", "all"] = "alpha"  # hetero_alpha alone, or through |W| too
     reset_trigger: Literal["periodic", "adaptive", "off"] = "periodic"
     reset_target: Literal["unselected", "random"] = "unselected"  # which hetero_alpha entries are revived
     reset_interval: int = 10_000  # env steps
@@ -79,7 +81,8 @@ class LearnerConfig:
     agent_id: bool = False  # append a one-hot agent index to the observation
     mixer: Literal["vdn", "qmix", "none"] = "vdn"  # none: independent Q-learning
     mixing_embed_dim: int = 32  # QMIX only
-    lr: float = 2e-3
+    lr: float = 3e-3
+    lr_final: float = 0.0  # reached linearly at t_max; a network that goes on moving goes on flipping masks
     alpha_lr_factor: float = 20.0  # hetero_alpha learns this many times faster
     grad_norm_clip: float = 10.0
     td_loss: Literal["huber", "mse"] = "huber"
@@ -142,7 +145,7 @@ _POSITIVE = (
     "n_threads logit_scale temperature_init temperature_mid temperature_min diversity_history reset_interval "
     "alpha_lr_factor diversity_coef_max"
 ).split()
-_NOT_NEGATIVE = "hetero_init_scale diversity_coef kl_threshold epsilon_anneal_steps seed".split()
+_NOT_NEGATIVE = "lr_final hetero_init_scale diversity_coef kl_threshold epsilon_anneal_steps seed".split()
 _SHARE = (
     "score_weight_power score_ema_power ema_decay anneal_start anneal_end reset_ratio reset_threshold "
     "reset_ema_share gamma polyak epsilon_start epsilon_finish"

@@ -143,7 +143,7 @@ def read_config(path: Path) -> Config:
         return build_config(fields)
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(f"{path} is no run folder: it has no config.json") from None
-    except ValueError as error:  # not text, not JSON, not a configuration
+    except (ValueError, ConfigError) as error:  # not text, not JSON, not a configuration
         raise RunError(f"{file} cannot be used: {error}") from error
 
 

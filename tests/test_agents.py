@@ -11,11 +11,11 @@ KINDS = {
     "masked, dense GRU": {"method": "k24", "mask_rnn": False},
     "masked, all": {"method": "k24", "mask_rnn": True},
 }
-N, T, B, I, H, A = 3, 4, 2, 7, 8, 5
+N, T, B, INPUT, H, A = 3, 4, 2, 7, 8, 5
 
 
 def make_agent(kind, n_agents=N):
-    agent = build_agent(build_config(KINDS[kind] | {"hidden_dim": H}), I, A, n_agents).double()
+    agent = build_agent(build_config(KINDS[kind] | {"hidden_dim": H}), INPUT, A, n_agents).double()
     for layer in agent.masked_layers.values():
         layer.ema_tracker.ema_activation.uniform_(0.5, 2)
     return agent
@@ -56,7 +56,7 @@ def slow_unroll(agent, masks, x, hidden):
 
 
 def random_input(n_agents=N):
-    shape = (n_agents, T, B, I)
+    shape = (n_agents, T, B, INPUT)
     return torch.randn(shape, dtype=torch.float64), torch.randn(n_agents, B, H, dtype=torch.float64)
 
 

@@ -13,7 +13,9 @@ from k24lab.runs import read_config, run_folder
 from k24lab.train import Trainer, train
 
 FLAGS = list(
-    itertools.chain.from_iterable((f"--{key.replace('_', '-')}", str(value)) for key, value in (TINY | {"t_max": 400}).items())
+    itertools.chain.from_iterable(
+        (f"--{key.replace('_', '-')}", str(value)) for key, value in (TINY | {"t_max": 400}).items()
+    )
 )
 
 

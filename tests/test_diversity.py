@@ -36,9 +36,7 @@ def test_closed_form_equals_the_double_loop_over_pairs(n_masks, groups, seed):
 @given(st.integers(2, 5), st.integers(1, 5), st.integers(0, 100))
 def test_similarity_statistics_are_those_of_all_pairs(n_masks, groups, seed):
     probs = random_laws(n_masks, groups, seed)
-    pairs = [
-        (probs[:, a] * probs[:, b]).sum(dim=0).mean().item() for a, b in itertools.combinations(range(n_masks), 2)
-    ]
+    pairs = [(probs[:, a] * probs[:, b]).sum(dim=0).mean().item() for a, b in itertools.combinations(range(n_masks), 2)]
     expected = {"mean": sum(pairs) / len(pairs), "max": max(pairs), "min": min(pairs)}
     assert similarity_stats(probs) == pytest.approx(expected)
     similarity = pairwise_similarity(probs)
@@ -92,9 +90,7 @@ def test_coefficient_is_capped():
     assert K24DiversityManager(base=1.0, cap=10.0).coefficient(1.0, 1e-9) == 10.0
 
 
-@pytest.mark.parametrize(
-    ("td", "div"), [(0.0, 0.2), (0.3, 0.0), (float("nan"), 0.2), (0.3, float("inf")), (0.0, 0.0)]
-)
+@pytest.mark.parametrize(("td", "div"), [(0.0, 0.2), (0.3, 0.0), (float("nan"), 0.2), (0.3, float("inf")), (0.0, 0.0)])
 def test_zero_and_non_finite_means_fall_back_to_the_base(td, div):
     assert K24DiversityManager(base=0.7).coefficient(td, div) == 0.7
 
@@ -117,11 +113,11 @@ def test_histories_survive_saving_and_loading():
 # --- where its gradient goes -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("gradient", "reaches_weights"), [("alpha", False), ("all", True)])
+@pytest.mark.parametrize(("gradient", "reaches_weights"), [("alpha", False), ("td", False), ("all", True)])
 def test_diversity_moves_the_weights_only_with_the_switch(
     gradient, reaches_weights, tiny_config, tiny_spec, random_episodes, monkeypatch
 ):
-    learner = K24QLearner(tiny_config(diversity_gradient=gradient), tiny_spec)
+    learner = K24QLearner(tiny_config(score_gradient=gradient), tiny_spec)
     monkeypatch.setattr(learner, "_mean_loss", lambda td_error, filled: (td_error * 0).sum())  # diversity alone
     metrics = learner.update(random_episodes(), t_env=0)
     assert metrics["div_coef"] > 0 and metrics["loss"] == pytest.approx(metrics["div_coef"] * metrics["div_loss"])

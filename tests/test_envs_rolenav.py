@@ -157,3 +157,11 @@ def test_options_of_the_task():
             make_env(task, n_envs=2)
     with pytest.raises(ConfigError, match="did you mean 'n_agents'"):
         make_env("rolenav:n_agent=3", n_envs=2)
+
+
+def test_nothing_moves_and_nothing_is_paid_after_the_limit():
+    env = RoleNav(n_envs=4, episode_limit=2)
+    env.reset(0)
+    last = [env.step(torch.ones(4, 3, dtype=torch.long)) for _ in range(2)][-1]
+    after = env.step(torch.ones(4, 3, dtype=torch.long))
+    assert torch.equal(after.obs, last.obs) and after.truncated.all() and not after.reward.any()

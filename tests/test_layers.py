@@ -7,7 +7,7 @@ import torch
 from k24lab.config import MaskConfig
 from k24lab.errors import ConfigError
 from k24lab.sparsity.layers import EMAActivationTracker, SemiStructuredLinear24
-from k24lab.sparsity.masks import argmax_masks, draw_masks
+from k24lab.sparsity.masks import PADDING_SCORE, argmax_masks, draw_masks
 from k24lab.sparsity.patterns import PATTERNS_24
 
 ONES = torch.ones(2)
@@ -89,7 +89,8 @@ def slow_forward(layer, x, index, temperature):
         y = layer.bias[o]
         for g in range(n_groups):
             inside = range(4 * g, min(4 * g + 4, layer.in_features))
-            logits = [sum(score[o, i] for i in inside if pattern[i - 4 * g]) + 0.0 * mean for pattern in PATTERNS_24]
+            kept = [score[o, i] if i in inside else PADDING_SCORE * mean / scale for i in range(4 * g, 4 * g + 4)]
+            logits = [sum(s for s, keep in zip(kept, pattern, strict=True) if keep) for pattern in PATTERNS_24]
             pi = torch.softmax(scale * torch.stack(logits) / mean / temperature, dim=0)
             for i in inside:
                 soft = sum(pi[p] for p in range(6) if PATTERNS_24[p][i - 4 * g])

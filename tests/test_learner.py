@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from k24lab.config import METHODS
 from k24lab.marl.learner import K24QLearner
@@ -76,7 +77,7 @@ def test_mask_metrics_have_the_values_of_their_definitions(make_learner, random_
     learner = make_learner(noise="none", reset_trigger="off", alpha_lr_factor=1e-6, lr=1e-6, score_ema_power=0.0)
     for _ in range(2):  # nothing moves
         metrics = learner.update(random_episodes(), t_env=1600, log=True)
-    assert metrics["temperature"] == pytest.approx(0.1)
+    assert metrics["temperature"] == pytest.approx(learner.config.temperature_min)
     assert metrics["mask_flip_rate"] == 0
     assert metrics["train_eval_gap"] == 0  # the sampled mask is the argmax mask
     assert sum(metrics[f"pattern_{p}_prob"] for p in range(6)) == pytest.approx(1)
@@ -111,7 +112,7 @@ def test_train_eval_gap_is_large_where_masks_are_chance(make_learner, random_epi
 def lengthened(episodes: EpisodeBatch, extra: int) -> EpisodeBatch:
     """The same episodes with garbage after their ends, and `extra` more steps of it."""
     generator = torch.Generator().manual_seed(9)
-    n, t = episodes.filled.shape
+    n = len(episodes.filled)
     longer = {}
     for name, value in vars(episodes).items():
         more = value.new_zeros(n, extra, *value.shape[2:])
@@ -259,8 +260,9 @@ def test_acting_uses_the_argmax_masks_and_changes_no_state(make_learner):
 
 
 @pytest.mark.parametrize("method", ["k24", "k24-literal"])
-def test_coefficients_have_a_learning_rate_of_their_own_and_no_decay(method, make_learner):
+def test_coefficients_have_a_learning_rate_of_their_own_and_no_decay(method, make_learner, random_episodes):
     learner = make_learner(method=method, lr=1e-3)
+    learner.update(random_episodes(), t_env=0)
     weights, alphas = learner.optimizer.param_groups
     assert {id(p) for p in alphas["params"]} == {id(layer.hetero_alpha) for layer in learner.masked_layers.values()}
     assert alphas["lr"] == pytest.approx(1e-3 * learner.config.alpha_lr_factor) and weights["lr"] == 1e-3
@@ -275,11 +277,26 @@ def test_methods_without_learned_masks_have_one_group_without_coefficients(metho
     assert all(p.requires_grad for p in group["params"])
 
 
-def test_gradient_norm_is_clipped_over_all_parameters(make_learner, random_episodes):
-    learner = make_learner(grad_norm_clip=1e-3)
-    metrics = learner.update(random_episodes(), t_env=200, log=True)
-    norm = torch.stack([p.grad.norm() for p in learner.agent.parameters()]).norm().item()
-    assert metrics["grad_norm"] > 1e-3 and norm == pytest.approx(1e-3, rel=1e-3)
+@pytest.mark.parametrize("method", ["k24", "fups"])
+def test_learning_rates_fall_linearly_to_their_end(method, make_learner, random_episodes):
+    learner = make_learner(method=method, lr=1e-2, lr_final=2e-3, t_max=1000)
+    for t_env, lr in ((0, 1e-2), (500, 6e-3), (1000, 2e-3), (1200, 2e-3)):
+        learner.update(random_episodes(), t_env)
+        factors = (1.0, learner.config.alpha_lr_factor)
+        found = [group["lr"] for group in learner.optimizer.param_groups]
+        assert found == pytest.approx([lr * factor for factor in factors[: len(found)]])
+
+
+def test_gradient_norm_of_each_group_is_clipped_on_its_own(make_learner, random_episodes):
+    free, clipped = make_learner(grad_norm_clip=1e6), make_learner(grad_norm_clip=1e-3)
+    logged = [learner.update(random_episodes(), t_env=200, log=True)["grad_norm"] for learner in (free, clipped)]
+    before, after = (
+        [nn.utils.get_total_norm([p.grad for p in group["params"]]).item() for group in learner.optimizer.param_groups]
+        for learner in (free, clipped)
+    )
+    assert len(before) == 2 and min(before) > 1e-3
+    assert after == pytest.approx([1e-3, 1e-3], rel=1e-3)
+    assert logged == pytest.approx([before[0]] * 2)  # of the weights, before it is clipped
 
 
 def test_fixed_random_masks_stay_as_they_are_while_the_weights_learn(make_learner, random_episodes):
@@ -314,7 +331,7 @@ def test_learner_goes_on_bit_for_bit_where_it_was_saved(changes, make_learner, r
 
 
 def test_temperature_and_logit_scale_follow_their_schedules(make_learner):
-    learner = make_learner(t_max=1000, logit_scale=2.0, logit_scale_final=12.0)
+    learner = make_learner(t_max=1000, temperature_min=0.1, logit_scale=2.0, logit_scale_final=12.0)
     assert [learner.temperature(t) for t in (0, 400, 800, 1000)] == pytest.approx([5.0, 1.0, 0.1, 0.1])
     assert [learner.logit_scale(t) for t in (0, 500, 1000, 2000)] == pytest.approx([2.0, 7.0, 12.0, 12.0])
     assert make_learner().logit_scale(900) == 10.0

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from k24lab.config import MaskConfig
 from k24lab.sparsity.layers import SemiStructuredLinear24
-from k24lab.sparsity.masks import argmax_masks, draw_masks, groups_per_layer, network_logits
+from k24lab.sparsity.masks import PADDING_SCORE, argmax_masks, draw_masks, groups_per_layer, network_logits
 from k24lab.sparsity.patterns import PATTERNS_24
 
 NOISES = ("annealed", "literal", "none")
@@ -113,9 +113,7 @@ def test_layers_drawn_together_keep_their_own_masks_and_laws():
     a, b = make_layer(9, 5), make_layer(4, 7)
     together = draw_masks([a, b], 0.7, 10.0, "none")
     assert groups_per_layer([a, b]) == [15, 7]
-    for layer, mask, probs in zip(
-        [a, b], together.masks, together.pattern_probs.split([15, 7], dim=2), strict=True
-    ):
+    for layer, mask, probs in zip([a, b], together.masks, together.pattern_probs.split([15, 7], dim=2), strict=True):
         alone = draw_masks([layer], 0.7, 10.0, "none")
         assert torch.equal(mask, alone.masks[0])
         torch.testing.assert_close(probs, alone.pattern_probs)
@@ -203,7 +201,8 @@ def slow_soft_mask(layer, temperature, logit_scale, detach_mean=True):
         mean = score.detach().mean() if detach_mean else score.mean()
         for o in range(o_):
             for start in range(0, i_, 4):
-                kept = [score[o, i] if i < i_ else torch.zeros((), dtype=w.dtype) for i in range(start, start + 4)]
+                padding = PADDING_SCORE * mean / logit_scale
+                kept = [score[o, i] if i < i_ else padding for i in range(start, start + 4)]
                 logits = torch.stack([sum(s for s, k in zip(kept, p, strict=True) if k) for p in PATTERNS_24])
                 pi = torch.softmax(logit_scale * logits / mean / temperature, dim=0)
                 rows += [sum(pi[p] * PATTERNS_24[p][j] for p in range(6)) for j in range(4) if start + j < i_]
@@ -265,3 +264,22 @@ def test_score_is_the_product_of_weight_activation_and_coefficient(p, q):
         expected = layer.weight[o, i].abs() ** p * layer.ema_tracker.ema_activation[m, i] ** q
         expected = expected * torch.sigmoid(layer.hetero_alpha[m, o, i])
         torch.testing.assert_close(layer.scores()[m, o, i], expected)
+
+
+@pytest.mark.parametrize("in_features", [1, 2, 3, 5, 6])
+def test_a_padded_group_keeps_all_the_real_weights_it_may_at_every_temperature(in_features):
+    layer = make_layer(in_features, 16, 3)
+    layer.hetero_alpha.data.normal_(0, 10)  # some coefficients nearly 0: as low as the padding would be
+    real = (in_features - 1) % 4 + 1
+    for temperature in (5.0, 0.1):
+        mask = draw_masks([layer], temperature, 10.0, "annealed").masks[0]
+        kept = mask[..., in_features - real :].sum(dim=-1)
+        assert (kept == min(real, 2)).all()
+
+
+@pytest.mark.parametrize(("score_gradient", "reaches_weights"), [("alpha", False), ("td", True), ("all", True)])
+def test_scores_teach_the_weights_only_with_the_switch(score_gradient, reaches_weights):
+    layer = make_layer(score_gradient=score_gradient)
+    alpha, weight = torch.autograd.grad(layer.scores().sum(), [layer.hetero_alpha, layer.weight], allow_unused=True)
+    assert alpha.abs().min() > 0
+    assert (weight is not None) == reaches_weights

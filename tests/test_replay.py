@@ -48,7 +48,9 @@ def test_all_fields_of_an_episode_stay_together(tiny_spec):
     buffer.add(marked(tiny_spec, range(8)))
     batch = buffer.sample(8, torch.Generator().manual_seed(1))
     for row, mark in enumerate(marks_of(batch)):
-        assert (batch.obs[row] == mark).all() and (batch.state[row] == mark).all() and (batch.actions[row] == mark).all()
+        assert (
+            (batch.obs[row] == mark).all() and (batch.state[row] == mark).all() and (batch.actions[row] == mark).all()
+        )
 
 
 def test_sample_is_cut_to_its_longest_episode_with_the_last_observation(tiny_spec):

@@ -151,7 +151,9 @@ def make_learner(tiny_config, tiny_spec, **changes):
 
 
 @pytest.mark.parametrize(("target", "threshold", "all_of_them"), [("random", 0.0, True), ("unselected", 0.0, False)])
-def test_learner_resets_all_layers_but_the_first(target, threshold, all_of_them, tiny_config, tiny_spec, random_episodes):
+def test_learner_resets_all_layers_but_the_first(
+    target, threshold, all_of_them, tiny_config, tiny_spec, random_episodes
+):
     settings = {"reset_target": target, "reset_threshold": threshold, "reset_ema_share": 0.75, "noise": "none"}
     learner = make_learner(tiny_config, tiny_spec, **settings)
     alphas = {name: layer.hetero_alpha.detach().clone() for name, layer in learner.masked_layers.items()}

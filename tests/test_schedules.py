@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from k24lab.config import MaskConfig
@@ -12,7 +14,8 @@ def test_linear_joins_its_ends_and_is_constant_outside(progress, value):
 
 
 @pytest.mark.parametrize(
-    ("progress", "value"), [(0.0, 5.0), (0.2, 3.0), (0.4, 1.0), (0.6, 0.55), (0.8, 0.1), (0.9, 0.1), (1.0, 0.1), (2.0, 0.1)]
+    ("progress", "value"),
+    [(0.0, 5.0), (0.2, 3.0), (0.4, 1.0), (0.6, 0.55), (0.8, 0.1), (0.9, 0.1), (1.0, 0.1), (2.0, 0.1)],
 )
 def test_two_phases_meet_at_the_middle_and_end_at_anneal_end(progress, value):
     assert temperature(progress, schedule="two_phase", **PHASES) == pytest.approx(value)
@@ -28,7 +31,7 @@ def test_linear_schedule_goes_straight_to_the_minimum(progress, value):
 def test_temperature_never_rises_and_is_constant_outside_the_annealing(schedule, start, end):
     phases = PHASES | {"anneal_start": start, "anneal_end": end}
     values = [temperature(k / 200, schedule=schedule, **phases) for k in range(201)]
-    assert all(a >= b for a, b in zip(values, values[1:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(values))
     assert {v for k, v in enumerate(values) if k / 200 <= start} == {5.0}
     assert {round(v, 12) for k, v in enumerate(values) if k / 200 >= end} == {0.1}
     assert 5.0 > temperature((start + end) / 2, schedule=schedule, **phases) > 0.1

@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-
 from conftest import TINY
+
 from k24lab import runs
 from k24lab.config import build_config
 from k24lab.errors import ConfigError, RunError
@@ -261,15 +261,20 @@ def test_folder_whose_checkpoints_are_all_unusable_is_one_clear_error(unbroken, 
 def test_kill_while_saving_after_a_damaged_checkpoint_loses_nothing(unbroken, broken, monkeypatch):
     config, path, _ = unbroken
     truncate(broken / CHECKPOINT, config)
-    original = os.fsync
+    save, sync, saved = torch.save, os.fsync, []
 
-    def kill(fd):
-        if os.readlink(f"/proc/self/fd/{fd}").endswith(".tmp") and "checkpoint" in os.readlink(f"/proc/self/fd/{fd}"):
+    def note_save(state, file):
+        save(state, file)
+        saved.append(file)
+
+    def kill_once_saved(fd):
+        if saved:
             raise Interrupted
-        original(fd)
+        sync(fd)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs.os, "fsync", kill)
+        patch.setattr(torch, "save", note_save)
+        patch.setattr(os, "fsync", kill_once_saved)
         with pytest.warns(UserWarning, match="going on from"), pytest.raises(Interrupted):
             train(config, folder=broken, progress=False)
     train(config, folder=broken, progress=False)
@@ -292,7 +297,7 @@ def test_folder_of_another_configuration_is_refused_with_the_keys(unbroken, tiny
     before = metrics(path)
     with pytest.raises(RunError) as error:
         train(tiny_config(seed=5, lr=0.01), folder=path, progress=False)
-    assert "holds another run: lr = 0.001 there, 0.01 here; seed = 0 there, 5 here" in str(error.value)
+    assert "holds another run: lr = 0.002 there, 0.01 here; seed = 0 there, 5 here" in str(error.value)
     assert metrics(path) == before
 
 
@@ -499,6 +504,34 @@ def test_run_without_done_is_not_taken_for_finished(unbroken, tmp_path):
     train(config, folder=tmp_path / "copy", progress=False)
     assert (tmp_path / "copy" / "summary.json").exists() and (tmp_path / "copy" / "DONE").exists()
     assert metrics(tmp_path / "copy") == metrics(path)
+
+
+# --- learning --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_masks_tell_apart_agents_that_nothing_in_their_observation_tells_apart(tmp_path):
+    quick = {
+        "t_max": 24_000,
+        "hidden_dim": 32,
+        "n_envs": 16,
+        "batch_size": 16,
+        "updates_per_rollout": 6,
+        "lr": 3e-3,
+        "gamma": 0.9,
+        "epsilon_anneal_steps": 8_000,
+        "temperature_init": 1.0,
+        "temperature_mid": 0.5,
+        "anneal_end": 0.33,
+        "test_interval": 24_000,
+        "log_interval": 24_000,
+        "snapshot_interval": 24_000,
+    }
+    returns = {}
+    for method in ("k24", "fups"):
+        path = train(build_config(quick | {"method": method}), folder=tmp_path / method, progress=False)
+        returns[method] = json.loads((path / "summary.json").read_text())["test_return_mean"]
+    assert returns["fups"] < 1.46 < 2.0 < returns["k24"]  # 1.46: the most without an identity
 
 
 @pytest.mark.gpu

@@ -17,7 +17,8 @@ class RoleNav(VecEnv):
     Every agent sees its own position and the relative positions of all goals in one order (2 + 2N
     numbers). Five actions: stay, right, left, up, down. Team reward: the sum over agents of the decrease
     of the distance to their goals. Without identity the best that an agent can do is to go to the
-    geometric median of the goals: for N = 3 that bounds the return by 1.46, the optimum being 3.14.
+    geometric median of the goals: for N = 3 that bounds the return by 1.45. With identity 2.99 can be reached
+    on the grid of steps (3.13 without it).
     """
 
     def __init__(self, n_envs: int, n_agents: int = 3, episode_limit: int = 25):
@@ -48,6 +49,8 @@ class RoleNav(VecEnv):
 
     def step(self, actions: Int[Tensor, "E N"]) -> Step:
         """Move every agent by one step; all episodes end together at the time limit."""
+        if self._t >= self.spec.episode_limit:
+            return self._step(torch.zeros(self.spec.n_envs))
         before = self._distance()
         self._position = (self._position + STEP_LENGTH * DIRECTIONS[actions]).clamp_(-1, 1)
         self._t += 1

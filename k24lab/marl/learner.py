@@ -24,6 +24,7 @@ from k24lab.sparsity.reset import ResetTrigger, mean_policy, revival_candidates,
 
 # Parts of an update, as a profiler and `k24lab bench train` name them.
 PARTS = ("draw masks", "online forward", "target forward", "loss", "backward", "optimizer", "target and mask state")
+FIXED_MASK_TEMPERATURE = 1e-3  # the law of a fixed mask is that mask
 RESET_POLICY_STEPS = 10  # first time steps that the adaptive reset compares policies on
 
 
@@ -48,6 +49,7 @@ class K24QLearner:
         self.masked_layers = self.agent.masked_layers
         self.alphas = [layer.hetero_alpha for layer in self.masked_layers.values() if config.learns_masks]
         self.optimizer = self._build_optimizer()
+        self._set_lr(t_env=0)
         self.orthogonality = PatternOrthogonalityLoss()
         self.diversity = K24DiversityManager(config.diversity_coef, config.diversity_history, config.diversity_coef_max)
         kind = config.reset_trigger if config.learns_masks else "off"
@@ -57,16 +59,18 @@ class K24QLearner:
         self.logged_index: Tensor | None = None  # argmax patterns at the last logging step
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
-        """Adam; hetero_alpha in a group of its own, faster and never decayed."""
+        """Adam; hetero_alpha in a group of its own, whose rate is `alpha_lr_factor` times higher."""
         alphas = set(self.alphas)
         others = [p for m in (self.agent, self.mixer) for p in m.parameters() if p.requires_grad and p not in alphas]
         groups: list[dict[str, Any]] = [{"params": others}]
         if self.alphas:
-            groups.append({"params": self.alphas, "lr": self.config.lr * self.config.alpha_lr_factor})
+            groups.append({"params": self.alphas})
         return torch.optim.Adam(groups, lr=self.config.lr, fused=True)
 
     def temperature(self, t_env: int) -> float:
-        """Temperature of the mask draw after `t_env` env steps."""
+        """Temperature of the mask draw after `t_env` env steps; fixed masks are drawn as they are."""
+        if not self.config.learns_masks:
+            return FIXED_MASK_TEMPERATURE
         return schedules.mask_temperature(self.config, t_env / self.config.t_max)
 
     def logit_scale(self, t_env: int) -> float:
@@ -75,6 +79,12 @@ class K24QLearner:
         if c.logit_scale_final is None:
             return c.logit_scale
         return schedules.linear(c.logit_scale, c.logit_scale_final, t_env / c.t_max)
+
+    def _set_lr(self, t_env: int) -> None:
+        """Learning rates after `t_env` env steps."""
+        lr = schedules.linear(self.config.lr, self.config.lr_final, t_env / self.config.t_max)
+        for group, factor in zip(self.optimizer.param_groups, (1.0, self.config.alpha_lr_factor), strict=False):
+            group["lr"] = lr * factor
 
     def argmax_weights(self, agent: RNNAgent | None = None) -> dict:
         """Effective weights under the argmax masks: of acting, evaluation and the target network."""
@@ -108,8 +118,12 @@ class K24QLearner:
         if log and self.alphas:
             metrics |= self._alpha_gradients(by_diversity)
         with record_function("optimizer"):
-            params = [p for group in self.optimizer.param_groups for p in group["params"]]
-            grad_norm = nn.utils.clip_grad_norm_(params, self.config.grad_norm_clip)
+            # Each group by its own norm: that of hetero_alpha grows as the temperature falls.
+            norms = [
+                nn.utils.clip_grad_norm_(group["params"], self.config.grad_norm_clip)
+                for group in self.optimizer.param_groups
+            ]
+            self._set_lr(t_env)
             self.optimizer.step()
             self.n_updates += 1
         with record_function("target and mask state"):
@@ -117,7 +131,7 @@ class K24QLearner:
             self._after_masks(batch, online, draw, t_env)
         metrics["loss"] = metrics["loss_td"] + metrics.get("div_coef", 0.0) * metrics.get("div_loss", 0.0)
         if log:
-            metrics["grad_norm"] = grad_norm.item()
+            metrics["grad_norm"] = norms[0].item()
             if draw:
                 metrics |= {"temperature": self.temperature(t_env), "n_resets": float(self.n_resets)}
         return metrics
@@ -127,7 +141,8 @@ class K24QLearner:
         layers = list(self.masked_layers.values())
         if not layers:
             return None
-        noise = self.config.noise if self.config.learns_masks else "none"
+        settled = self.config.argmax_after_anneal and t_env >= self.config.anneal_end * self.config.t_max
+        noise = self.config.noise if self.config.learns_masks and not settled else "none"
         return draw_masks(layers, self.temperature(t_env), self.logit_scale(t_env), noise, self.generator)
 
     @torch.no_grad()
@@ -161,13 +176,13 @@ class K24QLearner:
         return (each(td_error, zero, reduction="none") * filled).sum() / filled.sum()
 
     def _diversity_step(self, draw: MaskDraw | None, loss_td: float) -> dict[str, float]:
-        """Add the gradient of the diversity loss: to hetero_alpha alone, unless the switch lets it through."""
+        """Add the gradient of the diversity loss: to hetero_alpha alone, unless score_gradient lets it through to |W|."""
         if not self.alphas or draw is None:
             return {}
         loss = self.orthogonality(draw.pattern_probs)
         coef = self.diversity.coefficient(loss_td, loss.item()) if self.config.diversity_coef else 0.0
         if coef and loss.requires_grad:
-            inputs = self.alphas if self.config.diversity_gradient == "alpha" else None
+            inputs = None if self.config.score_gradient == "all" else self.alphas
             (coef * loss).backward(inputs=inputs, retain_graph=True)
         return {"div_loss": loss.item(), "div_coef": coef}
 

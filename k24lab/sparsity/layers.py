@@ -103,7 +103,8 @@ class SemiStructuredLinear24(nn.Module):
         if q:
             scores = scores * self.ema_tracker.ema_activation.to(dtype).pow(q).unsqueeze(1)
         if p:
-            size = self.weight.to(dtype).abs()
+            weight = self.weight.detach() if self.config.score_gradient == "alpha" else self.weight
+            size = weight.to(dtype).abs()
             # A root has no derivative at a weight that is exactly zero.
             scores = scores * (size if p == 1 else size.clamp_min(SMALLEST_WEIGHT).pow(p))
         return scores

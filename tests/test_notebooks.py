@@ -1,0 +1,117 @@
+"""The notebooks keep their promises: thin, parameterised, without outputs, small in continuous integration."""
+
+import ast
+import dataclasses
+import json
+
+import nbformat
+import papermill
+import pytest
+
+from k24lab import notebooks
+from k24lab.config import Config
+from k24lab.errors import ConfigError, RunError
+from k24lab.paths import project_root
+
+PATHS = sorted((project_root() / "notebooks").glob("*.ipynb"))
+FIELDS = {field.name for field in dataclasses.fields(Config)}
+
+
+@pytest.fixture(params=PATHS, ids=lambda path: path.stem)
+def notebook(request):
+    return nbformat.read(request.param, as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def parameters_cell(notebook):
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    return cell
+
+
+def assigned_names(source):
+    return {target.id for node in ast.parse(source).body for target in node.targets}
+
+
+def test_there_are_notebooks():
+    assert len(PATHS) >= 7
+
+
+def test_notebook_is_valid_and_stored_without_outputs(notebook):
+    nbformat.validate(notebook)
+    assert all(not cell.outputs and cell.execution_count is None for cell in code_cells(notebook))
+
+
+def test_notebook_is_thin(notebook):
+    sources = [cell.source for cell in code_cells(notebook)]
+    assert all(len(source.splitlines()) <= 12 for source in sources)
+    assert sum(len(source.splitlines()) for source in sources) <= 120
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    assert not [n for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef | ast.Lambda)]
+
+
+def test_notebook_begins_with_question_and_answer_and_ends_with_a_conclusion(notebook):
+    assert "**Question.**" in notebook.cells[0].source and "**Answer.**" in notebook.cells[0].source
+    assert "Conclusion" in notebook.cells[-1].source
+
+
+def test_every_parameter_is_a_config_field_or_documented(notebook):
+    cell = parameters_cell(notebook)
+    text = " ".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+    commented = {line.split(" = ")[0] for line in cell.source.splitlines() if "  # " in line}
+    for name in assigned_names(cell.source) - FIELDS - commented:
+        assert f"`{name}`" in text, f"parameter {name} is documented nowhere in the notebook"
+
+
+def test_small_values_for_continuous_integration_are_real_parameters(notebook):
+    cell = parameters_cell(notebook)
+    assert set(cell.metadata.get("nbmake", {}).get("mock", {})) <= assigned_names(cell.source)
+
+
+def test_papermill_finds_the_parameters(notebook, tmp_path):
+    path = tmp_path / "n.ipynb"
+    nbformat.write(notebook, path)
+    assert set(papermill.inspect_notebook(str(path))) == assigned_names(parameters_cell(notebook).source)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A project with one two-cell notebook."""
+    monkeypatch.setenv("K24LAB_HOME", str(tmp_path))
+    (tmp_path / "notebooks").mkdir()
+    cells = [
+        nbformat.v4.new_code_cell("x = 1", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("import sys; print(1 / x, sys.executable)"),
+    ]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), tmp_path / "notebooks" / "small.ipynb")
+    return tmp_path
+
+
+def test_executed_notebook_is_kept_under_its_label(home):
+    import sys
+
+    path = notebooks.execute("small", {"x": 4}, label="four")
+    assert path == home / "executed" / "small-four.ipynb"
+    output = json.loads(path.read_text())["cells"][-1]["outputs"][0]["text"]
+    assert "".join(output).split() == ["0.25", sys.executable]  # whatever kernel the user has installed
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_failed_notebook_never_looks_like_a_result(home):
+    with pytest.raises(RunError, match="ZeroDivisionError"):
+        notebooks.execute("small", {"x": 0})
+    assert [p.name for p in (home / "executed").iterdir()] == ["small.failed.ipynb"]
+
+
+def test_unknown_parameter_is_refused_before_the_kernel_starts(home):
+    with pytest.raises(ConfigError, match=r"unknown parameter 'y'.*allowed: x"):
+        notebooks.execute("small", {"y": 4})
+    assert not (home / "executed").exists()
+
+
+def test_unknown_notebook_names_the_nearest(home):
+    with pytest.raises(ConfigError, match="did you mean 'small'"):
+        notebooks.execute("smal", {})
