@@ -62,7 +62,8 @@ class MaskConfig:
     argmax_after_anneal: bool = True
     mask_rnn: bool = True  # mask the two matrices of the GRU as well
     diversity_coef: float = 1.0  # base of the adaptive coefficient; 0 switches the loss off
-    diversity_coef_max: float = 10.0  # cap of the adaptive coefficient
+    # Cap of the adaptive coefficient, which grows as the loss falls: without one, separation never stops pushing.
+    diversity_coef_max: float = 1.0
     diversity_history: int = 100  # updates that the adaptive coefficient averages over
     reset_trigger: Literal["periodic", "adaptive", "off"] = "periodic"
     reset_target: Literal["unselected", "random"] = "unselected"  # which hetero_alpha entries are revived

@@ -176,7 +176,7 @@ class K24QLearner:
         return (each(td_error, zero, reduction="none") * filled).sum() / filled.sum()
 
     def _diversity_step(self, draw: MaskDraw | None, loss_td: float) -> dict[str, float]:
-        """Add the gradient of the diversity loss: to hetero_alpha alone, unless score_gradient lets it through to |W|."""
+        """Add the gradient of the diversity loss; to hetero_alpha alone unless score_gradient lets it on to |W|."""
         if not self.alphas or draw is None:
             return {}
         loss = self.orthogonality(draw.pattern_probs)
