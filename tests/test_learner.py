@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from k24lab.config import METHODS
+from k24lab.marl.agents import unroll
 from k24lab.marl.learner import K24QLearner
 from k24lab.marl.replay import EpisodeBatch
+from k24lab.sparsity.masks import draw_masks
 
 LAYERS = ("fc1", "rnn_input", "rnn_hidden", "fc2", "fc3", "fc4")
 VALUE_METRICS = {"loss_td", "loss", "grad_norm", "q_taken_mean", "target_mean", "td_error_abs"}
@@ -101,9 +103,21 @@ def test_flip_rate_is_the_share_of_groups_whose_argmax_changed(make_learner, ran
     assert metrics["mask_flip_rate"] > 0.3
 
 
-def test_train_eval_gap_is_large_where_masks_are_chance(make_learner, random_episodes):
-    learner = make_learner(method="k24-literal")
-    assert learner.update(random_episodes(), t_env=200, log=True)["train_eval_gap"] > 0.1
+def test_train_eval_gap_is_the_share_of_greedy_actions_that_the_drawn_mask_changes(make_learner, random_episodes):
+    learner, episodes = make_learner(method="k24-literal"), random_episodes()
+    layers = learner.masked_layers
+    generator = torch.Generator().set_state(learner.generator.get_state())
+    draw = draw_masks(list(layers.values()), learner.temperature(200), 1.0, "literal", generator)
+    x, hidden = episodes.obs.permute(2, 1, 0, 3).contiguous(), torch.zeros(3, 5, 16)
+    best = [
+        unroll(weights, x, hidden).q_values.masked_fill(~episodes.avail_actions.permute(2, 1, 0, 3), -torch.inf)
+        for weights in (learner.agent.weights(dict(zip(layers, draw.masks, strict=True))), learner.argmax_weights())
+    ]
+    drawn, argmax = (q.argmax(dim=-1) for q in best)
+    differ = [drawn[n, t, b] != argmax[n, t, b] for b, t in episodes.filled.nonzero().tolist() for n in range(3)]
+    gap = learner.update(episodes, t_env=200, log=True)["train_eval_gap"]
+    assert gap == pytest.approx(sum(differ).item() / len(differ))
+    assert gap > 0.1  # these masks are chance
 
 
 # --- padding and death -----------------------------------------------------------------------------------------

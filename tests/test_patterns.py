@@ -65,6 +65,13 @@ def test_patterns_of_probability_zero_are_never_sampled():
     assert sample_index(probs, torch.Generator().manual_seed(0)).unique().tolist() == [1, 3]
 
 
+@pytest.mark.parametrize(("u", "expected"), [(0.0, 1), (1 - 2**-24, 3)])
+def test_random_numbers_at_the_edge_pick_patterns_of_positive_probability(u, expected, monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.full(shape, u))
+    probs = torch.tensor([0.0, 0.5, 0.0, 0.5, 0.0, 0.0]).reshape(6, 1, 1)
+    assert sample_index(probs, None).item() == expected
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.lists(st.integers(-1, 2), min_size=6, max_size=6), min_size=1, max_size=8))
 def test_best_pattern_is_the_argmax_and_a_tie_goes_to_the_first(groups):

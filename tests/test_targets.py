@@ -41,13 +41,13 @@ def test_every_agent_of_independent_learning_gets_the_team_reward():
 
 
 def constant_learner(tiny_config, tiny_spec, **changes):
-    """A learner whose online values are 1, 2, 3, 4 and whose target values are 10, 20, 30, 40, whatever it sees."""
+    """A learner whose online values are 1, 2, 3, 4 and whose target values are 40, 30, 20, 10, whatever it sees."""
     learner = K24QLearner(tiny_config(method="fups", gamma=0.9, **changes), tiny_spec)
     with torch.no_grad():
-        for agent, scale in ((learner.agent, 1.0), (learner.target_agent, 10.0)):
+        for agent, values in ((learner.agent, [1.0, 2, 3, 4]), (learner.target_agent, [40.0, 30, 20, 10])):
             head = agent.layers["fc4"]
             head.weight.zero_()
-            head.bias.copy_(scale * torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
+            head.bias.copy_(torch.tensor([values]))
     return learner
 
 
@@ -56,7 +56,7 @@ def test_learner_bootstraps_from_the_last_observation_of_a_truncated_episode(tin
     episodes.avail_actions.fill_(True)
     episodes.terminated.zero_()  # a time limit ends it
     metrics = constant_learner(tiny_config, tiny_spec).update(episodes, 0, log=True)
-    bootstrap = 0.9 * 3 * 40.0
+    bootstrap = 0.9 * 3 * 10.0  # the target's value of the online network's choice
     assert metrics["target_mean"] == pytest.approx(episodes.reward.mean().item() + bootstrap, rel=1e-5)
     taken = (episodes.actions + 1.0).sum(dim=-1).mean().item()
     assert metrics["q_taken_mean"] == pytest.approx(taken)
@@ -68,7 +68,7 @@ def test_learner_does_not_bootstrap_from_a_terminated_episode(tiny_config, tiny_
     episodes.terminated.zero_()
     episodes.terminated[0, -1] = True
     metrics = constant_learner(tiny_config, tiny_spec).update(episodes, 0, log=True)
-    bootstrap = 0.9 * 3 * 40.0 * (tiny_spec.episode_limit - 1) / tiny_spec.episode_limit
+    bootstrap = 0.9 * 3 * 10.0 * (tiny_spec.episode_limit - 1) / tiny_spec.episode_limit
     assert metrics["target_mean"] == pytest.approx(episodes.reward.mean().item() + bootstrap, rel=1e-5)
 
 
@@ -78,7 +78,7 @@ def test_learner_takes_the_best_available_action_of_the_next_step(tiny_config, t
     episodes.actions.zero_()
     episodes.terminated.zero_()
     metrics = constant_learner(tiny_config, tiny_spec).update(episodes, 0, log=True)
-    assert metrics["target_mean"] == pytest.approx(episodes.reward.mean().item() + 0.9 * 3 * 20.0, rel=1e-5)
+    assert metrics["target_mean"] == pytest.approx(episodes.reward.mean().item() + 0.9 * 3 * 30.0, rel=1e-5)
 
 
 @pytest.mark.parametrize("td_loss", ["huber", "mse"])
@@ -88,7 +88,7 @@ def test_td_loss_by_hand(td_loss, tiny_config, tiny_spec, random_episodes):
     expected = []
     for b, t in episodes.filled.nonzero().tolist():
         chosen = (episodes.actions[b, t] + 1.0).sum().item()
-        bootstrap = 0.0 if episodes.terminated[b, t] else 0.9 * 3 * 40.0
+        bootstrap = 0.0 if episodes.terminated[b, t] else 0.9 * 3 * 10.0
         e = abs(chosen - episodes.reward[b, t].item() - bootstrap)
         expected.append(e * e if td_loss == "mse" else (0.5 * e * e if e < 1 else e - 0.5))
     metrics = constant_learner(tiny_config, tiny_spec, td_loss=td_loss).update(episodes, 0)

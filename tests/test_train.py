@@ -293,11 +293,11 @@ def test_checkpoint_is_read_without_running_code_in_it(tiny_config, tmp_path):
 
 
 def test_folder_of_another_configuration_is_refused_with_the_keys(unbroken, tiny_config):
-    _, path, _ = unbroken
+    config, path, _ = unbroken
     before = metrics(path)
     with pytest.raises(RunError) as error:
         train(tiny_config(seed=5, lr=0.01), folder=path, progress=False)
-    assert "holds another run: lr = 0.002 there, 0.01 here; seed = 0 there, 5 here" in str(error.value)
+    assert f"holds another run: lr = {config.lr} there, 0.01 here; seed = 0 there, 5 here" in str(error.value)
     assert metrics(path) == before
 
 
