@@ -13,6 +13,7 @@ from k24lab.config import Config, build_config
 from k24lab.sparsity.layers import SemiStructuredLinear24
 from k24lab.sparsity.masks import Noise, draw_masks
 
+LR = 1e-3  # of the regression
 TARGETS = {  # three different functions of the same eight inputs
     "sine": lambda x: torch.sin(3 * x[:, 0]) + x[:, 1],
     "product": lambda x: x[:, 2] * x[:, 3] * 2,
@@ -114,5 +115,5 @@ def _optimizer(network: _MaskedMLP, config: Config | None) -> torch.optim.Optimi
     alphas = [p for name, p in named if name.endswith("hetero_alpha")]
     groups: list[dict[str, Any]] = [{"params": [p for name, p in named if not name.endswith("hetero_alpha")]}]
     if alphas and config is not None:
-        groups.append({"params": alphas, "lr": config.lr * config.alpha_lr_factor})
-    return torch.optim.Adam(groups, lr=1e-3)
+        groups.append({"params": alphas, "lr": LR * config.alpha_lr_factor})
+    return torch.optim.Adam(groups, lr=LR)

@@ -68,7 +68,7 @@ def draw_masks(
     with the same gradient. `literal`: Gumbel-softmax over the raw scores, as the design document has it, in
     which the temperature has no influence on what is drawn.
     """
-    z = network_logits(layers, logit_scale, normalise=noise != "literal")
+    z = network_logits(layers, logit_scale, normalise="literal" not in (noise, layers[0].config.noise))
     probs = torch.softmax(z / temperature, dim=0)
     soft = probs
     if noise == "annealed":
