@@ -49,6 +49,8 @@ def notebook_path(name: str) -> Path:
 def execute_all(names: Sequence[str], runs: str, jobs: int) -> list[Path]:
     """Run notebooks side by side, each in a kernel of its own; those that read runs get the group `runs`.
 
+    No notebook depends on its working folder, which threads of one process share.
+
     Raises:
         ConfigError: no such notebook.
         RunError: a notebook failed (the others are finished first).
@@ -92,7 +94,6 @@ def execute(name: str, parameters: Mapping[str, Any], label: str = "") -> Path:
             str(source),
             str(part),
             parameters=dict(parameters),
-            cwd=str(source.parent),
             kernel_name="python3",
             progress_bar=False,
             coalesce_streams=True,

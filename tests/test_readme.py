@@ -1,0 +1,40 @@
+"""What the README names exists."""
+
+import importlib
+import re
+
+import pytest
+
+from k24lab import notebooks, sweep
+from k24lab.config import METHODS
+from k24lab.paths import project_root
+
+README = (project_root() / "README.md").read_text()
+GRIDS = sorted((project_root() / "notebooks" / "grids").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(k24lab(?:\.\w+)+)`", README))))
+def test_dotted_name_exists(name):
+    module, _, attribute = name.rpartition(".")
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        assert hasattr(importlib.import_module(module), attribute)
+
+
+def test_every_method_and_notebook_is_in_the_readme():
+    assert all(f"`{method}`" in README for method in METHODS)
+    assert all(f"`{path.stem}`" in README for path in (project_root() / "notebooks").glob("*.ipynb"))
+
+
+def test_commands_name_files_that_exist():
+    paths = re.findall(r"notebooks/[\w/]+\.(?:yaml|ipynb)", README)
+    assert paths and all((project_root() / path).is_file() for path in paths)
+    for name in re.findall(r"k24lab notebooks ((?:\d\d_\w+ ?)+)", README):
+        assert all(notebooks.notebook_path(part).is_file() for part in name.split())
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+def test_grid_file_can_run_and_is_named_after_its_group(path):
+    name, configs = sweep.load_grid(path)
+    assert name == path.stem and configs
