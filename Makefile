@@ -36,9 +36,14 @@ test: setup  ## lint, types, all tests, and the notebooks with small parameters
 	$(RUN) k24lab sweep notebooks/grids/ci.yaml
 	$(RUN) pytest --nbmake -n 2 notebooks
 
-results: setup  ## every run behind the README's results (about an hour on 2 cores), then the figures
-	for grid in rolenav3 rolenav8 learned_vs_random separate rolenav16 spread; do $(RUN) k24lab sweep notebooks/grids/$$grid.yaml || exit 1; done
-	$(RUN) k24lab notebooks --results
+GRIDS := rolenav3 rolenav8 spread learned_vs_random rolenav16
+results: setup  ## every run behind the README's results (over an hour on 2 cores), then the figures
+	for grid in $(GRIDS); do \
+	  $(RUN) k24lab sweep notebooks/grids/$$grid.yaml && $(RUN) k24lab notebooks 05_ablations --runs $$grid || exit 1; \
+	done
+	$(RUN) k24lab sweep notebooks/grids/separate.yaml
+	$(RUN) k24lab notebooks 09_what_separates --runs separate
+	$(RUN) k24lab notebooks 01_masks 03_mask_patterns 04_agent_similarity 06_ampere_speedup --runs rolenav3
 
 lint: setup  ## ruff and mypy alone
 	$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) mypy
