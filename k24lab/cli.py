@@ -122,4 +122,6 @@ def bench(what: Annotated[str, tyro.conf.Positional], rounds: int = 10, loops: b
 
     if what != "train":
         raise ConfigError(unknown("benchmark", what, ["train"]))
+    if rounds < 1:
+        raise ConfigError(f"rounds = {rounds} must be at least 1")
     bench_train(rounds, loops)

@@ -167,8 +167,9 @@ def _range_problems(config: Config) -> list[str]:
         problems += [f"{n} = {getattr(config, n)!r} must be {text}" for n in names if not holds(getattr(config, n))]
     if config.anneal_start >= config.anneal_end:
         problems.append(f"anneal_start = {config.anneal_start!r} must be below anneal_end = {config.anneal_end!r}")
-    if config.batch_size > config.buffer_size:
-        problems.append(f"batch_size = {config.batch_size!r} must not exceed buffer_size = {config.buffer_size!r}")
+    for name in ("batch_size", "n_envs"):
+        if getattr(config, name) > config.buffer_size:
+            problems.append(f"{name} = {getattr(config, name)!r} must not exceed buffer_size = {config.buffer_size!r}")
     if config.logit_scale_final is not None and config.logit_scale_final <= 0:
         problems.append(f"logit_scale_final = {config.logit_scale_final!r} must be above 0 or None")
     return problems
