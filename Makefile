@@ -28,13 +28,14 @@ demo: setup  ## train K-2:4 and baselines on RoleNav and draw the figures (under
 	$(RUN) k24lab sweep notebooks/grids/demo.yaml
 	$(RUN) k24lab notebooks --runs demo
 
+# Runs and figures of the small notebooks go to build/test: those in figures/ are results.
 test: setup  ## lint, types, all tests, and the notebooks with small parameters
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	$(RUN) pytest -n 2 tests
-	$(RUN) k24lab sweep notebooks/grids/ci.yaml
-	$(RUN) pytest --nbmake -n 2 notebooks
+	K24LAB_HOME=$(CURDIR)/build/test $(RUN) k24lab sweep notebooks/grids/ci.yaml
+	K24LAB_HOME=$(CURDIR)/build/test $(RUN) pytest --nbmake -n 2 notebooks
 
 GRIDS := rolenav3 rolenav8 spread learned_vs_random rolenav16
 results: setup  ## every run behind the README's results (over an hour on 2 cores), then the figures
