@@ -86,6 +86,18 @@ class K24QLearner:
         for group, factor in zip(self.optimizer.param_groups, (1.0, self.config.alpha_lr_factor), strict=False):
             group["lr"] = lr * factor
 
+    def _optimizer_step(self, t_env: int) -> Tensor:
+        """Clip, set the learning rates and step; returns the norm of the gradient to all but hetero_alpha.
+
+        Each group is clipped by its own norm: that of hetero_alpha grows as the temperature falls.
+        """
+        clip, groups = self.config.grad_norm_clip, self.optimizer.param_groups
+        norms = [nn.utils.clip_grad_norm_(group["params"], clip) for group in groups]
+        self._set_lr(t_env)
+        self.optimizer.step()
+        self.n_updates += 1
+        return norms[0]
+
     def argmax_weights(self, agent: RNNAgent | None = None) -> dict:
         """Effective weights under the argmax masks: of acting, evaluation and the target network."""
         agent = agent or self.agent
@@ -118,20 +130,13 @@ class K24QLearner:
         if log and self.alphas:
             metrics |= self._alpha_gradients(by_diversity)
         with record_function("optimizer"):
-            # Each group by its own norm: that of hetero_alpha grows as the temperature falls.
-            norms = [
-                nn.utils.clip_grad_norm_(group["params"], self.config.grad_norm_clip)
-                for group in self.optimizer.param_groups
-            ]
-            self._set_lr(t_env)
-            self.optimizer.step()
-            self.n_updates += 1
+            grad_norm = self._optimizer_step(t_env)
         with record_function("target and mask state"):
             self._update_target()
             self._after_masks(batch, online, draw, t_env)
         metrics["loss"] = metrics["loss_td"] + metrics.get("div_coef", 0.0) * metrics.get("div_loss", 0.0)
         if log:
-            metrics["grad_norm"] = norms[0].item()
+            metrics["grad_norm"] = grad_norm.item()
             if draw:
                 metrics |= {"temperature": self.temperature(t_env), "n_resets": float(self.n_resets)}
         return metrics
