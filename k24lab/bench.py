@@ -1,5 +1,6 @@
 """`k24lab bench train`: what a learner update and a training loop cost, as ratios in one interleaved run."""
 
+import os
 import platform
 import statistics
 import tempfile
@@ -87,6 +88,7 @@ def measure_updates(shape: tuple[int, int, int, int, int], rounds: int) -> pd.Da
 
 def part_shares(learner: K24QLearner, batch: EpisodeBatch) -> dict[str, float]:
     """Share of an update's time that each part takes (under the profiler, which slows small parts most)."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler prints a line at each start and stop
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(2):
             learner.update(batch, t_env=1000)

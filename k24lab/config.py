@@ -170,6 +170,10 @@ def _range_problems(config: Config) -> list[str]:
     for name in ("batch_size", "n_envs"):
         if getattr(config, name) > config.buffer_size:
             problems.append(f"{name} = {getattr(config, name)!r} must not exceed buffer_size = {config.buffer_size!r}")
+    if config.method == "random24" and (config.score_weight_power or config.score_ema_power):
+        problems.append(
+            "score_weight_power and score_ema_power must be 0 with method = 'random24': its masks are fixed"
+        )
     if config.logit_scale_final is not None and config.logit_scale_final <= 0:
         problems.append(f"logit_scale_final = {config.logit_scale_final!r} must be above 0 or None")
     return problems

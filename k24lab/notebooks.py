@@ -1,6 +1,8 @@
 """Running the notebooks as a batch does: checked parameters, this interpreter, no half-written results."""
 
+import shutil
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 import papermill
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
+from traitlets import default
 
 from k24lab.errors import ConfigError, RunError, unknown
 from k24lab.paths import project_root
@@ -24,7 +27,23 @@ DEFAULT_NOTEBOOKS = (
 
 
 class ThisInterpreter(AsyncKernelManager):
-    """Kernels of the running interpreter, whatever kernel spec named python3 the user has installed."""
+    """Kernels of the running interpreter, whatever kernel spec named python3 the user has installed.
+
+    They are reached through sockets in a folder of their own: kernels that start side by side can race for TCP ports.
+    """
+
+    @default("transport")
+    def _transport_default(self) -> str:
+        return "ipc"
+
+    @default("ip")
+    def _ip_default(self) -> str:
+        return str(Path(tempfile.mkdtemp(prefix="k24lab-kernel-")) / "socket")
+
+    def cleanup_ipc_files(self) -> None:
+        """Remove the sockets and their folder."""
+        super().cleanup_ipc_files()
+        shutil.rmtree(Path(self.ip).parent, ignore_errors=True)
 
     @property
     def kernel_spec(self) -> KernelSpec:

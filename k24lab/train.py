@@ -16,10 +16,10 @@ from k24lab.errors import ConfigError
 from k24lab.marl.learner import K24QLearner
 from k24lab.marl.policy import behaviour, pattern_arrays
 from k24lab.marl.replay import EpisodeBatch, ReplayBuffer
-from k24lab.marl.rollout import collect, episode_seed
+from k24lab.marl.rollout import collect
 from k24lab.runs import RunFolder, run_folder
+from k24lab.seeding import Stream, derive_seed
 
-TRAIN_STREAM, TEST_STREAM = 0, 1
 BEHAVIOUR_EPISODES = 8  # whose observations the agents' policies are compared on
 
 
@@ -67,12 +67,12 @@ class Trainer:
         self.config, self.run = config, run
         self.env: VecEnv = make_env(config.task, config.n_envs)
         self.test_env: VecEnv = make_env(config.task, config.test_episodes)
-        torch.manual_seed(config.seed)
+        torch.manual_seed(derive_seed(config.seed, Stream.NETWORK))
         self.learner = K24QLearner(config, self.env.spec)
         self.with_state = config.mixer == "qmix"
         self.replay = ReplayBuffer(self.env.spec, config.buffer_size, self.with_state, config.device)
-        self.explore = torch.Generator(config.device).manual_seed(config.seed + 1)
-        self.sampling = torch.Generator().manual_seed(config.seed + 2)
+        self.explore = torch.Generator(config.device).manual_seed(derive_seed(config.seed, Stream.EXPLORATION))
+        self.sampling = torch.Generator().manual_seed(derive_seed(config.seed, Stream.REPLAY))
         self.t_env = self.n_rollouts = 0
         self.next = {"log": 0, "test": 0, "snapshot": 0, "checkpoint": config.checkpoint_interval}
         self.recent: dict[str, float] = {}  # latest value of every metric
@@ -81,7 +81,7 @@ class Trainer:
         if state:
             self.load_state_dict(state)
         self.metrics_file = run.open_metrics(state["metrics_size"] if state else 0)
-        self.writer = _tensorboard(run.path) if config.tensorboard else None
+        self.writer = _tensorboard(run.path, self.t_env) if config.tensorboard else None
 
     def run_to_end(self, progress: bool = True) -> None:
         """Train until t_max, then write summary, policy and DONE."""
@@ -108,7 +108,7 @@ class Trainer:
 
     def _iteration(self) -> None:
         """Collect n_envs episodes, learn from the buffer, and do whatever is due."""
-        batch = self._collect(self.env, self._epsilon(), TRAIN_STREAM, self.n_rollouts)
+        batch = self._collect(self.env, self._epsilon(), Stream.TRAIN_EPISODES, self.n_rollouts)
         self.replay.add(batch)
         self.t_env += batch.n_steps
         self.n_rollouts += 1
@@ -125,13 +125,13 @@ class Trainer:
         if self._due("checkpoint", self.config.checkpoint_interval) and self.t_env < self.config.t_max:
             self._save_checkpoint()
 
-    def _collect(self, env: VecEnv, epsilon: float, stream: int, counter: int) -> EpisodeBatch:
+    def _collect(self, env: VecEnv, epsilon: float, stream: Stream, counter: int) -> EpisodeBatch:
         return collect(
             env,
             self.learner.argmax_weights(),
             self.learner.agent.initial_hidden(env.spec.n_agents, env.spec.n_envs),
             epsilon=epsilon,
-            seed=episode_seed(self.config.seed, stream, counter),
+            seed=derive_seed(self.config.seed, stream, counter),
             generator=self.explore,
             agent_id=self.config.agent_id,
             with_state=self.with_state,
@@ -157,7 +157,7 @@ class Trainer:
 
     def _test_batch(self) -> EpisodeBatch:
         """Greedy episodes, the same ones at every evaluation, so that a curve shows learning and not luck."""
-        return self._collect(self.test_env, 0.0, TEST_STREAM, 0)
+        return self._collect(self.test_env, 0.0, Stream.TEST_EPISODES, 0)
 
     def _log(self, metrics: dict[str, float]) -> None:
         """Append one line to metrics.jsonl."""
@@ -228,9 +228,10 @@ class Trainer:
             self.writer.close()
 
 
-def _tensorboard(folder: Path) -> Any:
+def _tensorboard(folder: Path, t_env: int) -> Any:
+    """A writer that hides what an earlier attempt wrote after the checkpoint."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ConfigError("tensorboard = True needs the extra: pip install 'k24lab[tensorboard]'") from error
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=t_env + 1 if t_env else None)

@@ -92,6 +92,11 @@ def test_settings_that_contradict_each_other_are_errors():
         build_config({"batch_size": 64, "buffer_size": 32})
 
 
+def test_random_masks_cannot_follow_the_weights():
+    with pytest.raises(ConfigError, match="must be 0 with method = 'random24'"):
+        build_config({"method": "random24", "score_weight_power": 0.5})
+
+
 def test_several_values_out_of_range_are_reported_together():
     with pytest.raises(ConfigError, match=r"hidden_dim = 0 .*; .*gamma = 2\.0"):
         build_config({"hidden_dim": 0, "gamma": 2})
@@ -103,7 +108,7 @@ def test_method_defaults_apply_and_a_users_value_wins(method):
     assert all(getattr(config, key) == value for key, value in METHOD_DEFAULTS[method].items())
     others = {f.name: f.default for f in dataclasses.fields(Config)} | METHOD_DEFAULTS[method] | {"method": method}
     assert dataclasses.asdict(config) == others
-    mine = {"score_weight_power": 0.5, "hetero_init_scale": 0.3, "reset_trigger": "adaptive", "agent_id": False}
+    mine = {"hidden_dim": 7, "hetero_init_scale": 0.3, "reset_trigger": "adaptive", "agent_id": False}
     config = build_config(mine | {"method": method})
     assert {key: getattr(config, key) for key in mine} == mine
 

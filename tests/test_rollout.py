@@ -7,7 +7,7 @@ from k24lab.envs.base import EnvSpec, Step, VecEnv
 from k24lab.envs.rolenav import RoleNav
 from k24lab.marl.agents import build_agent
 from k24lab.marl.replay import EpisodeBatch
-from k24lab.marl.rollout import agent_inputs, collect, episode_seed, epsilon_greedy
+from k24lab.marl.rollout import agent_inputs, collect, epsilon_greedy
 
 LENGTHS = (2, 5, 3, 6)
 LIMIT = 6
@@ -155,9 +155,3 @@ def test_agent_id_appends_a_one_hot_index():
     inputs = agent_inputs(obs, True)
     assert torch.equal(inputs[..., :4], obs)
     assert torch.equal(inputs[..., 4:], torch.eye(3).expand(2, 5, 3, 3))
-
-
-def test_episode_seeds_differ_between_runs_streams_and_counts():
-    seeds = {episode_seed(run, stream, k) for run in range(4) for stream in range(2) for k in range(50)}
-    assert len(seeds) == 400
-    assert episode_seed(1, 0, 2) == episode_seed(1, 0, 2)

@@ -543,3 +543,14 @@ def test_tiny_run_on_the_gpu_can_be_interrupted_and_finishes(method, tiny_config
     path = train(config, folder=tmp_path / "run", progress=False)
     assert (path / "DONE").exists()
     assert [row["t_env"] for row in rows(path) if "test_return_mean" in row] == [0, 400, 800, 1200, 1600]
+
+
+def test_tensorboard_shows_every_step_of_a_resumed_run_once(tiny_config, tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = tiny_config(tensorboard=True)
+    interrupt(monkeypatch, config, tmp_path / "run", after=5)  # a checkpoint was written after the fourth
+    train(config, folder=tmp_path / "run", progress=False)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    expected = [row["t_env"] for row in rows(tmp_path / "run") if "loss_td" in row]
+    assert [event.step for event in events.Scalars("loss_td")] == expected

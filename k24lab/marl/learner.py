@@ -18,6 +18,7 @@ from k24lab.marl.mixers import build_mixer
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.marl.rollout import agent_inputs
 from k24lab.marl.targets import double_q_values, greedy_actions, one_step
+from k24lab.seeding import Stream, derive_seed
 from k24lab.sparsity.diversity import K24DiversityManager, PatternOrthogonalityLoss
 from k24lab.sparsity.masks import MaskDraw, argmax_masks, draw_masks
 from k24lab.sparsity.reset import ResetTrigger, mean_policy, revival_candidates, revive
@@ -54,7 +55,7 @@ class K24QLearner:
         self.diversity = K24DiversityManager(config.diversity_coef, config.diversity_history, config.diversity_coef_max)
         kind = config.reset_trigger if config.learns_masks else "off"
         self.reset_trigger = ResetTrigger(kind, config.reset_interval, config.t_max, config.kl_threshold)
-        self.generator = torch.Generator(device).manual_seed(config.seed)  # masks and resets
+        self.generator = torch.Generator(device).manual_seed(derive_seed(config.seed, Stream.MASKS))  # also resets
         self.n_updates = self.n_resets = 0
         self.logged_index: Tensor | None = None  # argmax patterns at the last logging step
 
@@ -146,9 +147,12 @@ class K24QLearner:
         layers = list(self.masked_layers.values())
         if not layers:
             return None
-        settled = self.config.argmax_after_anneal and t_env >= self.config.anneal_end * self.config.t_max
-        noise = self.config.noise if self.config.learns_masks and not settled else "none"
+        noise = self.config.noise if self.config.learns_masks and not self._settled(t_env) else "none"
         return draw_masks(layers, self.temperature(t_env), self.logit_scale(t_env), noise, self.generator)
+
+    def _settled(self, t_env: int) -> bool:
+        """Whether learning has gone over to the argmax masks."""
+        return self.config.argmax_after_anneal and t_env >= self.config.anneal_end * self.config.t_max
 
     @torch.no_grad()
     def best_draw(self, t_env: int) -> MaskDraw:
@@ -216,7 +220,8 @@ class K24QLearner:
         policy = None
         if self.config.reset_trigger == "adaptive":
             policy = self._mean_policy(batch, online)
-        if self.reset_trigger.due(t_env, policy):
+        # A reset flips masks; after the annealing neither noise nor the learning rate is left to recover from it.
+        if self.reset_trigger.due(t_env, policy) and not self._settled(t_env):
             self._reset()
 
     @torch.no_grad()

@@ -1,6 +1,5 @@
 """Playing episodes: E environments at once, acting with fixed weights."""
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -82,8 +81,3 @@ def _store(batch: EpisodeBatch, t: int, now: Step, with_state: bool) -> None:
     batch.alive[:, t] = True if now.alive is None else now.alive
     if with_state:
         batch.state[:, t] = now.state
-
-
-def episode_seed(run_seed: int, stream: int, counter: int) -> int:
-    """Seed of the `counter`-th reset of a stream (0 training, 1 evaluation), different for every one."""
-    return int(np.random.SeedSequence([run_seed, stream, counter]).generate_state(1)[0])
