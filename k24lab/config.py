@@ -28,10 +28,11 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
         "temperature_schedule": "linear",
         "argmax_after_anneal": False,
         "diversity_coef": 0.1,
+        "reset_trigger": "periodic",
         "reset_target": "random",
         "mask_rnn": False,
     },
-    "random24": {"score_weight_power": 0.0, "score_ema_power": 0.0, "reset_trigger": "off"},
+    "random24": {"score_weight_power": 0.0, "score_ema_power": 0.0},
     "fups": {},
     "fups-id": {"agent_id": True},
     "nops": {},
@@ -65,7 +66,8 @@ class MaskConfig:
     # Cap of the adaptive coefficient, which grows as the loss falls: without one, separation never stops pushing.
     diversity_coef_max: float = 1.0
     diversity_history: int = 100  # updates that the adaptive coefficient averages over
-    reset_trigger: Literal["periodic", "adaptive", "off"] = "periodic"
+    # Off: every reset flips masks that weights have adapted to, and where weights are scarce that costs return.
+    reset_trigger: Literal["periodic", "adaptive", "off"] = "off"
     reset_target: Literal["unselected", "random"] = "unselected"  # which hetero_alpha entries are revived
     reset_interval: int = 10_000  # env steps
     reset_ratio: float = 0.1  # share of the candidates that is revived
@@ -91,7 +93,7 @@ class LearnerConfig:
     batch_size: int = 32  # episodes
     buffer_size: int = 1000  # episodes; a larger one learns from staler exploration
     target_update: Literal["polyak", "hard"] = "polyak"
-    polyak: float = 0.02  # share of the online network per update, with target_update="polyak"
+    polyak: float = 0.01  # share of the online network per update, with target_update="polyak"
     target_update_interval: int = 200  # updates, with target_update="hard"
     epsilon_start: float = 1.0
     epsilon_finish: float = 0.05

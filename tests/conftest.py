@@ -21,6 +21,7 @@ TINY = {
     "test_interval": 400,
     "checkpoint_interval": 400,
     "snapshot_interval": 400,
+    "reset_trigger": "periodic",
     "reset_interval": 400,
 }
 

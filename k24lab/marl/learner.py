@@ -213,10 +213,12 @@ class K24QLearner:
         """State that follows learned masks: selection frequency, running activations, resets."""
         if draw is None or not self.config.learns_masks:
             return
-        for layer, mask in zip(self.masked_layers.values(), draw.masks, strict=True):
-            layer.count_selection(mask)
         if self.config.score_ema_power:
             self._update_ema(batch, online)
+        if self.config.reset_trigger == "off":
+            return
+        for layer, mask in zip(self.masked_layers.values(), draw.masks, strict=True):
+            layer.count_selection(mask)
         policy = None
         if self.config.reset_trigger == "adaptive":
             policy = self._mean_policy(batch, online)
