@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from k24lab.config import Config, build_config
 from k24lab.envs.base import EnvSpec
-from k24lab.marl.learner import PARTS, K24QLearner
+from k24lab.marl.learner import PARTS, K24QLearner, build_learner
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.train import train
 
@@ -62,6 +62,8 @@ def random_batch(spec: EnvSpec, n_episodes: int) -> EpisodeBatch:
         reward=torch.randn(b, t),
         terminated=torch.zeros(b, t, dtype=torch.bool),
         filled=torch.ones(b, t, dtype=torch.bool),
+        unit_type=torch.zeros(b, n, dtype=torch.int64),
+        won=torch.zeros(b, dtype=torch.bool),
     )
 
 
@@ -70,7 +72,7 @@ def measure_updates(shape: tuple[int, int, int, int, int], rounds: int) -> pd.Da
     n, o, a, h, t = shape
     spec = EnvSpec(n_envs=32, n_agents=n, obs_dims=(o,) * n, n_actions=(a,) * n, state_dim=n * o, episode_limit=t)
     batch = random_batch(spec, 32)
-    learners = {name: K24QLearner(build_config({"hidden_dim": h, **kw}), spec) for name, kw in VARIANTS.items()}
+    learners = {name: build_learner(build_config({"hidden_dim": h, **kw}), spec) for name, kw in VARIANTS.items()}
     times: dict[str, list[float]] = {name: [] for name in learners}
     for _ in range(rounds + 2):  # the first two warm up
         for name, learner in learners.items():

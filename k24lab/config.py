@@ -13,6 +13,7 @@ from k24lab.errors import ConfigError, unknown
 
 Method = Literal["k24", "k24-alpha", "k24-literal", "random24", "fups", "fups-id", "nops"]
 METHODS: tuple[str, ...] = get_args(Method)
+Learner = Literal["q", "nq"]
 
 # What a method changes of the defaults below; a user's own value still wins.
 METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -36,6 +37,22 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     "fups": {},
     "fups-id": {"agent_id": True},
     "nops": {},
+}
+
+# What a learner changes: `nq` has the optimiser settings of pymarl2 (Hu et al., 2021) and TD(lambda) targets.
+LEARNER_DEFAULTS: dict[str, dict[str, Any]] = {
+    "q": {},
+    "nq": {
+        "mixer": "qmix",
+        "lr": 1e-3,
+        "lr_final": 1e-3,
+        "td_loss": "mse",
+        "gamma": 0.99,
+        "batch_size": 128,
+        "buffer_size": 5000,
+        "target_update": "hard",
+        "epsilon_anneal_steps": 100_000,
+    },
 }
 
 
@@ -62,6 +79,7 @@ class MaskConfig:
     # From anneal_end on learn with the argmax masks that act; no temperature decides groups whose scores are all weak.
     argmax_after_anneal: bool = True
     mask_rnn: bool = True  # mask the two matrices of the GRU as well
+    mask_per: Literal["agent", "type"] = "agent"  # whose masks (and networks of nops): each agent's or each unit type's
     diversity_coef: float = 1.0  # base of the adaptive coefficient; 0 switches the loss off
     # Cap of the adaptive coefficient, which grows as the loss falls: without one, separation never stops pushing.
     diversity_coef_max: float = 1.0
@@ -80,6 +98,8 @@ class MaskConfig:
 class LearnerConfig:
     """Network, value learning and exploration (`k24lab.marl`)."""
 
+    learner: Learner = "q"  # q: 1-step double Q; nq: TD(lambda) double Q with pymarl2's settings
+    td_lambda: float = 0.6  # of learner="nq"
     hidden_dim: int = 64
     agent_id: bool = False  # append a one-hot agent index to the observation
     mixer: Literal["vdn", "qmix", "none"] = "vdn"  # none: independent Q-learning
@@ -134,6 +154,11 @@ class Config(MaskConfig, LearnerConfig):
         """Whether hetero_alpha is trained."""
         return self.method.startswith("k24")
 
+    @property
+    def per_type(self) -> bool:
+        """Whether masks (or separate networks) belong to unit types, not to agents."""
+        return self.mask_per == "type" and (self.masked or self.method == "nops")
+
     def hash(self) -> str:
         """Eight hex digits that two configurations share only if they define the same run."""
         fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in NOT_HASHED}
@@ -151,7 +176,7 @@ _POSITIVE = (
 _NOT_NEGATIVE = "lr_final hetero_init_scale diversity_coef kl_threshold epsilon_anneal_steps seed".split()
 _SHARE = (
     "score_weight_power score_ema_power ema_decay anneal_start anneal_end reset_ratio reset_threshold "
-    "reset_ema_share gamma polyak epsilon_start epsilon_finish"
+    "reset_ema_share gamma td_lambda polyak epsilon_start epsilon_finish"
 ).split()
 
 
@@ -176,6 +201,8 @@ def _range_problems(config: Config) -> list[str]:
         problems.append(
             "score_weight_power and score_ema_power must be 0 with method = 'random24': its masks are fixed"
         )
+    if config.per_type and config.agent_id:
+        problems.append("agent_id = True tells agents of a type apart, which mask_per = 'type' does not want")
     if config.logit_scale_final is not None and config.logit_scale_final <= 0:
         problems.append(f"logit_scale_final = {config.logit_scale_final!r} must be above 0 or None")
     return problems
@@ -197,7 +224,8 @@ def build_config(params: Mapping[str, Any]) -> Config:
             problems.append(f"{key} = {params[key]!r} {error}")
     if problems:
         raise ConfigError("; ".join(problems))
-    return Config(**(METHOD_DEFAULTS[values.get("method", "k24")] | values))
+    defaults = LEARNER_DEFAULTS[values.get("learner", "q")] | METHOD_DEFAULTS[values.get("method", "k24")]
+    return Config(**(defaults | values))
 
 
 def _convert(kind: Any, value: Any) -> Any:

@@ -13,7 +13,7 @@ from k24lab.config import Config
 from k24lab.envs import make_env
 from k24lab.envs.base import VecEnv
 from k24lab.errors import ConfigError
-from k24lab.marl.learner import K24QLearner
+from k24lab.marl.learner import build_learner
 from k24lab.marl.policy import behaviour, pattern_arrays
 from k24lab.marl.replay import EpisodeBatch, ReplayBuffer
 from k24lab.marl.rollout import collect
@@ -68,7 +68,7 @@ class Trainer:
         self.env: VecEnv = make_env(config.task, config.n_envs)
         self.test_env: VecEnv = make_env(config.task, config.test_episodes)
         torch.manual_seed(derive_seed(config.seed, Stream.NETWORK))
-        self.learner = K24QLearner(config, self.env.spec)
+        self.learner = build_learner(config, self.env.spec)
         self.with_state = config.mixer == "qmix"
         self.replay = ReplayBuffer(self.env.spec, config.buffer_size, self.with_state, config.device)
         self.explore = torch.Generator(config.device).manual_seed(derive_seed(config.seed, Stream.EXPLORATION))
@@ -113,6 +113,7 @@ class Trainer:
         self.t_env += batch.n_steps
         self.n_rollouts += 1
         self.recent["return_mean"] = batch.returns.mean().item()
+        won = {"battle_won_mean": batch.won.float().mean().item()} if self.env.spec.has_win else {}
         if self.replay.size >= self.config.batch_size:
             log = self._due("log", self.config.log_interval)
             for k in range(self.config.updates_per_rollout):
@@ -120,7 +121,7 @@ class Trainer:
                 sample = self.replay.sample(self.config.batch_size, self.sampling)
                 metrics = self.learner.update(sample, self.t_env, log=log and last)
             if log:
-                self._log(metrics | {"epsilon": self._epsilon(), "return_mean": self.recent["return_mean"]})
+                self._log(metrics | {"epsilon": self._epsilon(), "return_mean": self.recent["return_mean"]} | won)
         self._evaluate_and_store()
         if self._due("checkpoint", self.config.checkpoint_interval) and self.t_env < self.config.t_max:
             self._save_checkpoint()
@@ -129,7 +130,8 @@ class Trainer:
         return collect(
             env,
             self.learner.argmax_weights(),
-            self.learner.agent.initial_hidden(env.spec.n_agents, env.spec.n_envs),
+            hidden_dim=self.config.hidden_dim,
+            rows_of=self.learner.rows,
             epsilon=epsilon,
             seed=derive_seed(self.config.seed, stream, counter),
             generator=self.explore,
@@ -151,13 +153,19 @@ class Trainer:
     def _evaluate_and_store(self) -> None:
         """Greedy evaluation and a snapshot of the masks, each when due."""
         if self._due("test", self.config.test_interval):
-            self._log({"test_return_mean": self._test_batch().returns.mean().item()})
+            self._log(self._test_metrics(self._test_batch()))
         if self.learner.masked_layers and self._due("snapshot", self.config.snapshot_interval):
             self.run.save_arrays(f"patterns/{self.t_env:010d}.npz", pattern_arrays(self.learner, self.t_env))
 
     def _test_batch(self) -> EpisodeBatch:
         """Greedy episodes, the same ones at every evaluation, so that a curve shows learning and not luck."""
         return self._collect(self.test_env, 0.0, Stream.TEST_EPISODES, 0)
+
+    def _test_metrics(self, batch: EpisodeBatch) -> dict[str, float]:
+        metrics = {"test_return_mean": batch.returns.mean().item()}
+        if self.env.spec.has_win:
+            metrics["test_battle_won_mean"] = batch.won.float().mean().item()
+        return metrics
 
     def _log(self, metrics: dict[str, float]) -> None:
         """Append one line to metrics.jsonl."""

@@ -77,6 +77,8 @@ def random_episodes(tiny_spec) -> Callable[..., EpisodeBatch]:
             reward=torch.randn(n, t, generator=g, dtype=dtype),
             terminated=(steps == lengths.unsqueeze(1) - 1) & (torch.arange(n) % 2 == 1).unsqueeze(1),
             filled=steps < lengths.unsqueeze(1),
+            unit_type=torch.randint(max(spec.n_unit_types, 1), (n, agents), generator=g),
+            won=torch.zeros(n, dtype=torch.bool),
         )
 
     return make

@@ -9,7 +9,7 @@ from torch import nn
 from k24lab.config import METHODS
 from k24lab.marl.agents import unroll
 from k24lab.marl.learner import K24QLearner
-from k24lab.marl.replay import EpisodeBatch
+from k24lab.marl.replay import PER_EPISODE, EpisodeBatch
 from k24lab.sparsity.masks import draw_masks
 
 LAYERS = ("fc1", "rnn_input", "rnn_hidden", "fc2", "fc3", "fc4")
@@ -129,6 +129,9 @@ def lengthened(episodes: EpisodeBatch, extra: int) -> EpisodeBatch:
     n = len(episodes.filled)
     longer = {}
     for name, value in vars(episodes).items():
+        if name in PER_EPISODE:
+            longer[name] = value
+            continue
         more = value.new_zeros(n, extra, *value.shape[2:])
         longer[name] = torch.cat([value, more], dim=1)
     filled = longer["filled"]

@@ -8,6 +8,7 @@ from k24lab.envs.rolenav import RoleNav
 from k24lab.marl.agents import build_agent
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.marl.rollout import agent_inputs, collect, epsilon_greedy
+from k24lab.marl.rows import AgentRows
 
 LENGTHS = (2, 5, 3, 6)
 LIMIT = 6
@@ -57,7 +58,8 @@ def play(env, tiny_config, epsilon=1.0, seed=0, explore=0, with_state=True, **ch
     return collect(
         env,
         agent.weights(),
-        agent.initial_hidden(env.spec.n_agents, env.spec.n_envs),
+        hidden_dim=config.hidden_dim,
+        rows_of=lambda _: AgentRows(),
         epsilon=epsilon,
         seed=seed,
         generator=torch.Generator().manual_seed(explore),

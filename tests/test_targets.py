@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from k24lab.marl.learner import K24QLearner
-from k24lab.marl.targets import double_q_values, greedy_actions, one_step
+from k24lab.marl.targets import double_q_values, greedy_actions, one_step, td_lambda
 
 
 def test_double_q_takes_the_online_choice_and_the_target_value():
@@ -93,3 +93,35 @@ def test_td_loss_by_hand(td_loss, tiny_config, tiny_spec, random_episodes):
         expected.append(e * e if td_loss == "mse" else (0.5 * e * e if e < 1 else e - 0.5))
     metrics = constant_learner(tiny_config, tiny_spec, td_loss=td_loss).update(episodes, 0)
     assert metrics["loss_td"] == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+
+
+def slow_td_lambda(reward, terminated, filled, next_value, gamma, lambda_):
+    """From the definition: the lambda-weighted mean of all n-step returns of one episode."""
+    length = int(filled.sum())
+    targets = []
+    for t in range(length):
+        total, weight, discounted, discount = 0.0, 1.0, 0.0, 1.0
+        for k in range(t, length):
+            discounted += discount * reward[k].item()
+            discount *= gamma
+            n_step = discounted + discount * next_value[k].item() * (not terminated[k])
+            last = k == length - 1
+            total += (weight if last else weight * (1 - lambda_)) * n_step
+            weight *= lambda_
+        targets.append(total)
+    return targets
+
+
+@pytest.mark.parametrize("lambda_", [0.0, 0.6, 1.0])
+def test_td_lambda_equals_the_mean_of_n_step_returns(lambda_):
+    lengths, ends = [6, 4, 1], [True, False, True]  # the second stops at a time limit
+    t = torch.arange(6).unsqueeze(1)
+    filled = t < torch.tensor(lengths)
+    terminated = (t == torch.tensor(lengths) - 1) & torch.tensor(ends)
+    reward, next_value = torch.randn(6, 3, dtype=torch.float64), torch.randn(1, 6, 3, dtype=torch.float64)
+    targets = td_lambda(reward, terminated, filled, next_value, 0.9, lambda_)
+    for b, length in enumerate(lengths):
+        slow = slow_td_lambda(reward[:, b], terminated[:, b], filled[:, b], next_value[0, :, b], 0.9, lambda_)
+        assert targets[0, :length, b].tolist() == pytest.approx(slow)
+    if lambda_ == 0:
+        torch.testing.assert_close(targets[:, filled], one_step(reward, terminated, next_value, 0.9)[:, filled])

@@ -520,7 +520,7 @@ def test_masks_tell_apart_agents_that_nothing_in_their_observation_tells_apart(t
         "lr": 3e-3,
         "gamma": 0.9,
         "epsilon_anneal_steps": 8_000,
-            "polyak": 0.02,  # a short run has few updates
+        "polyak": 0.02,  # a short run has few updates
         "temperature_init": 1.0,
         "temperature_mid": 0.5,
         "anneal_end": 0.33,

@@ -36,7 +36,7 @@ class Step:
     """What E environments say after a reset or a step, as tensors on the environment's device.
 
     After an environment has ended its rows hold its last observation, zero reward and the same
-    `terminated`/`truncated` until the next reset, so a rollout may go on with the others.
+    `terminated`/`truncated`/`won` until the next reset, so a rollout may go on with the others.
     """
 
     obs: Float[Tensor, "E N O"]

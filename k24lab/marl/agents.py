@@ -92,22 +92,30 @@ class RNNAgent(nn.Module):
 class K24RNNAgent(RNNAgent):
     """The design document's agent: fc1 to fc4 masked per agent, and with `mask_rnn` the GRU's matrices too."""
 
-    def __init__(self, input_dim: int, n_actions: int, n_agents: int, config: Config):
+    def __init__(self, input_dim: int, n_actions: int, n_masks: int, config: Config):
         def linear(name: str, in_features: int, out_features: int) -> nn.Module:
             if name in RNN_LAYERS and not config.mask_rnn:
                 return DenseLinear(in_features, out_features)
             return SemiStructuredLinear24(
-                in_features, out_features, n_agents, config=config, learn_masks=config.learns_masks
+                in_features, out_features, n_masks, config=config, learn_masks=config.learns_masks
             )
 
         super().__init__(input_dim, n_actions, config.hidden_dim, linear)
 
 
-def build_agent(config: Config, input_dim: int, n_actions: int, n_agents: int) -> RNNAgent:
-    """The agent of the configured method; all have the same layers and sizes."""
+class K24TypeRNNAgent(K24RNNAgent):
+    """The design document's agent for unit types: one mask per type, for however many units of it there are.
+
+    Which unit uses which mask is decided per episode, by the types at reset (`k24lab.marl.rows.TypeRows`).
+    """
+
+
+def build_agent(config: Config, input_dim: int, n_actions: int, n_masks: int) -> RNNAgent:
+    """The agent of the configured method; all have the same layers and sizes. `n_masks`: agents or unit types."""
     if config.masked:
-        return K24RNNAgent(input_dim, n_actions, n_agents, config)
-    n_networks = n_agents if config.method == "nops" else 1
+        kind = K24TypeRNNAgent if config.per_type else K24RNNAgent
+        return kind(input_dim, n_actions, n_masks, config)
+    n_networks = n_masks if config.method == "nops" else 1
     return RNNAgent(input_dim, n_actions, config.hidden_dim, lambda _, i, o: DenseLinear(i, o, n_networks))
 
 

@@ -5,19 +5,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.profiler import record_function
 
 from k24lab import schedules
 from k24lab.config import Config
 from k24lab.envs.base import EnvSpec
+from k24lab.errors import ConfigError
 from k24lab.marl.agents import RNNAgent, Unrolled, build_agent, unroll
 from k24lab.marl.diagnostics import mask_metrics
 from k24lab.marl.mixers import build_mixer
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.marl.rollout import agent_inputs
-from k24lab.marl.targets import double_q_values, greedy_actions, one_step
+from k24lab.marl.rows import AgentRows, Rows, TypeRows
+from k24lab.marl.targets import double_q_values, greedy_actions, one_step, td_lambda
 from k24lab.seeding import Stream, derive_seed
 from k24lab.sparsity.diversity import K24DiversityManager, PatternOrthogonalityLoss
 from k24lab.sparsity.masks import MaskDraw, argmax_masks, draw_masks
@@ -43,7 +45,10 @@ class K24QLearner:
         self.config, self.spec = config, spec
         device = config.device
         input_dim = spec.obs_dim + (spec.n_agents if config.agent_id else 0)
-        self.agent: RNNAgent = build_agent(config, input_dim, spec.action_dim, spec.n_agents).to(device)
+        if config.per_type and not spec.n_unit_types:
+            raise ConfigError(f"mask_per = 'type' needs a world with unit types; {config.task!r} has none")
+        self.n_masks = spec.n_unit_types if config.per_type else spec.n_agents
+        self.agent: RNNAgent = build_agent(config, input_dim, spec.action_dim, self.n_masks).to(device)
         state_dim = spec.state_dim if config.mixer == "qmix" else 0
         self.mixer = build_mixer(config.mixer, spec.n_agents, state_dim, config.mixing_embed_dim).to(device)
         self.target_agent, self.target_mixer = copy.deepcopy(self.agent), copy.deepcopy(self.mixer)
@@ -106,23 +111,29 @@ class K24QLearner:
         with torch.no_grad():
             return agent.weights(dict(zip(layers, argmax_masks(list(layers.values())), strict=True)))
 
+    def rows(self, unit_type: Int[Tensor, "B N"]) -> Rows:
+        """Which unit of these episodes is seen through which mask."""
+        return TypeRows(unit_type, self.n_masks) if self.config.per_type else AgentRows()
+
     def update(self, batch: EpisodeBatch, t_env: int, log: bool = False) -> dict[str, float]:
         """One gradient step on a batch of episodes; returns its metrics (more of them if `log`)."""
         with record_function("draw masks"):
             draw = self._draw(t_env)
+        rows = self.rows(batch.unit_type)
         with record_function("online forward"):
             masks = dict(zip(self.masked_layers, draw.masks, strict=True)) if draw else {}
-            online = self._unroll(batch, self.agent.weights(masks))
+            online = self._unroll(batch, rows, self.agent.weights(masks))
         with record_function("target forward"), torch.no_grad():
-            target_q = self._unroll(batch, self.argmax_weights(self.target_agent)).q_values
+            target_q = rows.merge(self._unroll(batch, rows, self.argmax_weights(self.target_agent)).q_values)
         with record_function("loss"):
-            td_error, chosen_q, targets = self._td_error(batch, online.q_values, target_q)
+            q_values = rows.merge(online.q_values)
+            td_error, chosen_q, targets = self._td_error(batch, q_values, target_q)
             filled = batch.filled.T.expand_as(td_error)
             loss_td = self._mean_loss(td_error, filled)
         metrics = {"loss_td": loss_td.item()}
         if log:
             metrics |= self._value_metrics(td_error, chosen_q, targets, filled)
-            metrics |= self._mask_metrics(batch, online, draw, t_env) if draw else {}
+            metrics |= self._mask_metrics(batch, rows, q_values, draw, t_env) if draw else {}
         with record_function("backward"):
             self.optimizer.zero_grad()
             metrics |= self._diversity_step(draw, loss_td.item())
@@ -134,7 +145,7 @@ class K24QLearner:
             grad_norm = self._optimizer_step(t_env)
         with record_function("target and mask state"):
             self._update_target()
-            self._after_masks(batch, online, draw, t_env)
+            self._after_masks(batch, rows, online, draw, t_env)
         metrics["loss"] = metrics["loss_td"] + metrics.get("div_coef", 0.0) * metrics.get("div_loss", 0.0)
         if log:
             metrics["grad_norm"] = grad_norm.item()
@@ -160,9 +171,9 @@ class K24QLearner:
         layers = list(self.masked_layers.values())
         return draw_masks(layers, self.temperature(t_env), self.logit_scale(t_env), "none")
 
-    def _unroll(self, batch: EpisodeBatch, weights: dict) -> Unrolled:
-        """Q-values of all agents over whole episodes, [N, T+1, B, A]."""
-        inputs = agent_inputs(batch.obs, self.config.agent_id).permute(2, 1, 0, 3).contiguous()
+    def _unroll(self, batch: EpisodeBatch, rows: Rows, weights: dict) -> Unrolled:
+        """Q-values over whole episodes, sorted by mask, [K, T+1, R, A]."""
+        inputs = rows.split(agent_inputs(batch.obs, self.config.agent_id))
         return unroll(weights, inputs, self.agent.initial_hidden(inputs.shape[0], inputs.shape[2]))
 
     def _td_error(self, batch: EpisodeBatch, online_q: Tensor, target_q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -175,8 +186,11 @@ class K24QLearner:
         with torch.no_grad():
             next_q = double_q_values(online_q[:, 1:], target_q[:, 1:], avail[:, 1:])
             next_value = self.target_mixer(next_q, state[1:])
-            targets = one_step(batch.reward.T, batch.terminated.T, next_value, self.config.gamma)
+            targets = self._targets(batch, next_value)
         return q_tot - targets, q_tot.detach(), targets
+
+    def _targets(self, batch: EpisodeBatch, next_value: Float[Tensor, "K T B"]) -> Float[Tensor, "K T B"]:
+        return one_step(batch.reward.T, batch.terminated.T, next_value, self.config.gamma)
 
     def _mean_loss(self, td_error: Float[Tensor, "K T B"], filled: Bool[Tensor, "K T B"]) -> Float[Tensor, ""]:
         """Mean over the filled steps of the Huber loss (0.5 e^2 near 0) or the squared error."""
@@ -209,39 +223,43 @@ class K24QLearner:
             for t, o in zip(target.buffers(), online.buffers(), strict=True):
                 t.copy_(o)  # the EMA is an average already
 
-    def _after_masks(self, batch: EpisodeBatch, online: Unrolled, draw: MaskDraw | None, t_env: int) -> None:
+    def _after_masks(
+        self, batch: EpisodeBatch, rows: Rows, online: Unrolled, draw: MaskDraw | None, t_env: int
+    ) -> None:
         """State that follows learned masks: selection frequency, running activations, resets."""
         if draw is None or not self.config.learns_masks:
             return
         if self.config.score_ema_power:
-            self._update_ema(batch, online)
+            self._update_ema(batch, rows, online)
         if self.config.reset_trigger == "off":
             return
         for layer, mask in zip(self.masked_layers.values(), draw.masks, strict=True):
             layer.count_selection(mask)
         policy = None
         if self.config.reset_trigger == "adaptive":
-            policy = self._mean_policy(batch, online)
+            policy = self._mean_policy(batch, rows.merge(online.q_values.detach()))
         # A reset flips masks; after the annealing neither noise nor the learning rate is left to recover from it.
         if self.reset_trigger.due(t_env, policy) and not self._settled(t_env):
             self._reset()
 
     @torch.no_grad()
-    def _update_ema(self, batch: EpisodeBatch, online: Unrolled) -> None:
-        """Mean |x| per agent over the steps that were played by living agents."""
+    def _update_ema(self, batch: EpisodeBatch, rows: Rows, online: Unrolled) -> None:
+        """Mean |x| per mask over the steps that were played by living units."""
         played = torch.cat([batch.filled, torch.zeros_like(batch.filled[:, :1])], dim=1)  # [B, T+1]
-        weight = (played.unsqueeze(-1) & batch.alive).permute(2, 1, 0).flatten(1)  # [N, (T+1) B]
-        weight = weight.to(batch.reward.dtype)
+        weight = (played.unsqueeze(-1) & batch.alive).unsqueeze(-1).to(batch.reward.dtype)  # [B, T+1, N, 1]
+        weight = rows.split(weight).flatten(1)  # [K, (T+1) R]
         count = weight.sum(dim=1)
         weight = (weight / count.clamp_min(1).unsqueeze(1)).unsqueeze(1)
         for name, layer in self.masked_layers.items():
-            x = online.inputs[name].detach().flatten(1, 2).abs()  # [N, (T+1) B, in]
+            x = online.inputs[name].detach().flatten(1, 2).abs()  # [K, (T+1) R, in]
             layer.ema_tracker.update(torch.bmm(weight, x).squeeze(1), count)
 
-    def _mean_policy(self, batch: EpisodeBatch, online: Unrolled) -> Tensor:
+    def _mean_policy(self, batch: EpisodeBatch, q_values: Float[Tensor, "N T1 B A"]) -> Tensor:
+        """Over the first steps of living units."""
         steps = slice(0, min(RESET_POLICY_STEPS, batch.filled.shape[1]))
         avail = batch.avail_actions.permute(2, 1, 0, 3)[:, steps]
-        return mean_policy(online.q_values.detach()[:, steps], avail, batch.filled.T[steps])
+        played = batch.filled.T[steps] & batch.alive.permute(2, 1, 0)[:, steps]
+        return mean_policy(q_values[:, steps], avail, played)
 
     def _reset(self) -> None:
         """Soften the EMA and revive coefficients, in all masked layers but the first."""
@@ -264,15 +282,18 @@ class K24QLearner:
         return {"alpha_grad_td": norm(by_td).item(), "alpha_grad_div": norm(by_diversity).item()}
 
     @torch.no_grad()
-    def _mask_metrics(self, batch: EpisodeBatch, online: Unrolled, draw: MaskDraw, t_env: int) -> dict[str, float]:
+    def _mask_metrics(
+        self, batch: EpisodeBatch, rows: Rows, q_values: Tensor, draw: MaskDraw, t_env: int
+    ) -> dict[str, float]:
         """Everything about masks that METHOD section 6 lists."""
         best = self.best_draw(t_env).pattern_index
         metrics = mask_metrics(draw, best, self.logged_index, list(self.masked_layers))
         self.logged_index = best
-        evaluated = self._unroll(batch, self.argmax_weights()).q_values
+        evaluated = rows.merge(self._unroll(batch, rows, self.argmax_weights()).q_values)
         avail = batch.avail_actions.permute(2, 1, 0, 3)
-        differ = (greedy_actions(online.q_values, avail) != greedy_actions(evaluated, avail))[:, :-1]
-        metrics["train_eval_gap"] = differ[batch.filled.T.expand_as(differ)].float().mean().item()
+        differ = (greedy_actions(q_values, avail) != greedy_actions(evaluated, avail))[:, :-1]
+        played = batch.filled.T & batch.alive.permute(2, 1, 0)[:, :-1]
+        metrics["train_eval_gap"] = differ[played].float().mean().item()
         return metrics
 
     def state_dict(self) -> dict:
@@ -298,6 +319,22 @@ class K24QLearner:
         self.generator.set_state(state["generator"])
         self.n_updates, self.n_resets = state["n_updates"], state["n_resets"]
         self.logged_index = state["logged_index"]
+
+
+class K24NQLearner(K24QLearner):
+    """The same with TD(lambda) targets: the design document's learner for SMACv2, after pymarl2.
+
+    `learner="nq"` also brings pymarl2's optimiser settings (`k24lab.config.LEARNER_DEFAULTS`).
+    """
+
+    def _targets(self, batch: EpisodeBatch, next_value: Float[Tensor, "K T B"]) -> Float[Tensor, "K T B"]:
+        c = self.config
+        return td_lambda(batch.reward.T, batch.terminated.T, batch.filled.T, next_value, c.gamma, c.td_lambda)
+
+
+def build_learner(config: Config, spec: EnvSpec) -> K24QLearner:
+    """The configured learner."""
+    return (K24NQLearner if config.learner == "nq" else K24QLearner)(config, spec)
 
 
 def _grads(parameters: list[nn.Parameter]) -> list[Tensor]:

@@ -26,17 +26,19 @@ def pattern_arrays(learner: K24QLearner, t_env: int) -> dict[str, np.ndarray]:
 
 @torch.no_grad()
 def behaviour(learner: K24QLearner, batch: EpisodeBatch, n_episodes: int) -> dict[str, np.ndarray]:
-    """Q-values of every agent's policy on everybody's observation histories, in agreement with the argmax masks.
+    """Q-values of every policy on everybody's observation histories, in agreement with the argmax masks.
 
     Returns:
-        `q_values` [N, S, A] and `avail_actions` [S, A], S running over agents observed, time and episodes.
+        `q_values` [M, S, A] and `avail_actions` [S, A], M policies (of agents or unit types), S running over
+        living units observed, time and episodes.
     """
-    n_agents = learner.spec.n_agents
+    n_agents, n_policies = learner.spec.n_agents, learner.n_masks
     obs = batch.obs[:n_episodes, :-1].permute(1, 0, 2, 3).flatten(1, 2)  # [T, episodes * N, O]
-    obs = obs.unsqueeze(2).expand(-1, -1, n_agents, -1)  # every policy sees every history
+    obs = obs.unsqueeze(2).expand(-1, -1, n_policies, -1)  # every policy sees every history
     inputs = agent_inputs(obs, learner.config.agent_id).permute(2, 0, 1, 3).contiguous()
-    hidden = learner.agent.initial_hidden(n_agents, inputs.shape[2])
-    q_values = unroll(learner.argmax_weights(), inputs, hidden).q_values  # [N, T, episodes * N, A]
-    played = batch.filled[:n_episodes].T.repeat_interleave(n_agents, dim=1)  # [T, episodes * N]
+    hidden = learner.agent.initial_hidden(n_policies, inputs.shape[2])
+    q_values = unroll(learner.argmax_weights(), inputs, hidden).q_values  # [M, T, episodes * N, A]
+    filled = batch.filled[:n_episodes].T.repeat_interleave(n_agents, dim=1)  # [T, episodes * N]
+    played = filled & batch.alive[:n_episodes, :-1].transpose(0, 1).flatten(1)
     avail = batch.avail_actions[:n_episodes, :-1].permute(1, 0, 2, 3).flatten(1, 2)
     return {"q_values": q_values[:, played].cpu().numpy(), "avail_actions": avail[played].cpu().numpy()}

@@ -21,6 +21,8 @@ class EpisodeBatch:
     reward: Float[Tensor, "B T"]
     terminated: Bool[Tensor, "B T"]
     filled: Bool[Tensor, "B T"]  # False: padding after the end of the episode
+    unit_type: Int[Tensor, "B N"]  # as at reset; 0 where the world has no types
+    won: Bool[Tensor, " B"]  # False where the world has no winner
 
     @property
     def returns(self) -> Float[Tensor, " B"]:
@@ -50,7 +52,13 @@ def empty_batch(spec: EnvSpec, n_episodes: int, with_state: bool, device: str = 
         reward=zeros(b, t),
         terminated=zeros(b, t, dtype=torch.bool),
         filled=zeros(b, t, dtype=torch.bool),
+        unit_type=zeros(b, n, dtype=torch.int64),
+        won=zeros(b, dtype=torch.bool),
     )
+
+
+WITH_LAST = frozenset({"obs", "state", "avail_actions", "alive"})  # T + 1 entries
+PER_EPISODE = frozenset({"unit_type", "won"})
 
 
 class ReplayBuffer:
@@ -73,9 +81,12 @@ class ReplayBuffer:
         """`n_episodes` different ones, cut to the longest of them."""
         rows = torch.randperm(self.size, generator=generator)[:n_episodes]
         t = int(self.episodes.filled[rows].sum(dim=1).max())
-        with_last = {"obs", "state", "avail_actions", "alive"}
+        values = {f.name: getattr(self.episodes, f.name) for f in fields(EpisodeBatch)}
         return EpisodeBatch(
-            **{f.name: getattr(self.episodes, f.name)[rows, : t + (f.name in with_last)] for f in fields(EpisodeBatch)}
+            **{
+                name: value[rows] if name in PER_EPISODE else value[rows, : t + (name in WITH_LAST)]
+                for name, value in values.items()
+            }
         )
 
     def state_dict(self) -> dict:

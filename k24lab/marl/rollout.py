@@ -1,5 +1,7 @@
 """Playing episodes: E environments at once, acting with fixed weights."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -7,6 +9,7 @@ from torch import Tensor
 from k24lab.envs.base import Step, VecEnv
 from k24lab.marl.agents import Weights, step
 from k24lab.marl.replay import EpisodeBatch, empty_batch
+from k24lab.marl.rows import Rows
 from k24lab.marl.targets import greedy_actions
 
 
@@ -36,8 +39,9 @@ def epsilon_greedy(
 def collect(
     env: VecEnv,
     weights: Weights,
-    hidden: Float[Tensor, "N E H"],
     *,
+    hidden_dim: int,
+    rows_of: Callable[[Int[Tensor, "E N"]], Rows],
     epsilon: float,
     seed: int,
     generator: torch.Generator,
@@ -48,29 +52,40 @@ def collect(
 
     Args:
         weights: effective weights under the argmax masks; they stay fixed for the whole episode.
-        hidden: first hidden state.
+        hidden_dim: H.
+        rows_of: which unit uses which weights, from the unit types at reset.
         seed: of the episodes; the same seed gives the same episodes for the same actions.
         generator: of the exploration.
     """
     spec = env.spec
-    batch = empty_batch(spec, spec.n_envs, with_state, device=str(hidden.device))
-    running = torch.ones(spec.n_envs, dtype=torch.bool, device=hidden.device)
+    device = generator.device
+    batch = empty_batch(spec, spec.n_envs, with_state, device=str(device))
+    running = torch.ones(spec.n_envs, dtype=torch.bool, device=device)
     now = env.reset(seed)
+    if now.unit_type is not None:
+        batch.unit_type.copy_(now.unit_type)
+    rows = rows_of(batch.unit_type)
+    hidden: Tensor | None = None
     for t in range(spec.episode_limit):
         _store(batch, t, now, with_state)
-        inputs = agent_inputs(batch.obs[:, t], agent_id).transpose(0, 1)
+        inputs = rows.split(agent_inputs(batch.obs[:, t : t + 1], agent_id)).squeeze(1)  # [K, R, I]
+        if hidden is None:
+            hidden = inputs.new_zeros(*inputs.shape[:2], hidden_dim)
         q_values, hidden = step(weights, inputs, hidden)
-        actions = epsilon_greedy(q_values.transpose(0, 1), batch.avail_actions[:, t], epsilon, generator)
+        by_agent = rows.merge(q_values.unsqueeze(1)).squeeze(1)  # [N, E, A]
+        actions = epsilon_greedy(by_agent.transpose(0, 1), batch.avail_actions[:, t], epsilon, generator)
         now = env.step(actions.to(now.obs.device))
         batch.actions[:, t] = actions
-        terminated, truncated = now.terminated.to(hidden.device), now.truncated.to(hidden.device)
-        batch.reward[:, t] = now.reward.to(hidden.device) * running
+        terminated, truncated = now.terminated.to(device), now.truncated.to(device)
+        batch.reward[:, t] = now.reward.to(device) * running
         batch.terminated[:, t] = terminated & running
         batch.filled[:, t] = running
         running = running & ~(terminated | truncated)
         if not running.any():
             break
     _store(batch, t + 1, now, with_state)
+    if now.won is not None:
+        batch.won.copy_(now.won)
     return batch
 
 

@@ -22,3 +22,26 @@ def one_step(
 ) -> Float[Tensor, "#K T B"]:
     """`r + gamma (1 - terminated) V(s')`; a time limit does not end the bootstrap."""
     return reward + gamma * next_value * (~terminated).to(next_value.dtype)
+
+
+def td_lambda(
+    reward: Float[Tensor, "T B"],
+    terminated: Bool[Tensor, "T B"],
+    filled: Bool[Tensor, "T B"],
+    next_value: Float[Tensor, "#K T B"],
+    gamma: float,
+    lambda_: float,
+) -> Float[Tensor, "#K T B"]:
+    """`G_t = r + gamma (1 - terminated) ((1 - lambda) V(s') + lambda G_{t+1})` (Sutton & Barto, 2nd ed., 12.3).
+
+    After the last filled step there is no `G_{t+1}`: a time limit bootstraps from V(s') alone.
+    """
+    discount = gamma * (~terminated).to(next_value.dtype)
+    followed = torch.cat([filled[1:], torch.zeros_like(filled[:1])])
+    targets = torch.empty_like(next_value)
+    after = next_value[:, -1]
+    for t in range(len(reward) - 1, -1, -1):
+        mixed = torch.where(followed[t], torch.lerp(next_value[:, t], after, lambda_), next_value[:, t])
+        after = reward[t] + discount[t] * mixed
+        targets[:, t] = after
+    return targets

@@ -1,0 +1,58 @@
+"""Which unit is seen through which mask: a batch sorted by mask, so that no weight is gathered per sample."""
+
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+
+class AgentRows:
+    """Mask n belongs to agent n: each of the N masks has one row per episode."""
+
+    def split(self, x: Shaped[Tensor, "B T N F"]) -> Shaped[Tensor, "N T B F"]:
+        """The inputs of each mask."""
+        return x.permute(2, 1, 0, 3).contiguous()
+
+    def merge(self, y: Shaped[Tensor, "N T B A"]) -> Shaped[Tensor, "N T B A"]:
+        """The outputs of each agent."""
+        return y
+
+
+class TypeRows:
+    """Mask u belongs to unit type u: its rows are all units of the type, in whichever episodes they are.
+
+    Types that are rarer than the commonest one are filled up with rows of zeros, whose outputs nobody reads.
+
+    Args:
+        unit_type: of every unit, as at reset.
+        n_types: U.
+    """
+
+    def __init__(self, unit_type: Int[Tensor, "B N"], n_types: int):
+        self.shape = unit_type.shape
+        kind = unit_type.flatten()
+        count = torch.bincount(kind, minlength=n_types)
+        self.n_types, self.n_rows = n_types, int(count.max())
+        order = kind.argsort(stable=True)
+        sorted_kind = kind[order]
+        rank = torch.arange(len(kind), device=kind.device) - (count.cumsum(0) - count)[sorted_kind]
+        row = sorted_kind * self.n_rows + rank
+        self._unit_of_row = torch.zeros(n_types * self.n_rows, dtype=torch.int64, device=kind.device)
+        self._unit_of_row[row] = order
+        self._empty = torch.ones_like(self._unit_of_row, dtype=torch.bool)
+        self._empty[row] = False
+        self._row_of_unit = torch.empty_like(kind)
+        self._row_of_unit[order] = row
+
+    def split(self, x: Shaped[Tensor, "B T N F"]) -> Shaped[Tensor, "U T R F"]:
+        """The inputs of each mask."""
+        units = x.transpose(1, 2).flatten(0, 1)  # [B N, T, F]
+        rows = units[self._unit_of_row].masked_fill_(self._empty[:, None, None], 0)
+        return rows.unflatten(0, (self.n_types, self.n_rows)).transpose(1, 2).contiguous()
+
+    def merge(self, y: Shaped[Tensor, "U T R A"]) -> Shaped[Tensor, "N T B A"]:
+        """The outputs of each agent."""
+        units = y.transpose(1, 2).flatten(0, 1)[self._row_of_unit]  # [B N, T, A]
+        return units.unflatten(0, self.shape).permute(1, 2, 0, 3)
+
+
+Rows = AgentRows | TypeRows
