@@ -1,10 +1,13 @@
 """`k24lab bench train`: what a learner update and a training loop cost, as ratios in one interleaved run."""
 
+import itertools
 import os
 import platform
 import statistics
 import tempfile
 import time
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +15,22 @@ import pandas as pd
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from k24lab.analysis import style
+from k24lab.analysis.bench_plots import bench_figure
 from k24lab.config import Config, build_config
 from k24lab.envs.base import EnvSpec
 from k24lab.marl.learner import PARTS, K24QLearner, build_learner
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.train import train
 
-# Agents, observation, actions, hidden size, episode length; batches of 32 episodes.
-SHAPES = {
+Shape = tuple[int, int, int, int, int]  # agents, observation, actions, hidden size, episode length
+# Batches of 32 episodes.
+SHAPES: dict[str, Shape] = {
     "3 agents, obs 18, 5 actions, hidden 64, 32 x 25": (3, 18, 5, 64, 25),
     "8 agents, obs 48, 14 actions, hidden 128, 32 x 60": (8, 48, 14, 128, 60),
 }
+# Team sizes, at the first shape: the cost of an agent must not grow with them.
+TEAM_SIZES = (3, 10, 30, 100)
 BASELINE = "fups"
 VARIANTS: dict[str, dict[str, Any]] = {
     "fups": {"method": "fups"},
@@ -32,6 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "k24-alpha, masked GRU": {"method": "k24-alpha", "mask_rnn": True},
     "random24, masked GRU": {"method": "random24", "mask_rnn": True},
 }
+SPREAD = {"task": "mpe2/simple_spread", "t_max": 8_000, "mixer": "qmix", "n_envs": 8}
 LOOPS: dict[str, dict[str, Any]] = {
     "rolenav, 1 update per 32 episodes": {
         "task": "rolenav",
@@ -39,13 +48,8 @@ LOOPS: dict[str, dict[str, Any]] = {
         "updates_per_rollout": 1,
         "epsilon_anneal_steps": 20_000,
     },
-    "mpe2/simple_spread, QMIX, 1 update per episode": {
-        "task": "mpe2/simple_spread",
-        "t_max": 8_000,
-        "mixer": "qmix",
-        "n_envs": 8,
-        "updates_per_rollout": 8,
-    },
+    "mpe2/simple_spread, QMIX, 1 update per episode": SPREAD | {"updates_per_rollout": 8},
+    "mpe2/simple_spread, QMIX, 1 update per 4 episodes": SPREAD | {"updates_per_rollout": 2},
 }
 NO_EXTRAS = {"test_interval": 10**9, "checkpoint_interval": 10**9, "snapshot_interval": 10**9, "test_episodes": 1}
 
@@ -67,12 +71,16 @@ def random_batch(spec: EnvSpec, n_episodes: int) -> EpisodeBatch:
     )
 
 
-def measure_updates(shape: tuple[int, int, int, int, int], rounds: int) -> pd.DataFrame:
-    """Milliseconds of one learner update of every variant, in turn `rounds` times; and the share of its parts."""
+def measure_updates(shape: Shape, rounds: int, variants: Iterable[str] = tuple(VARIANTS)) -> pd.DataFrame:
+    """Milliseconds of one learner update of every variant, in turn `rounds` times; its memory and its parts.
+
+    `ratio` is the median of the rounds' ratios to the baseline, `peak_mb` (1e6 bytes) what the update allocates
+    at its peak, and each part has its share of the time.
+    """
     n, o, a, h, t = shape
     spec = EnvSpec(n_envs=32, n_agents=n, obs_dims=(o,) * n, n_actions=(a,) * n, state_dim=n * o, episode_limit=t)
     batch = random_batch(spec, 32)
-    learners = {name: build_learner(build_config({"hidden_dim": h, **kw}), spec) for name, kw in VARIANTS.items()}
+    learners = {v: build_learner(build_config({"hidden_dim": h, **VARIANTS[v]}), spec) for v in variants}
     times: dict[str, list[float]] = {name: [] for name in learners}
     for _ in range(rounds + 2):  # the first two warm up
         for name, learner in learners.items():
@@ -83,9 +91,28 @@ def measure_updates(shape: tuple[int, int, int, int, int], rounds: int) -> pd.Da
     rows = []
     for name, learner in learners.items():
         ratios = [a / b for a, b in zip(times[name], times[BASELINE], strict=True)]
-        row = {"variant": name, "ms": statistics.median(times[name]), "over_fups": statistics.median(ratios)}
-        rows.append(row | part_shares(learner, batch))
+        row = {"variant": name, "ms": statistics.median(times[name]), "ratio": statistics.median(ratios)}
+        rows.append(row | {"peak_mb": peak_bytes(learner, batch) / 1e6} | part_shares(learner, batch))
     return pd.DataFrame(rows)
+
+
+def measure_teams(rounds: int) -> pd.DataFrame:
+    """Milliseconds and memory of an update against the number of agents, at the first shape otherwise."""
+    _, o, a, h, t = next(iter(SHAPES.values()))
+    variants = (BASELINE, "nops", "k24, dense GRU", "k24, masked GRU")
+    tables = [measure_updates((n, o, a, h, t), rounds, variants).assign(n_agents=n) for n in TEAM_SIZES]
+    return pd.concat(tables)[["variant", "n_agents", "ms", "ratio", "peak_mb"]]
+
+
+def peak_bytes(learner: K24QLearner, batch: EpisodeBatch) -> int:
+    """Most bytes of tensors that one update holds beyond those before it, from the allocator's own record."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    with warnings.catch_warnings(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        learner.update(batch, t_env=1000)
+    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
+    events = profiler.profiler.kineto_results.events()
+    records = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return max(itertools.accumulate(size for _, size in records))
 
 
 def part_shares(learner: K24QLearner, batch: EpisodeBatch) -> dict[str, float]:
@@ -111,14 +138,23 @@ def measure_loop(params: dict, methods: tuple[str, ...] = ("fups", "k24")) -> pd
     return pd.DataFrame(rows)
 
 
-def bench_train(rounds: int = 10, loops: bool = True) -> None:
-    """Print all measurements."""
+def bench_train(rounds: int = 10, loops: bool = True) -> list[Path]:
+    """Print all measurements and write the figure `bench_train`; returns its files."""
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} thread")
+    tables = {}
     with pd.option_context("display.width", 200, "display.max_columns", None, "display.float_format", "{:.2f}".format):
         for name, shape in SHAPES.items():
             print(f"\nLearner update, {name} (median of {rounds}, interleaved; share of each part):")
-            print(measure_updates(shape, rounds).to_string(index=False))
+            tables[name] = measure_updates(shape, rounds)
+            print(tables[name].to_string(index=False))
+        teams = measure_teams(rounds)
+        print(f"\nLearner update against the number of agents (median of {rounds}, interleaved):")
+        print(teams.to_string(index=False))
         for name, params in LOOPS.items() if loops else ():
             print(f"\nTraining loop, {name}:")
             print(measure_loop(params).to_string(index=False, float_format="{:.0f}".format))
+    with style.paper_style():
+        fig = bench_figure(tables, teams, PARTS)
+        data = pd.concat([*(t.assign(shape=name) for name, t in tables.items()), teams.assign(shape="team sizes")])
+        return list(style.save_figure(fig, "bench_train", data).values())

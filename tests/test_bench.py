@@ -1,7 +1,18 @@
+import dataclasses
+
 import pytest
 
 from k24lab import bench
-from k24lab.bench import BASELINE, VARIANTS, bench_train, measure_loop, measure_updates, part_shares, random_batch
+from k24lab.bench import (
+    BASELINE,
+    VARIANTS,
+    bench_train,
+    measure_loop,
+    measure_updates,
+    part_shares,
+    peak_bytes,
+    random_batch,
+)
 from k24lab.envs.base import EnvSpec
 from k24lab.marl.learner import PARTS, K24QLearner
 
@@ -26,10 +37,10 @@ def test_random_batch_is_full_length_episodes_of_the_task():
 
 def test_update_table_has_a_row_a_variant_and_a_column_a_part():
     table = measure_updates(SHAPE, rounds=1)
-    assert list(table.columns) == ["variant", "ms", "over_fups", *PARTS]
+    assert list(table.columns) == ["variant", "ms", "ratio", "peak_mb", *PARTS]
     assert list(table["variant"]) == list(VARIANTS)
-    assert (table["ms"] > 0).all() and (table["over_fups"] > 0).all()
-    assert table.set_index("variant")["over_fups"][BASELINE] == 1
+    assert (table["ms"] > 0).all() and (table["ratio"] > 0).all()
+    assert table.set_index("variant")["ratio"][BASELINE] == 1
     assert table[list(PARTS)].sum(axis=1).to_numpy() == pytest.approx(1)
 
 
@@ -41,11 +52,21 @@ def test_loop_table_has_a_row_a_method_and_leaves_no_run(home):
     assert not (home / "runs").exists()
 
 
+def test_peak_memory_is_that_of_the_largest_tensors(tiny_config):
+    batch, longer = random_batch(SPEC, 4), random_batch(dataclasses.replace(SPEC, episode_limit=40), 4)
+    learner = K24QLearner(tiny_config(method="k24"), SPEC)
+    peaks = [peak_bytes(learner, b) for b in (batch, longer)]
+    activations = 4 * 2 * 41 * learner.config.hidden_dim * 4  # episodes, agents, steps, numbers, bytes: one layer's
+    assert activations < peaks[1] < 100 * activations and peaks[0] < peaks[1]
+
+
 @pytest.mark.parametrize("loops", [True, False])
-def test_benchmark_prints_every_case(loops, monkeypatch, capsys):
+def test_benchmark_prints_every_case_and_leaves_a_figure(loops, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "TEAM_SIZES", (1, 2))
     monkeypatch.setattr(bench, "SHAPES", {"a small shape": SHAPE})
     monkeypatch.setattr(bench, "LOOPS", {"a small loop": LOOP})
-    bench_train(rounds=1, loops=loops)
+    paths = bench_train(rounds=1, loops=loops)
+    assert {p.suffix for p in paths} == {".pdf", ".png", ".csv"} and all(p.is_file() for p in paths)
     out = capsys.readouterr().out
     assert "a small shape" in out and all(name in out for name in VARIANTS)
     assert ("a small loop" in out) == loops
