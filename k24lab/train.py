@@ -1,6 +1,7 @@
 """Training a run from its configuration to its DONE file; the command line and the notebook both come here."""
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,10 @@ class Trainer:
             unit="step",
             unit_scale=True,
             disable=not progress,
-            desc=f"{config.method} on {config.task}, seed {config.seed}",
+            desc=f"{config.method}, {config.task}, seed {config.seed}",
             mininterval=1.0,
-            ncols=110,
+            ncols=100,
+            file=sys.stdout if "ipykernel" in sys.modules else None,  # JupyterLab shows stderr as an error
         )
         with bar:
             if self.t_env == 0:

@@ -16,6 +16,7 @@ from k24lab.analysis.style import GREY, ROW_HEIGHT, TEXT_WIDTH, LineStyle, varia
 
 N_MARKERS = 8  # on a line: enough to tell it in grey, few enough to see it
 LAYER_MARKERS = "osD^vP<>"
+LEGEND_LINE = 0.15  # inches, of 7 pt letters
 
 
 def new_axes(height: float = ROW_HEIGHT, width: float = TEXT_WIDTH) -> Axes:
@@ -133,7 +134,10 @@ def _time_axis(ax: Axes, ylabel: str) -> Axes:
 
 
 def shared_legend(fig: Figure) -> Figure:
-    """One legend under all panels, each label once, in as many columns (at most four) as the width holds."""
+    """One legend under all panels, each label once, in as many columns (at most four) as the width holds.
+
+    The figure grows by the legend's lines.
+    """
     entries: dict[str, Any] = {}
     for ax in fig.axes:
         handles, labels = ax.get_legend_handles_labels()
@@ -142,6 +146,7 @@ def shared_legend(fig: Figure) -> Figure:
         widest = 0.55 + 0.05 * max(map(len, entries))  # inches: the line sample, and 7 pt letters
         fits = min(4, max(1, int(fig.get_figwidth() / widest)))
         ncols = -(-len(entries) // -(-len(entries) // fits))  # lines of about equal length
+        fig.set_figheight(fig.get_figheight() + LEGEND_LINE * -(-len(entries) // ncols))  # the panels keep theirs
         fig.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=ncols, handlelength=3)
     return fig
 

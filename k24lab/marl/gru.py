@@ -10,50 +10,52 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+tanh_backward, sigmoid_backward = torch.ops.aten.tanh_backward.grad_input, torch.ops.aten.sigmoid_backward.grad_input
+
 
 class _BatchedGRU(torch.autograd.Function):
-    """Backpropagation through time written out: the local derivatives of all steps at once, one bmm a step."""
+    """Backpropagation through time written out; step by step, so that what a step works on stays in the cache."""
 
     @staticmethod
     def forward(ctx: Any, gate_x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         n_agents, steps, batch, size = gate_x.shape[0], gate_x.shape[1], gate_x.shape[2], hidden.shape[-1]
         h = gate_x.new_empty(n_agents, steps + 1, batch, size)  # h[:, t] enters step t
-        rz = gate_x.new_empty(n_agents, steps, batch, 2 * size)
-        n, gate_n = gate_x.new_empty(2, n_agents, steps, batch, size)
+        gates = torch.empty_like(gate_x)  # r, z, and what the hidden state contributes to n
+        n = gate_x.new_empty(n_agents, steps, batch, size)
         h[:, 0] = hidden
         transposed, bias = weight.mT, bias.unsqueeze(1)
         for t in range(steps):
-            gate_h = torch.baddbmm(bias, h[:, t], transposed)
-            torch.add(gate_x[:, t, :, : 2 * size], gate_h[..., : 2 * size], out=rz[:, t]).sigmoid_()
-            gate_n[:, t] = gate_h[..., 2 * size :]
-            r, z = rz[:, t].chunk(2, dim=-1)
-            torch.addcmul(gate_x[:, t, :, 2 * size :], r, gate_n[:, t], out=n[:, t]).tanh_()
+            gate = gates[:, t]
+            torch.baddbmm(bias, h[:, t], transposed, out=gate)
+            gate[..., : 2 * size].add_(gate_x[:, t, :, : 2 * size]).sigmoid_()
+            r, z, gate_n = gate.split(size, dim=-1)
+            torch.addcmul(gate_x[:, t, :, 2 * size :], r, gate_n, out=n[:, t]).tanh_()
             torch.lerp(n[:, t], h[:, t], z, out=h[:, t + 1])
-        ctx.save_for_backward(h, rz, n, gate_n, weight)
+        ctx.save_for_backward(h, gates, n, weight)
         return h[:, 1:]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        h, rz, n, gate_n, weight = ctx.saved_tensors
+        h, gates, n, weight = ctx.saved_tensors
         (grad,) = grads
         size = n.shape[-1]
-        r, z = rz.chunk(2, dim=-1)
-        # Derivatives of h[t + 1] by the three gates before their nonlinearity.
-        by_n = (1 - z) * (1 - n * n)
-        by_gates = torch.cat([by_n * gate_n * r * (1 - r), (h[:, :-1] - n) * z * (1 - z), by_n * r], dim=-1)
-        grad_h_gates = torch.empty_like(by_gates)  # of what comes from the hidden state
+        by_x, by_h = torch.empty_like(gates), torch.empty_like(gates)  # gradients to the two sides' gates
         carry = torch.zeros_like(h[:, 0])
         for t in range(n.shape[1] - 1, -1, -1):
             carry = carry + grad[:, t]
-            gates = grad_h_gates[:, t].unflatten(-1, (3, size))
-            torch.mul(by_gates[:, t].unflatten(-1, (3, size)), carry.unsqueeze(-2), out=gates)
-            by_n[:, t] *= carry
-            carry = torch.baddbmm(carry * z[:, t], grad_h_gates[:, t], weight)
-        grad_x_gates = torch.cat([grad_h_gates[..., : 2 * size], by_n], dim=-1)
-        flat = grad_h_gates.flatten(1, 2)
-        grad_weight = torch.bmm(flat.mT, h[:, :-1].flatten(1, 2))
-        return grad_x_gates, carry, grad_weight, flat.sum(dim=1)
+            r, z, gate_n = gates[:, t].split(size, dim=-1)
+            by_r, by_z, by_gate_n = by_h[:, t].split(size, dim=-1)
+            by_n = by_x[:, t, :, 2 * size :]
+            kept = carry * z
+            tanh_backward(carry - kept, n[:, t], grad_input=by_n)
+            torch.mul(by_n, r, out=by_gate_n)
+            sigmoid_backward(by_n * gate_n, r, grad_input=by_r)
+            sigmoid_backward((h[:, t] - n[:, t]).mul_(carry), z, grad_input=by_z)
+            by_x[:, t, :, : 2 * size] = by_h[:, t, :, : 2 * size]
+            carry = torch.baddbmm(kept, by_h[:, t], weight)
+        flat = by_h.flatten(1, 2)
+        return by_x, carry, torch.bmm(flat.mT, h[:, :-1].flatten(1, 2)), flat.sum(dim=1)
 
 
 def batched_gru(
