@@ -84,7 +84,7 @@ class MaskConfig:
     # Cap of the adaptive coefficient, which grows as the loss falls: without one, separation never stops pushing.
     diversity_coef_max: float = 1.0
     diversity_history: int = 100  # updates that the adaptive coefficient averages over
-    # Off: every reset flips masks that weights have adapted to, and where weights are scarce that costs return.
+    # Off: in the study `notebooks/grids/resets.yaml` resets, frequent or rare, gained nothing.
     reset_trigger: Literal["periodic", "adaptive", "off"] = "off"
     reset_target: Literal["unselected", "random"] = "unselected"  # which hetero_alpha entries are revived
     reset_interval: int = 10_000  # env steps

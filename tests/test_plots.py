@@ -162,8 +162,9 @@ def test_reference_names_stand_where_the_curves_are_not(y, side, above):
 
 
 def test_bands_of_few_seeds_do_not_flatten_the_lines():
-    wide = pd.DataFrame({"variant": "k24", "t_env": [0, 1], "mean": [0.0, 1.0], "low": -90.0, "high": 90.0, "n": 2})
+    wide = pd.DataFrame({"variant": "k24", "t_env": [0, 1], "mean": [0.0, 1.0], "low": -90.0, "high": 90.0, "n": 3})
     assert plots.learning_curves(wide).get_ylim() == pytest.approx((-0.3, 1.3))
+    assert plots.learning_curves(wide.assign(n=2)).get_ylim() == pytest.approx((-0.04, 1.04))  # no band at all
     narrow = wide.assign(low=[-0.1, 0.9], high=[0.1, 1.1])
     assert plots.learning_curves(narrow).get_ylim() == pytest.approx((-0.14, 1.14))
 

@@ -16,6 +16,7 @@ from k24lab.analysis.style import GREY, ROW_HEIGHT, TEXT_WIDTH, LineStyle, varia
 
 N_MARKERS = 8  # on a line: enough to tell it in grey, few enough to see it
 LAYER_MARKERS = "osD^vP<>"
+SEEDS_OF_A_BAND = 3
 LEGEND_LINE = 0.15  # inches, of 7 pt letters
 
 
@@ -43,11 +44,13 @@ def learning_curves(
     ylabel: str = "test return",
     references: Mapping[str, float] | None = None,
     styles: Mapping[str, LineStyle] | None = None,
+    log: bool = False,
 ) -> Axes:
     """Mean line and 95 % band per variant of one task, over env steps; the title says the number of seeds.
 
-    `curves` is what `stats.curves` returns (columns variant, t_env, mean, low, high, n); a single run has no band, and
-    a band far wider than the range of the means (few seeds) is cut by the panel's edge, to keep the lines readable.
+    `curves` is what `stats.curves` returns (columns variant, t_env, mean, low, high, n). Two seeds have no band (its
+    half width would be nine times their standard deviation), and one far wider than the range of the means is cut by
+    the panel's edge, to keep the lines readable. `log`: of the vertical axis.
     `references` are dotted horizontal lines with their names (bounds, chance). Give all panels of a figure the same
     `styles` (`style.variant_styles` of all their variants).
     """
@@ -58,6 +61,7 @@ def learning_curves(
         if variant not in present:
             continue
         rows = curves[curves["variant"] == variant]
+        rows = rows[rows["mean"] > 0] if log else rows
         line: dict[str, Any] = {
             "color": style.color,
             "linestyle": style.linestyle,
@@ -65,8 +69,12 @@ def learning_curves(
             "label": style.label,
         }
         ax.plot(rows["t_env"], rows["mean"], markevery=max(1, len(rows) // N_MARKERS), **line)
-        ax.fill_between(rows["t_env"], rows["low"], rows["high"], color=style.color, alpha=0.2, linewidth=0)
-    _limit_to_means(ax, curves)
+        band = rows[rows["n"] >= SEEDS_OF_A_BAND]
+        ax.fill_between(band["t_env"], band["low"], band["high"], color=style.color, alpha=0.2, linewidth=0)
+    if log:
+        ax.set_yscale("log")
+    else:
+        _limit_to_means(ax, curves)
     reference_lines(ax, references or {})
     ax.set_title(", ".join(filter(None, [title, seed_count(curves.groupby("variant")["n"].max())])))
     return _time_axis(ax, ylabel)
@@ -78,7 +86,8 @@ def _limit_to_means(ax: Axes, curves: pd.DataFrame, margin: float = 0.3) -> None
         return
     bottom, top = curves["mean"].min(), curves["mean"].max()
     reach = margin * (top - bottom) or 1.0
-    low, high = curves["low"].min(), curves["high"].max()
+    bands = curves[curves["n"] >= SEEDS_OF_A_BAND]
+    low, high = bands["low"].min(), bands["high"].max()
     pad = 0.04 * (top - bottom)
     ax.set_ylim(max(np.nanmin([low, bottom]) - pad, bottom - reach), min(np.nanmax([high, top]) + pad, top + reach))
 

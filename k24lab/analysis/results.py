@@ -1,5 +1,7 @@
 """Read run folders into tidy DataFrames and arrays; needs no torch and changes nothing on disk."""
 
+import dataclasses
+import functools
 import json
 import warnings
 from collections import defaultdict
@@ -12,8 +14,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, UInt8
 
-from k24lab.config import NOT_HASHED
-from k24lab.errors import RunError, unknown
+from k24lab.config import NOT_HASHED, build_config
+from k24lab.errors import ConfigError, RunError, unknown
 from k24lab.paths import runs_dir
 
 # Fields that say where a run computes and how often it writes, not what is learned.
@@ -135,18 +137,31 @@ def load_policies(run: Run) -> Policies:
 
 
 def variants(runs: Sequence[Run]) -> list[str]:
-    """A name per run under which seeds may be averaged: the method, and the fields that vary within task and method.
+    """A name per run under which seeds may be averaged: the method, and what makes it differ from others of its task.
 
-    `k24` if all runs of that task and method differ in the seed only, else e.g. `k24 hidden_dim=16 mask_rnn=True`.
+    Fields that vary within task and method are named where they are not the method's default: `k24` beside
+    `k24 hidden_dim=16 mask_rnn=False`.
     """
     values: dict[tuple[object, object], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for run in runs:
         for key in run.config:
             values[_family(run)][key].add(repr(run.config[key]))
-    return [
-        " ".join([str(run.config.get("method"))] + [f"{k}={run.config.get(k)}" for k in _varying(values[_family(run)])])
-        for run in runs
-    ]
+    deviations = [_deviations(run, _varying(values[_family(run)])) for run in runs]
+    return [" ".join([str(run.config.get("method")), *named]) for run, named in zip(runs, deviations, strict=True)]
+
+
+def _deviations(run: Run, keys: Sequence[str]) -> list[str]:
+    defaults = _defaults(str(run.config.get("method")), str(run.config.get("learner", "q")))
+    return [f"{k}={run.config.get(k)}" for k in keys if k not in defaults or run.config.get(k) != defaults[k]]
+
+
+@functools.cache
+def _defaults(method: str, learner: str) -> dict[str, Any]:
+    """Every setting of a method as the package has it; nothing for a method that it does not know."""
+    try:
+        return dataclasses.asdict(build_config({"method": method, "learner": learner}))
+    except ConfigError:
+        return {}
 
 
 def _family(run: Run) -> tuple[object, object]:
