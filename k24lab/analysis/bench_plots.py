@@ -35,7 +35,7 @@ def cost_per_agent(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set_xticks(agents, [str(n) for n in agents])
     ax.minorticks_off()
     ax.set(xlabel="number of agents", ylabel="ms per update and agent", ylim=(0, None))
-    ax.legend()
+    ax.legend(loc="lower center", ncols=4)
     return ax
 
 

@@ -1,5 +1,6 @@
 """Curves and comparisons; every function draws data it is given on `ax` (a new one if None) and returns it."""
 
+import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from k24lab.analysis.style import GREY, ROW_HEIGHT, TEXT_WIDTH, LineStyle, varia
 N_MARKERS = 8  # on a line: enough to tell it in grey, few enough to see it
 LAYER_MARKERS = "osD^vP<>"
 SEEDS_OF_A_BAND = 3
+LABEL_WIDTH = 44  # letters of a label beside an axis, before a second line
 LEGEND_LINE = 0.15  # inches, of 7 pt letters
 
 
@@ -190,7 +192,8 @@ def final_returns(
             name, (at, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom", color=GREY, fontsize=6.5
         )
     counts = scores["variant"].value_counts()
-    ax.set_yticks(range(len(order)), [f"{styles[v].label} (n = {counts[v]})" for v in order])
+    labels = [textwrap.fill(f"{styles[v].label} (n = {counts[v]})", LABEL_WIDTH) for v in order]
+    ax.set_yticks(range(len(order)), labels)
     ax.set_ylim(-0.6, len(order) - 0.5)
     ax.set_xlabel(xlabel)
     ax.set_title(title, pad=12 if references else None)  # above the names of the references
