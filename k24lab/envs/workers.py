@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import time
 import traceback
 import weakref
@@ -25,6 +26,7 @@ from k24lab.errors import ConfigError, RunError
 
 log = logging.getLogger(__name__)
 
+START_TIMEOUT = 300.0  # seconds that a worker may take to load what it needs and build its environments
 PATIENCE = 5.0  # seconds that a worker gets to close its environments
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
@@ -39,7 +41,7 @@ class SubprocessVector(Vector):
     - A worker that dies, or does not answer in time, is started again: its environments are reset with the same seed
       and take the same actions. If they then show the same numbers the episode goes on, else it is a RunError.
     - Workers start at the first reset, and end with `close`, with this object, and with this process, however it
-      ends (on Linux; elsewhere a worker that is in the middle of a step ends after it).
+      ends (but for one that never lets another Python thread run).
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class SubprocessVector(Vector):
             make: builds one environment.
             n_envs: E.
             workers: processes; no more are started than there are environments.
-            timeout: seconds that a worker may take to start, for a reset or for a step; None: any.
+            timeout: seconds that a worker may take for a reset or a step of all its environments; None: any.
             max_restarts: of all workers together, between two resets.
 
         Raises:
@@ -102,7 +104,7 @@ class SubprocessVector(Vector):
             idle = [worker for worker in self._workers if not worker.started]
             for worker in idle:
                 worker.start()
-            lost = _each(_Worker.receive, idle) | _each(lambda worker: worker.send(command), self._workers)
+            lost = _each(_Worker.wait_for_start, idle) | _each(lambda worker: worker.send(command), self._workers)
             lost |= _each(_Worker.receive, [worker for worker in self._workers if worker not in lost])
             for worker, reason in lost.items():
                 self._revive(worker, reason)
@@ -133,7 +135,7 @@ class SubprocessVector(Vector):
     def _replay(self, worker: "_Worker") -> None:
         """The episodes of one worker again, up to and with the exchange in which it was lost."""
         worker.start()
-        worker.receive()
+        worker.wait_for_start()
         worker.call(b"reset %d" % self._seed)
         for t, actions in enumerate(self._history):
             if t == len(self._history) - 1:
@@ -185,7 +187,13 @@ class _Worker:
         except OSError as error:
             raise self._death() from error
 
+    def wait_for_start(self) -> None:
+        self._wait(START_TIMEOUT)
+
     def receive(self) -> None:
+        self._wait(self._timeout)
+
+    def _wait(self, timeout: float | None) -> None:
         """Wait for the answer to the last command.
 
         Raises:
@@ -194,8 +202,8 @@ class _Worker:
         """
         assert self._connection is not None
         try:
-            if not self._connection.poll(self._timeout):
-                raise _Lost(f"has not answered for {self._timeout:g} s")
+            if not self._connection.poll(timeout):
+                raise _Lost(f"has not answered for {timeout:g} s")
             answer = self._connection.recv_bytes()
         except (EOFError, OSError) as error:
             raise self._death() from error
@@ -251,7 +259,8 @@ def _work(
     environ: dict[str, str],
 ) -> None:
     """What a worker does: commands in, an empty answer out, or the traceback of an exception."""
-    die_with_parent()
+    die_with_parent()  # of the server
+    threading.Thread(target=_end_with_main, daemon=True).start()  # the server itself outlives it while workers live
     os.environ.update(environ)  # the server that this process was forked from may have an older one
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent decides
     torch.set_num_threads(1)
@@ -278,6 +287,14 @@ def _answer(act: Callable[[], None]) -> bytes:
     except Exception as error:
         return f"{error}\n\n{traceback.format_exc()}".encode()
     return b""
+
+
+def _end_with_main() -> None:
+    """End this process, even in the middle of a step, when the one that wanted it is gone."""
+    main = multiprocessing.parent_process()
+    if main is not None:
+        main.join()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def die_with_parent(parent: int | None = None) -> None:
