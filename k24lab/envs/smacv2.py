@@ -1,0 +1,348 @@
+"""SMACv2: StarCraft II micromanagement with random teams and positions; one game process an environment."""
+
+import contextlib
+import importlib
+import logging
+import os
+import random
+import re
+import subprocess
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from k24lab.envs.base import EnvSpec, VecEnv
+from k24lab.envs.vector import Row, SingleEnv, lift
+from k24lab.envs.workers import die_with_parent
+from k24lab.errors import ConfigError, RunError, unknown
+
+log = logging.getLogger(__name__)
+
+# In the order of the last numbers of an observation. Published weights: the third type of each race is rare.
+UNIT_TYPES = {
+    "protoss": ("stalker", "zealot", "colossus"),
+    "terran": ("marine", "marauder", "medivac"),
+    "zerg": ("zergling", "hydralisk", "baneling"),
+}
+WEIGHTS = (0.45, 0.45, 0.1)
+NEVER_ALONE = {"terran": ("medivac",), "zerg": ("baneling",)}  # types that cannot be the whole team
+SCENARIOS = ((5, 5), (10, 10), (10, 11), (20, 20), (20, 23))  # published: agents v enemies
+SMACV2_TASKS = tuple(f"{race}_{n}v{m}" for race in UNIT_TYPES for n, m in SCENARIOS)
+MAP_SIZE = 32
+MAP_FILE = Path("Maps/SMAC_Maps/32x32_flat.SC2Map")  # below SC2PATH
+PYTHON_PROTOBUF = ("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
+INSTALL = (  # without dependencies: the package's own pins cannot be met beside this one's
+    "pip install --no-deps pysc2==4.0.0 s2clientprotocol==5.0.17.98310.0 portpicker==1.6.0 "
+    "'SMACv2 @ git+https://github.com/oxwhirl/smacv2@577ab5a'"
+)
+
+
+class SMACv2(SingleEnv):
+    """One battle at a time, as published: 10gen maps, weighted teams, surrounded or reflected positions.
+
+    - Teams and positions follow from the seed of the reset. The game has random numbers of its own (delays of
+      attacks), seeded when it is launched, so on the real game two episodes of one seed begin alike, and can differ
+      a little later.
+    - Reward: damage and kills, scaled so that 20 is the most that can be had in this episode. The package takes
+      the scale from the first episode that a process played, and spoils it when that one is reset twice.
+    - Agents are sorted by unit type, then position: that is the order in which the package numbers them.
+    - A game that is lost is replaced, and the episode played again with the same seed and actions; if it then does
+      not show the same observation, or games are lost more than `max_restarts` times in a row, that is a RunError.
+    """
+
+    def __init__(
+        self,
+        race: str,
+        n_agents: int,
+        n_enemies: int,
+        conic_fov: bool = False,
+        difficulty: int | str = 7,
+        max_restarts: int = 3,
+    ):
+        """Sizes are at least 1; `difficulty` of the built-in opponent is 1 to 9, or A."""
+        if n_agents < 1 or n_enemies < 1:
+            raise ConfigError(f"smacv2: n_agents = {n_agents}, n_enemies = {n_enemies}: both must be at least 1")
+        if str(difficulty) not in "123456789A":
+            raise ConfigError(f"smacv2: difficulty = {difficulty!r} (allowed: 1 to 9, or A)")
+        options = {"conic_fov": conic_fov, "difficulty": str(difficulty)}
+        self._open = partial(_open, race, n_agents, n_enemies, options)
+        self._name, self._max_restarts = f"smacv2/{race}_{n_agents}v{n_enemies}", max_restarts
+        self._game: _Game | None = self._open()
+        info = self._game.wrapper.get_env_info()
+        self.agents = [f"agent_{i}" for i in range(n_agents)]
+        self.spec = EnvSpec(
+            n_envs=1,
+            n_agents=n_agents,
+            obs_dims=(int(info["obs_shape"]),) * n_agents,
+            n_actions=(int(info["n_actions"]),) * n_agents,
+            state_dim=int(info["state_shape"]),
+            episode_limit=int(info["episode_limit"]),
+            n_unit_types=len(UNIT_TYPES[race]),
+            has_win=True,
+        )
+        self._seed = 0
+        self._history: list[list[int]] = []  # actions since the reset
+        self._seen: Row | None = None  # the last that was returned
+        self._unit_type = np.zeros(n_agents, np.int64)
+
+    def reset(self, seed: int) -> Row:
+        """Start a battle, in the running game if there is one.
+
+        Raises:
+            RunError: no game could be started.
+        """
+        self._seed, self._history = seed, []
+        return self._persist(self._start)
+
+    def step(self, actions: Int[np.ndarray, " N"]) -> Row:
+        """Eight game loops (0.36 s of game time).
+
+        Raises:
+            RunError: games were lost again and again, or the episode could not be repeated in a fresh one.
+        """
+        self._history.append(actions.tolist())
+        return self._persist(partial(self._advance, self._history[-1]))
+
+    def close(self) -> None:
+        """End the game."""
+        if self._game is not None:
+            self._game.close()
+        self._game = None
+
+    def _persist(self, act: Callable[[], Row]) -> Row:
+        """Do it, if need be in a fresh game."""
+        for attempt in range(self._max_restarts + 1):
+            try:
+                self._seen = (act if attempt == 0 else self._replay)()
+                return self._seen
+            except Exception as error:  # whatever it is: of a lost connection the package makes many
+                self.close()
+                reason, t = error, len(self._history)
+                what = f"{self._name}, seed {self._seed}, env step {t}: {type(error).__name__}: {error}"
+                log.warning("%s; the game is lost (%d of %d)", what, attempt + 1, self._max_restarts + 1)
+        raise RunError(f"{what}, after {self._max_restarts} fresh games") from reason
+
+    def _replay(self) -> Row:
+        """The episode again, up to and with the last action."""
+        row = self._start()
+        for t, actions in enumerate(self._history):
+            if t == len(self._history) - 1 and self._seen and not np.array_equal(row.obs, self._seen.obs):
+                raise _Lost("a fresh game does not repeat the episode; resume the run from its last checkpoint")
+            row = self._advance(actions)
+        return row
+
+    def _start(self) -> Row:
+        if self._game is None:
+            self._game = self._open()
+        self._game.reset(self._seed)
+        row = self._game.observe()
+        bits = row["obs"][:, -self.spec.n_unit_types :]
+        if not ((bits == 0) | (bits == 1)).all() or not (bits.sum(axis=1) == 1).all():
+            raise _Lost("not every agent's observation ends in its unit type")
+        self._unit_type = bits.argmax(axis=1)
+        return Row(**row, unit_type=self._unit_type, won=False)
+
+    def _advance(self, actions: list[int]) -> Row:
+        assert self._game is not None
+        reward, over, info = self._game.step(actions)
+        out_of_time = bool(info.get("episode_limit", False))
+        return Row(
+            **self._game.observe(),
+            unit_type=self._unit_type,
+            reward=reward,
+            terminated=over and not out_of_time,
+            truncated=over and out_of_time,
+            won=bool(info["battle_won"]),
+        )
+
+
+class _Lost(Exception):
+    """The game is gone, or is not what it should be."""
+
+
+class _Game:
+    """The package's wrapper with the randomness of its own, and the processes that it has started."""
+
+    def __init__(self, wrapper: Any, launching: Callable[[list[Any]], contextlib.AbstractContextManager[None]]):
+        self.wrapper, self._launching = wrapper, launching
+        self._processes: list[Any] = []  # subprocess.Popen
+        self._random = random.getstate(), np.random.get_state()  # noqa: NPY002  the package uses the global one
+        wrapper.env.full_restart = _raise_lost  # what it does when it has lost the connection hides the loss
+
+    def reset(self, seed: int) -> None:
+        """A battle whose teams and positions follow from `seed`."""
+        sequence = np.random.SeedSequence(seed)
+        own = int(sequence.generate_state(1)[0])
+        self._random = random.Random(own).getstate(), np.random.RandomState(own).get_state()
+        for generator in _generators(self.wrapper.env_key_to_distribution_map.values()):
+            generator.rng = np.random.default_rng(sequence.spawn(1)[0])
+        env = self.wrapper.env
+        env._seed = seed  # of the game, if this launches it
+        with self._own_random(), self._launching(self._processes):
+            self.wrapper.reset()  # returns nothing where it had to try twice
+        env._episode_count = 1  # or a reset before the end of the first episode launches a second game
+        health = sum(unit.health_max + unit.shield_max for unit in env.enemies.values())
+        env.max_reward = env.n_enemies * env.reward_death_value + env.reward_win + health
+
+    def step(self, actions: list[int]) -> tuple[float, bool, dict[str, Any]]:
+        """Reward, whether the episode is over, info."""
+        with self._own_random():
+            reward, over, info = self.wrapper.step(actions)
+        if "battle_won" not in info:
+            raise _Lost("the connection to the game is lost")
+        return float(reward), bool(over), info
+
+    def observe(self) -> dict[str, Any]:
+        """Once a step: it changes what agents remember of their enemies."""
+        with self._own_random():
+            obs = np.stack(self.wrapper.get_obs()).astype(np.float32)
+        available = np.array(self.wrapper.get_avail_actions(), bool)
+        state = np.asarray(self.wrapper.get_state(), np.float32)
+        return {"obs": obs, "state": state, "avail_actions": available, "alive": ~available[:, 0]}  # 0: only the dead
+
+    def close(self) -> None:
+        """End the game kindly, then every process that is left."""
+        with contextlib.suppress(Exception):
+            self.wrapper.close()
+        for process in self._processes:
+            process.kill()
+            process.wait()
+        self._processes.clear()
+
+    @contextlib.contextmanager
+    def _own_random(self) -> Iterator[None]:
+        """The global random states of this game, the caller's ones afterwards."""
+        outer = random.getstate(), np.random.get_state()  # noqa: NPY002
+        _set_random(self._random)
+        try:
+            yield
+        finally:
+            self._random = random.getstate(), np.random.get_state()  # noqa: NPY002
+            _set_random(outer)
+
+
+def _set_random(states: tuple[Any, Any]) -> None:
+    random.setstate(states[0])
+    np.random.set_state(states[1])  # noqa: NPY002
+
+
+def _raise_lost() -> None:
+    raise _Lost("the connection to the game is lost")
+
+
+def _generators(distributions: Any) -> Iterator[Any]:
+    """Every object with random numbers of its own, in an order that does not change."""
+    for distribution in distributions:
+        if hasattr(distribution, "rng"):
+            yield distribution
+        yield from _generators(part for part in vars(distribution).values() if hasattr(part, "generate"))
+
+
+def capability_config(race: str, n_agents: int, n_enemies: int) -> dict[str, Any]:
+    """The published distributions of teams and positions (Ellis et al. 2023, appendix); the package writes into it."""
+    team: dict[str, Any] = {
+        "dist_type": "weighted_teams",
+        "unit_types": list(UNIT_TYPES[race]),
+        "weights": list(WEIGHTS),
+    }
+    team |= {"exception_unit_types": list(NEVER_ALONE.get(race, ())), "observe": True}
+    positions = {"dist_type": "surrounded_and_reflect", "p": 0.5, "map_x": MAP_SIZE, "map_y": MAP_SIZE}
+    return {"n_units": n_agents, "n_enemies": n_enemies, "team_gen": team, "start_positions": positions}
+
+
+def _open(race: str, n_agents: int, n_enemies: int, options: dict[str, Any]) -> _Game:
+    wrapper_class, launching = _load()
+    wrapper = wrapper_class(
+        map_name=f"10gen_{race}",
+        capability_config=capability_config(race, n_agents, n_enemies),
+        obs_own_pos=True,
+        use_unit_ranges=True,
+        continuing_episode=True,  # all that it does: info then says when the time limit ended the episode
+        **options,
+    )
+    return _Game(wrapper, launching)
+
+
+def _load() -> tuple[Callable[..., Any], Callable[[list[Any]], contextlib.AbstractContextManager[None]]]:
+    """The package's wrapper, and what to do while it launches games.
+
+    Raises:
+        ConfigError: package or game are not there.
+    """
+    os.environ.setdefault(*PYTHON_PROTOBUF)  # the messages were generated for an old protobuf
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old packages, and of the old way to make messages
+            wrapper: Callable[..., Any] = importlib.import_module("smacv2.env").StarCraftCapabilityEnvWrapper
+    except ImportError as error:
+        raise ConfigError(f"smacv2 tasks need the package ({error}): {INSTALL}") from error
+    except TypeError as error:  # protobuf: descriptors cannot be created directly
+        raise ConfigError(f"smacv2 tasks need another protobuf: set {'='.join(PYTHON_PROTOBUF)}") from error
+    if missing := next(missing_game_files(), None):
+        raise ConfigError(f"smacv2 tasks need StarCraft II: {missing}; see `k24lab doctor smacv2`")
+    return wrapper, _tie_games
+
+
+@contextlib.contextmanager
+def _tie_games(started: list[Any]) -> Iterator[None]:
+    """Games launched meanwhile end with this process, in whatever way it ends, and are noted in `started`."""
+    sc_process: Any = importlib.import_module("pysc2.lib.sc_process")
+    launch: Any = subprocess.Popen
+
+    def popen(*args: Any, **kwargs: Any) -> Any:
+        process = launch(*args, **kwargs, preexec_fn=partial(die_with_parent, os.getpid()))
+        started.append(process)
+        return process
+
+    original = sc_process.subprocess
+    sc_process.subprocess = SimpleNamespace(Popen=popen)
+    try:
+        yield
+    finally:
+        sc_process.subprocess = original
+
+
+def game_folder() -> Path:
+    """Where StarCraft II is looked for."""
+    return Path(os.environ.get("SC2PATH") or "~/StarCraftII").expanduser()
+
+
+def missing_game_files() -> Iterator[str]:
+    """What of the game is not there, a sentence each."""
+    folder = game_folder()
+    if not folder.is_dir():
+        yield f"no folder {folder} (set SC2PATH)"
+        return
+    binaries = list(folder.glob("Versions/Base*/SC2_x64")) + list(folder.glob("Versions/Base*/SC2*.*"))
+    if not any(os.access(path, os.X_OK) for path in binaries):
+        yield f"no executable {folder}/Versions/Base*/SC2_x64"
+    if not (folder / MAP_FILE).is_file():
+        yield f"no map {folder / MAP_FILE} (from SMACv2's SMAC_Maps.zip)"
+
+
+def smacv2_builder(name: str) -> Callable[..., VecEnv]:
+    """The builder of a task: `terran_5v5` and the other published ones, or any race_NvM."""
+    match = re.fullmatch(rf"({'|'.join(UNIT_TYPES)})_(\d+)v(\d+)", name)
+    if match is None:
+        raise ConfigError(unknown("smacv2 task", name, [*SMACV2_TASKS, "<race>_<n>v<m>"]))
+    race, n, m = match[1], int(match[2]), int(match[3])
+
+    def build(
+        n_envs: int,
+        n_agents: int = n,
+        n_enemies: int = m,
+        conic_fov: bool = False,
+        difficulty: int | str = 7,
+        max_restarts: int = 3,
+        workers: int = 0,
+    ) -> VecEnv:
+        make = partial(SMACv2, race, n_agents, n_enemies, conic_fov, difficulty, max_restarts)
+        return lift(make, n_envs, workers)
+
+    return build

@@ -1,0 +1,469 @@
+"""The SMACv2 adapter: against a stub of the package's wrapper, and the real package against a stand-in for the game."""
+
+import contextlib
+import importlib.util
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+
+import fake_starcraft
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from k24lab.envs import smacv2
+from k24lab.envs.smacv2 import SMACV2_TASKS, UNIT_TYPES, SMACv2, capability_config, smacv2_builder
+from k24lab.envs.vector import Row, lift
+from k24lab.errors import ConfigError, RunError
+
+needs_package = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("smacv2", "pysc2", "s2clientprotocol")),
+    reason="the smacv2 package is not installed",
+)
+
+
+def available(row: Row, rng: np.random.Generator, attack: bool = True) -> np.ndarray:
+    """A random available action of each agent, an attack where there is one."""
+    masks = [mask & (np.arange(len(mask)) >= 6) if attack and mask[6:].any() else mask for mask in row.avail_actions]
+    return np.array([rng.choice(np.flatnonzero(mask)) for mask in masks])
+
+
+def play(env: SMACv2, seed: int, attack: bool = True) -> list[Row]:
+    rng = np.random.default_rng(seed)
+    rows = [env.reset(seed)]
+    while not (rows[-1].terminated or rows[-1].truncated):
+        rows.append(env.step(available(rows[-1], rng, attack)))
+    return rows
+
+
+def same(first: list[Row], second: list[Row]) -> bool:
+    return len(first) == len(second) and all(
+        np.array_equal(getattr(a, name), getattr(b, name))
+        for a, b in zip(first, second, strict=True)
+        for name in vars(a)
+    )
+
+
+# A stub of the wrapper
+
+
+class Draw:
+    """A distribution with random numbers of its own, and perhaps another one inside it."""
+
+    def __init__(self, inner=None):
+        self.rng = np.random.default_rng()
+        if inner:
+            self.inner = inner
+
+    def generate(self):
+        return self.rng.normal()
+
+
+class Stub:
+    """Two agents with 7 observations, of which the last 3 are the type; 7 actions; 6 env steps, or `script`'s end.
+
+    `script` maps (number of the game, env step) to what happens: "lost", "none" (at a reset), "won", "over", "dead".
+    """
+
+    script: ClassVar[dict] = {}
+    games: ClassVar[list] = []  # every wrapper that was made
+
+    def __init__(self, **kwargs):
+        self.kwargs, self.number, self.closed = kwargs, len(self.games), False
+        self.games.append(self)
+        self.env_key_to_distribution_map = {"a": Draw(), "b": Draw(Draw(Draw()))}
+        self.env = SimpleNamespace(n_enemies=2, reward_death_value=10, reward_win=200, max_reward=0, enemies={})
+        self.env.full_restart = lambda: pytest.fail("the package's own restart hides the loss")
+
+    def get_env_info(self):
+        return {"obs_shape": 7, "n_actions": 7, "state_shape": 3, "episode_limit": 6}
+
+    def reset(self):
+        self.t, self.dead, said = 0, False, self.script.get((self.number, 0))
+        if said == "lost":
+            self.env.full_restart()
+        b = self.env_key_to_distribution_map["b"]
+        self.draws = [d.generate() for d in (*self.env_key_to_distribution_map.values(), b.inner, b.inner.inner)]
+        self.draws += [random.random(), np.random.rand()]  # noqa: NPY002
+        self.types = random.sample(range(3), 2)
+        self.env.enemies = {i: SimpleNamespace(health_max=40, shield_max=5 * i) for i in range(2)}
+        self.env.max_reward += 1000  # as the package does, at each reset of the first episode
+        return None if said == "none" else (self.get_obs(), self.get_state())
+
+    def step(self, actions):
+        self.t += 1
+        said = self.script.get((self.number, self.t), "")
+        if said == "lost":
+            return 0, True, {}
+        self.dead |= said == "dead"
+        self.draws[0] += sum(actions) + random.random() + np.random.rand()  # noqa: NPY002
+        info = {"battle_won": said == "won"}
+        if said not in ("won", "over") and self.t == 6:
+            info["episode_limit"] = True
+        return 1.5, said in ("won", "over") or self.t == 6, info
+
+    def get_obs(self):
+        seen = [[*self.draws[:3], self.t, *np.eye(3)[i]] for i in self.types]
+        return [np.array(seen[0]), np.zeros(7) if self.dead else np.array(seen[1])]
+
+    def get_state(self):
+        return np.array(self.draws[3:6])
+
+    def get_avail_actions(self):
+        return [[0, 1, 1, 0, 0, 0, 0], [1] + [0] * 6 if self.dead else [0, 1, 0, 0, 0, 0, 1]]
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    monkeypatch.setattr(smacv2, "_load", lambda: (Stub, lambda started: contextlib.nullcontext()))
+    monkeypatch.setattr(Stub, "games", [])
+
+    def make(script=None, **options) -> SMACv2:
+        monkeypatch.setattr(Stub, "script", script or {})
+        return SMACv2("terran", 2, 2, **options)
+
+    return make
+
+
+def test_the_published_task_is_what_is_asked_for(stub):
+    env = stub(difficulty="A")
+    asked = Stub.games[0].kwargs
+    config = asked.pop("capability_config")
+    assert config == {
+        "n_units": 2,
+        "n_enemies": 2,
+        "team_gen": {
+            "dist_type": "weighted_teams",
+            "unit_types": ["marine", "marauder", "medivac"],
+            "weights": [0.45, 0.45, 0.1],
+            "exception_unit_types": ["medivac"],
+            "observe": True,
+        },
+        "start_positions": {"dist_type": "surrounded_and_reflect", "p": 0.5, "map_x": 32, "map_y": 32},
+    }
+    assert config is not Stub.games[0].kwargs and capability_config("terran", 2, 2) == config  # a fresh one each time
+    assert asked == {
+        "map_name": "10gen_terran",
+        "obs_own_pos": True,
+        "use_unit_ranges": True,
+        "continuing_episode": True,
+        "conic_fov": False,
+        "difficulty": "A",
+    }
+    spec = env.spec
+    assert (spec.obs_dims, spec.n_actions, spec.state_dim, spec.episode_limit) == ((7, 7), (7, 7), 3, 6)
+    assert spec.n_unit_types == 3 and spec.has_win
+    assert {len(capability_config(race, 5, 5)["team_gen"]["unit_types"]) for race in UNIT_TYPES} == {3}
+
+
+def test_everything_random_follows_from_the_seed_and_disturbs_nobody(stub):
+    one, other = stub(), stub()
+    first = play(one, 7)
+    other.reset(8)
+    random.random()
+    np.random.rand()  # noqa: NPY002
+    assert same(play(other, 7), first) and same(play(one, 7), first)
+    assert not np.array_equal(one.reset(8).obs[:, :3], first[0].obs[:, :3])
+    draws = np.array([stub_game.draws for stub_game in Stub.games])
+    assert len(set(draws[0])) == 6  # every generator has a seed of its own
+    np.random.seed(1)  # noqa: NPY002
+    outer = np.random.get_state()[1].copy()  # noqa: NPY002
+    one.step(np.array([1, 1]))
+    assert np.array_equal(np.random.get_state()[1], outer)  # noqa: NPY002
+    state = random.getstate()  # the type checks of the tests draw from `random` too: look at the smallest part alone
+    with one._game._own_random():
+        random.random()
+    assert random.getstate() == state
+
+
+@pytest.mark.parametrize(
+    "script, steps, terminated, won",
+    [
+        ({}, 6, False, False),
+        ({(0, 6): "won"}, 6, True, True),
+        ({(0, 6): "over"}, 6, True, False),
+        ({(0, 3): "won"}, 3, True, True),
+        ({(0, 2): "over"}, 2, True, False),
+    ],
+)
+def test_the_time_limit_is_apart_from_the_end_of_the_battle(stub, script, steps, terminated, won):
+    rows = play(stub(script), 0)
+    assert len(rows) == steps + 1 and not any(row.terminated or row.truncated or row.won for row in rows[:-1])
+    assert (rows[-1].terminated, rows[-1].truncated, rows[-1].won) == (terminated, not terminated, won)
+
+
+def test_the_dead_have_nothing_but_no_op_and_keep_their_type(stub):
+    rows = play(stub({(0, 2): "dead"}), 0)
+    assert [row.alive.tolist() for row in rows] == [[True, True]] * 2 + [[True, False]] * 5
+    assert rows[-1].avail_actions[1].tolist() == [True] + [False] * 6 and not rows[-1].obs[1].any()
+    assert all(np.array_equal(row.unit_type, rows[0].obs[:, -3:].argmax(axis=1)) for row in rows)
+
+
+def test_reward_is_scaled_by_this_episode_s_enemies_alone(stub):
+    env = stub()
+    for _ in range(3):
+        env.reset(0)
+        assert Stub.games[0].env.max_reward == 2 * 10 + 200 + 40 + 45
+
+
+def test_a_reset_that_returns_nothing_is_a_reset(stub):
+    assert same(play(stub({(0, 0): "none"}), 0), play(stub(), 0))
+
+
+@pytest.mark.parametrize("at", [0, 1, 4])
+def test_an_episode_in_a_lost_game_goes_on_in_a_fresh_one(stub, at, caplog):
+    expected = play(stub(), 3)
+    env = stub({(1, at): "lost"})
+    assert same(play(env, 3), expected)
+    assert len(Stub.games) == 3 and Stub.games[1].closed and not Stub.games[2].closed
+    assert len(caplog.records) == 1
+    assert f"smacv2/terran_2v2, seed 3, env step {at}" in caplog.text and "(1 of 4)" in caplog.text
+
+
+def test_games_that_are_lost_again_and_again_are_one_error(stub):
+    env = stub({(number, 2): "lost" for number in range(9)}, max_restarts=2)
+    with pytest.raises(RunError, match=r"smacv2/terran_2v2, seed 3, env step 2: .*connection.*after 2 fresh games"):
+        play(env, 3)
+    assert [game.closed for game in Stub.games] == [True] * 3
+    Stub.script = {}
+    assert len(play(env, 3)) == 7  # and a reset makes it whole
+
+
+def test_a_fresh_game_that_plays_another_episode_is_an_error(stub, monkeypatch):
+    env = stub({(0, 3): "lost"})
+    see = Stub.get_obs
+    monkeypatch.setattr(Stub, "get_obs", lambda self: [o + 1e-3 * self.number * (o % 1 != 0) for o in see(self)])
+    with pytest.raises(RunError, match="does not repeat the episode"):
+        play(env, 3)
+
+
+def test_an_observation_that_does_not_end_in_the_unit_type_is_an_error(stub, monkeypatch):
+    monkeypatch.setattr(Stub, "get_obs", lambda self: [np.full(7, 0.5)] * 2)
+    with pytest.raises(RunError, match="ends in its unit type"):
+        stub(max_restarts=0).reset(0)
+
+
+def test_names_and_options(stub):
+    assert len(SMACV2_TASKS) == 15 and {"terran_5v5", "protoss_10v11", "zerg_20v23"} <= set(SMACV2_TASKS)
+    assert smacv2_builder("zerg_2v3")(n_envs=2, conic_fov=True).spec.n_envs == 2
+    assert [game.kwargs["capability_config"]["n_enemies"] for game in Stub.games] == [3, 3]
+    assert Stub.games[0].kwargs["conic_fov"] and Stub.games[0].kwargs["map_name"] == "10gen_zerg"
+    smacv2_builder("zerg_5v5")(n_envs=1, n_agents=2, n_enemies=9)
+    assert Stub.games[-1].kwargs["capability_config"]["n_enemies"] == 9
+    with pytest.raises(ConfigError, match="unknown smacv2 task 'teran_5v5'; did you mean 'terran_5v5'"):
+        smacv2_builder("teran_5v5")
+    with pytest.raises(ConfigError, match=r"n_enemies = 0.*at least 1"):
+        smacv2_builder("zerg_5v0")(n_envs=1)
+    with pytest.raises(ConfigError, match="difficulty = 10"):
+        smacv2_builder("zerg_5v5")(n_envs=1, difficulty=10)
+
+
+def test_a_missing_package_is_told_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setenv(*smacv2.PYTHON_PROTOBUF)
+    monkeypatch.setitem(sys.modules, "smacv2.env", None)
+    with pytest.raises(ConfigError, match=r"smacv2 tasks need the package.*pip install --no-deps pysc2==4.0.0"):
+        smacv2_builder("terran_5v5")(n_envs=1)
+
+
+def test_each_missing_piece_of_the_game_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("SC2PATH", str(tmp_path / "game"))
+    assert list(smacv2.missing_game_files()) == [f"no folder {tmp_path / 'game'} (set SC2PATH)"]
+    folder = fake_starcraft.install(tmp_path / "game")
+    assert list(smacv2.missing_game_files()) == []
+    (folder / "Versions/Base90000/SC2_x64").chmod(0o644)
+    (folder / smacv2.MAP_FILE).unlink()
+    assert [said.split()[1] for said in smacv2.missing_game_files()] == ["executable", "map"]
+
+
+# The package itself, with a stand-in for the game
+
+
+@pytest.fixture
+def game(monkeypatch, tmp_path):
+    """Install the stand-in; returns how it is told to behave, and checks that no game is left."""
+    logs = tmp_path / "games"
+    logs.mkdir()
+    monkeypatch.setenv("SC2PATH", str(fake_starcraft.install(tmp_path / "game")))
+    monkeypatch.setenv("FAKE_SC2_LOG", str(logs))
+    monkeypatch.setenv(*smacv2.PYTHON_PROTOBUF)
+
+    def behave(**how: str) -> None:
+        for name, value in how.items():
+            monkeypatch.setenv(f"FAKE_SC2_{name.upper()}", value)
+
+    behave.logs = logs
+    yield behave
+    assert gone(launched(logs)), "a game was left behind"
+
+
+def launched(logs: Path) -> list[int]:
+    """Process ids of all games so far, in order."""
+    return [int(path.name) for path in sorted(logs.iterdir(), key=lambda path: path.stat().st_ctime_ns)]
+
+
+def gone(pids: list[int], seconds: float = 15.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while any(alive(pid) for pid in pids):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.fixture
+def make(game):
+    """Make environments that are closed after the test."""
+    made = []
+
+    def build(race: str = "terran", n: int = 3, m: int = 3, **options) -> SMACv2:
+        made.append(SMACv2(race, n, m, **options))
+        return made[-1]
+
+    yield build
+    for env in made:
+        env.close()
+
+
+@needs_package
+@pytest.mark.parametrize("race", UNIT_TYPES)
+def test_twenty_episodes_of_each_race(make, game, race: str):
+    env = make(race, 5, 5)
+    assert env.spec.obs_dims[0] == (92 if race == "protoss" else 82) and env.spec.episode_limit == 200
+    teams, wins = set(), 0
+    for seed in range(20):
+        rows = play(env, seed)
+        assert rows[-1].terminated and not rows[-1].truncated
+        teams.add(tuple(rows[0].unit_type))
+        wins += rows[-1].won
+        assert 0 < sum(row.reward for row in rows) <= 20 + 1e-4
+        if rows[-1].won and race != "terran":  # terran also wins against medivacs alone
+            assert sum(row.reward for row in rows) == pytest.approx(20)
+        for row in rows:
+            assert np.array_equal(row.avail_actions.any(axis=1), [True] * 5)
+            assert np.array_equal(row.avail_actions[:, 1:].any(axis=1), row.alive)
+            assert np.array_equal(row.obs[:, -3:].sum(axis=1) == 1, row.alive)
+    assert len(teams) > 5 and 0 < wins < 20
+    assert len(launched(game.logs)) == 1
+
+
+@needs_package
+def test_a_battle_nobody_can_win_is_truncated(make, game):
+    game(damage="0 0")
+    rows = play(make(n=2, m=2), 0, attack=False)
+    assert len(rows) == 201 and rows[-1].truncated and not rows[-1].terminated and not rows[-1].won
+
+
+@needs_package
+def test_teams_positions_and_battles_follow_from_the_seed(make):
+    one, other = make("zerg", 4, 6), make("zerg", 4, 6)
+    first = play(one, 5)
+    assert not np.array_equal(other.reset(6).state, first[0].state)
+    assert same(play(other, 5), first) and same(play(one, 5), first)
+
+
+@needs_package
+def test_the_game_is_launched_once_and_with_the_seed(make, game):
+    env = make()
+    for seed in (11, 12, 13):  # a reset before the first episode has ended makes the package launch another one
+        env.reset(seed)
+    (log,) = game.logs.iterdir()
+    assert "create_game 11" in log.read_text().splitlines()
+
+
+@needs_package
+def test_units_that_appear_late_are_waited_for(make, game):
+    expected = play(make(), 1)
+    game(hidden="5")
+    assert np.array_equal(make().reset(1).unit_type, expected[0].unit_type)
+
+
+@needs_package
+@pytest.mark.parametrize("step", [1, 7])
+def test_an_episode_goes_on_after_the_game_has_crashed(make, game, step, tmp_path, caplog):
+    expected = play(make("protoss"), 2)
+    game(crash=f"{step} {tmp_path / 'crashed'}")
+    assert same(play(make("protoss"), 2), expected)
+    assert (tmp_path / "crashed").exists() and len(launched(game.logs)) == 3
+    assert [record.levelname for record in caplog.records if record.name.startswith("k24lab")] == ["WARNING"]
+
+
+@needs_package
+def test_a_game_that_is_killed_between_two_episodes_is_replaced(make, game):
+    env = make()
+    expected = play(env, 3)
+    os.kill(launched(game.logs)[0], signal.SIGKILL)
+    assert same(play(env, 3), expected)
+
+
+@needs_package
+def test_a_game_that_always_crashes_is_one_error(make, game):
+    game(crash="1 -")
+    with pytest.raises(RunError, match="after 1 fresh games"):
+        play(make(max_restarts=1), 0)
+    assert len(launched(game.logs)) == 2
+
+
+def vector_play(env, steps: int = 12) -> list[torch.Tensor]:
+    step, seen = env.reset(4), []
+    for _ in range(steps):
+        step = env.step(step.avail_actions.int().argmax(dim=-1))
+        seen += [step.obs, step.state, step.reward, step.unit_type, step.won]
+    return seen
+
+
+@needs_package
+def test_workers_give_the_same_battles_and_a_killed_one_takes_its_games_with_it(game):
+    build = partial(SMACv2, "terran", 2, 2)
+    serial, workers = lift(build, 2), lift(build, 2, workers=1)
+    try:
+        expected = vector_play(serial)
+        before = launched(game.logs)
+        assert all(torch.equal(a, b) for a, b in zip(vector_play(workers), expected, strict=True))
+        games = [pid for pid in launched(game.logs) if pid not in before]
+        os.kill(workers._workers[0].process.pid, signal.SIGKILL)
+        assert len(games) == 2 and gone(games)
+        assert all(torch.equal(a, b) for a, b in zip(vector_play(workers), expected, strict=True))
+    finally:
+        serial.close()
+        workers.close()
+
+
+@needs_package
+@pytest.mark.parametrize("workers", [0, 1])
+def test_no_game_outlives_its_parent(game, workers: int):
+    code = f"""
+from k24lab.envs.smacv2 import smacv2_builder
+if __name__ == "__main__":
+    env = smacv2_builder("terran_2v2")(n_envs=1, workers={workers})
+    env.reset(0)
+    print("ready", flush=True)
+    while True:
+        env.reset(0)
+"""
+    script = game.logs.parent / "parent.py"
+    script.write_text(code)
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as parent:
+        try:
+            assert parent.stdout.readline() == "ready\n"
+            assert [alive(pid) for pid in launched(game.logs)] == [True]
+        finally:
+            parent.kill()
+    assert gone(launched(game.logs))
