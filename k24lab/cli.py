@@ -1,4 +1,4 @@
-"""The command line: `k24lab train | resume | sweep | notebooks | bench`."""
+"""The command line: `k24lab train | resume | sweep | notebooks | bench | doctor`."""
 
 import itertools
 import os
@@ -22,6 +22,7 @@ def main() -> None:
                 "sweep": sweep,
                 "notebooks": notebooks,
                 "bench": bench,
+                "doctor": doctor,
             },
             prog="k24lab",
         )
@@ -125,3 +126,16 @@ def bench(what: Annotated[str, tyro.conf.Positional], rounds: int = 10, loops: b
     if rounds < 1:
         raise ConfigError(f"rounds = {rounds} must be at least 1")
     bench_train(rounds, loops)
+
+
+def doctor(parts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()) -> None:
+    """Show which optional parts are there, and how to get those that are not.
+
+    Example: k24lab doctor smacv2
+
+    Args:
+        parts: by default all; fails only if one that is named is missing.
+    """
+    from k24lab.doctor import doctor as check
+
+    raise SystemExit(check(parts))

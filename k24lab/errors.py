@@ -13,7 +13,7 @@ class ConfigError(K24Error):
 
 
 class RunError(K24Error):
-    """A run folder, checkpoint or metrics file that cannot be used."""
+    """A run folder, checkpoint or metrics file that cannot be used, or an environment that cannot go on."""
 
 
 def unknown(kind: str, value: object, allowed: Iterable[str]) -> str:

@@ -42,8 +42,11 @@ def task_names() -> list[str]:
 
 def _builders() -> dict[str, Callable[..., VecEnv]]:
     from k24lab.envs.pettingzoo import MPE2_TASKS, mpe2_builder
+    from k24lab.envs.smacv2 import SMACV2_TASKS, smacv2_builder
 
-    return {"rolenav": RoleNav} | {f"mpe2/{name}": mpe2_builder(name) for name in MPE2_TASKS}
+    builders: dict[str, Callable[..., VecEnv]] = {"rolenav": RoleNav}
+    builders |= {f"mpe2/{name}": mpe2_builder(name) for name in MPE2_TASKS}
+    return builders | {f"smacv2/{name}": smacv2_builder(name) for name in SMACV2_TASKS}
 
 
 def make_env(task: str, n_envs: int) -> VecEnv:
@@ -53,11 +56,14 @@ def make_env(task: str, n_envs: int) -> VecEnv:
         ConfigError: unknown task or option, or one that the world refuses.
     """
     from k24lab.envs.pettingzoo import import_builder
+    from k24lab.envs.smacv2 import smacv2_builder
 
     name, kwargs = parse_task(task)
     builders = _builders()
     if name.startswith("pettingzoo/"):
         builder: Callable[..., VecEnv] = import_builder(name.removeprefix("pettingzoo/"))
+    elif name.startswith("smacv2/"):
+        builder = smacv2_builder(name.removeprefix("smacv2/"))  # any size, not only the published ones
     elif name in builders:
         builder = builders[name]
     else:
