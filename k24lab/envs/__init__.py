@@ -42,8 +42,10 @@ def task_names() -> list[str]:
 
 def _builders() -> dict[str, Callable[..., VecEnv]]:
     from k24lab.envs.pettingzoo import MPE2_TASKS, mpe2_builder
+    from k24lab.envs.vmas import VMAS_TASKS, vmas_builder
 
-    return {"rolenav": RoleNav} | {f"mpe2/{name}": mpe2_builder(name) for name in MPE2_TASKS}
+    mpe2 = {f"mpe2/{name}": mpe2_builder(name) for name in MPE2_TASKS}
+    return {"rolenav": RoleNav} | mpe2 | {f"vmas/{name}": vmas_builder(name) for name in VMAS_TASKS}
 
 
 def make_env(task: str, n_envs: int) -> VecEnv:
@@ -53,6 +55,7 @@ def make_env(task: str, n_envs: int) -> VecEnv:
         ConfigError: unknown task or option, or one that the world refuses.
     """
     from k24lab.envs.pettingzoo import import_builder
+    from k24lab.envs.vmas import vmas_builder
 
     name, kwargs = parse_task(task)
     builders = _builders()
@@ -60,6 +63,8 @@ def make_env(task: str, n_envs: int) -> VecEnv:
         builder: Callable[..., VecEnv] = import_builder(name.removeprefix("pettingzoo/"))
     elif name in builders:
         builder = builders[name]
+    elif name.startswith("vmas/"):
+        builder = vmas_builder(name.removeprefix("vmas/"))  # an error that says why the scenario is not offered
     else:
         raise ConfigError(unknown("task", name, [*builders, "pettingzoo/<import path>"]))
     parameters = inspect.signature(builder).parameters
