@@ -70,7 +70,7 @@ class Counter(BaseScenario):
         return torch.stack([self.t, self.start, torch.rand(self.world.batch_dim)], dim=1)
 
     def reward(self, agent):
-        return self.t * {"a": 1, "b": 3}[agent.name]
+        return self.t if agent.name == "a" else 3 * self.t.unsqueeze(1)  # VMAS's scenarios return both shapes
 
     def done(self):
         return self.t >= self.ends

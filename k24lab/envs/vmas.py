@@ -153,7 +153,8 @@ class VmasEnv(VecEnv):
         with self._own_randomness(), torch.inference_mode():
             obs, rewards, terminated, _ = self._env.step(list(chosen.split(1, dim=1)))
         self._t += 1
-        now = self._as_step(obs, torch.stack(rewards, dim=1).mean(dim=1), terminated.clone())
+        rewards = torch.cat([reward.view(self._n_envs, 1) for reward in rewards], dim=1)  # wheel's are [E, 1], not [E]
+        now = self._as_step(obs, rewards.mean(dim=1), terminated.clone())
         self._last = _freeze(now, last, ended) if ended.any() else now
         return self._last
 
