@@ -43,9 +43,13 @@ def task_names() -> list[str]:
 def _builders() -> dict[str, Callable[..., VecEnv]]:
     from k24lab.envs.pettingzoo import MPE2_TASKS, mpe2_builder
     from k24lab.envs.smacv2 import SMACV2_TASKS, smacv2_builder
+    from k24lab.envs.smax import SCENARIOS, smax_builder
+    from k24lab.envs.vmas import VMAS_TASKS, vmas_builder
 
     builders: dict[str, Callable[..., VecEnv]] = {"rolenav": RoleNav}
     builders |= {f"mpe2/{name}": mpe2_builder(name) for name in MPE2_TASKS}
+    builders |= {f"vmas/{name}": vmas_builder(name) for name in VMAS_TASKS}
+    builders |= {f"smax/{name}": smax_builder(name) for name in SCENARIOS}
     return builders | {f"smacv2/{name}": smacv2_builder(name) for name in SMACV2_TASKS}
 
 
@@ -57,6 +61,7 @@ def make_env(task: str, n_envs: int) -> VecEnv:
     """
     from k24lab.envs.pettingzoo import import_builder
     from k24lab.envs.smacv2 import smacv2_builder
+    from k24lab.envs.vmas import vmas_builder
 
     name, kwargs = parse_task(task)
     builders = _builders()
@@ -66,6 +71,8 @@ def make_env(task: str, n_envs: int) -> VecEnv:
         builder = smacv2_builder(name.removeprefix("smacv2/"))  # any size, not only the published ones
     elif name in builders:
         builder = builders[name]
+    elif name.startswith("vmas/"):
+        builder = vmas_builder(name.removeprefix("vmas/"))  # an error that says why the scenario is not offered
     else:
         raise ConfigError(unknown("task", name, [*builders, "pettingzoo/<import path>"]))
     parameters = inspect.signature(builder).parameters

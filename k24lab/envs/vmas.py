@@ -1,0 +1,337 @@
+"""The cooperative scenarios of VMAS (Bettini et al. 2022), which steps all environments at once in PyTorch."""
+
+import functools
+import importlib
+import inspect
+import random
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from k24lab.envs.base import EnvSpec, Step, VecEnv
+from k24lab.errors import ConfigError, unknown
+
+Scenario = Any  # vmas.simulator.scenario.BaseScenario: the package is imported only when used
+
+EPISODE_LIMIT = 100  # env steps, as in the literature on these scenarios
+
+# Scenario -> options that differ from the scenario's own defaults.
+VMAS_TASKS: dict[str, dict[str, object]] = {
+    "asym_joint": {},
+    "balance": {},
+    "ball_passage": {},
+    "ball_trajectory": {},
+    "buzz_wire": {},
+    "discovery": {},
+    "dispersion": {"share_reward": True},  # the return is the number of pieces of food found
+    "dropout": {},
+    "flocking": {},
+    "football": {},
+    "give_way": {},
+    "het_mass": {},
+    "joint_passage": {},
+    "joint_passage_size": {},
+    "multi_give_way": {},
+    # Every agent sees all goals in one order and never learns which is its own: identity is provably needed.
+    "navigation": {"n_agents": 3, "observe_all_goals": True, "collisions": False},
+    "passage": {},
+    "reverse_transport": {},
+    "road_traffic": {},
+    "sampling": {},
+    "simple_spread": {},
+    "transport": {},
+    "waterfall": {},
+    "wheel": {},
+    "wind_flocking": {},
+}
+
+_OPPONENTS = "is not cooperative: its agents are two sides with opposed rewards, and VMAS scripts neither"
+_WORDS = "has agents that also choose a word at each step, which is one action with the move in VMAS"
+_ALONE = "has one agent: there is no team"
+_NO_REWARD = "is a demonstration of dynamics: its reward is always zero"
+REFUSED: dict[str, str] = {
+    "circle_trajectory": _ALONE,
+    "diff_drive": _NO_REWARD,
+    "drone": _NO_REWARD,
+    "goal": _ALONE,
+    "kinematic_bicycle": _NO_REWARD,
+    "line_trajectory": _ALONE,
+    "pollock": _NO_REWARD,
+    "simple": _ALONE,
+    "simple_adversary": _OPPONENTS,
+    "simple_crypto": _OPPONENTS,
+    "simple_push": _OPPONENTS,
+    "simple_reference": f"{_WORDS}; use mpe2/simple_reference",
+    "simple_speaker_listener": f"{_WORDS}; use mpe2/simple_speaker_listener",
+    "simple_tag": f"{_OPPONENTS}; mpe2/simple_tag has a scripted prey",
+    "simple_world_comm": f"{_OPPONENTS}; mpe2/simple_world_comm has scripted prey",
+    "vel_control": "tests a controller: its reward only punishes energy, so standing still is best",
+}
+
+
+class VmasEnv(VecEnv):
+    """E instances of a VMAS scenario with discrete actions, stepped together.
+
+    - Nine actions, each a pair of forces in {0, -max, max}: 0 is none, 1 and 2 are -y and y, 3 and 6 are -x and x.
+    - Team reward: the mean over agents, as BenchMARL takes it for VDN and QMIX. So a reward that all agents share
+      counts once, and one that is each agent's own is averaged.
+    - Terminated: the scenario's own `done`. Truncated: `episode_limit` env steps are over and it is not terminated.
+    - Observations are padded with zeros to the largest; state: all agents' observations without the padding.
+    - Randomness: an instance draws from generators of its own, and leaves those of torch, numpy and Python as it
+      found them.
+    """
+
+    def __init__(
+        self,
+        make_scenario: Callable[[], Scenario],
+        n_envs: int,
+        episode_limit: int = EPISODE_LIMIT,
+        device: str = "cpu",
+        **options: object,
+    ):
+        """Build `n_envs` worlds of the scenario with its `options`; all tensors stay on `device`.
+
+        Raises:
+            ConfigError: n_envs, episode_limit or device that cannot be used, options that the scenario refuses,
+                opponents among the agents, or observations and actions that cannot be batched.
+        """
+        self._make_scenario, self._options = make_scenario, options
+        self._n_envs, self._limit, self._device = _checked(n_envs, episode_limit, device)
+        self._random_state = _random_state()
+        self._t = 0  # env steps
+        self._last: Step | None = None  # None before the first reset
+        try:
+            obs = self._start(seed=0)
+        except (AssertionError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+            raise ConfigError(f"VMAS refuses the options {options}: {type(e).__name__}: {e}") from e
+        _check_agents(self._env.agents, obs, self._env.action_space)
+        obs_dims = tuple(o.shape[1] for o in obs)
+        self.spec = EnvSpec(
+            n_envs=n_envs,
+            n_agents=len(obs),
+            obs_dims=obs_dims,
+            n_actions=tuple(int(space.n) for space in self._env.action_space),
+            state_dim=sum(obs_dims),
+            episode_limit=episode_limit,
+        )
+        self._n_actions = torch.tensor(self.spec.n_actions, device=self._device)
+        legal = torch.arange(self.spec.action_dim, device=self._device) < self._n_actions[:, None]
+        self._available = legal.expand(n_envs, -1, -1).clone()
+
+    def reset(self, seed: int) -> Step:
+        """Start E new episodes, each the same for the same seed, whatever was played before."""
+        obs, self._t = self._start(seed), 0
+        none = torch.zeros(self._n_envs, device=self._device)
+        self._last = self._as_step(obs, none, none > 0)
+        return self._last
+
+    def step(self, actions: Int[Tensor, "E N"]) -> Step:
+        """One step of all E; environments that have ended ignore their actions.
+
+        Raises:
+            ValueError: an action that is not available, or a call before the first reset.
+        """
+        last = self._last
+        if last is None:
+            raise ValueError("step before the first reset")
+        ended = last.terminated | last.truncated
+        if ended.all():
+            self._last = replace(last, reward=torch.zeros_like(last.reward))
+            return self._last
+        # A copy, for VMAS reshapes in place; ended worlds play on unseen, and must not steer the shared randomness.
+        chosen = actions.to(self._device).masked_fill(ended[:, None], 0)
+        self._check_actions(chosen)
+        with self._own_randomness(), torch.inference_mode():
+            obs, rewards, terminated, _ = self._env.step(list(chosen.split(1, dim=1)))
+        self._t += 1
+        rewards = torch.cat([reward.view(self._n_envs, 1) for reward in rewards], dim=1)  # wheel's are [E, 1], not [E]
+        now = self._as_step(obs, rewards.mean(dim=1), terminated.clone())
+        self._last = _freeze(now, last, ended) if ended.any() else now
+        return self._last
+
+    def _start(self, seed: int) -> list[Any]:
+        """Build the worlds anew and return their observations, one tensor an agent.
+
+        VMAS's own reset is not enough: wind_flocking keeps its controllers' sums, road_traffic recorded states.
+        """
+        with self._own_randomness(), torch.inference_mode(), warnings.catch_warnings():
+            # VMAS warns once that it finds no free place, and goes on looking for ever.
+            warnings.filterwarnings("error", message="It is taking many iterations")
+            _seed_everything(seed)  # what make_world draws comes before VMAS's own seeding
+            try:
+                self._env = _environment_class()(
+                    self._make_scenario(),
+                    num_envs=self._n_envs,
+                    device=self._device,
+                    continuous_actions=False,
+                    seed=seed,
+                    **self._options,
+                )
+            except UserWarning as warning:
+                raise ValueError(str(warning)) from warning
+            return self._env.get_from_scenario(
+                get_observations=True, get_rewards=False, get_infos=False, get_dones=False
+            )[0]
+
+    @contextmanager
+    def _own_randomness(self) -> Iterator[None]:
+        """The global generators hold this instance's state inside, and what they held before outside."""
+        outside = _random_state()
+        _set_random_state(self._random_state)
+        try:
+            yield
+        finally:
+            self._random_state = _random_state()
+            _set_random_state(outside)
+
+    def _as_step(self, obs: list[Any], reward: Float[Tensor, " E"], terminated: Bool[Tensor, " E"]) -> Step:
+        """Observations [E, O_i] of each agent as one step, with the time limit."""
+        out_of_time = self._t >= self._limit
+        state = torch.cat(obs, dim=1)
+        if len(set(self.spec.obs_dims)) == 1:
+            padded = state.unflatten(1, (self.spec.n_agents, -1))
+        else:
+            size = self.spec.obs_dim
+            padded = torch.stack([torch.nn.functional.pad(o, (0, size - o.shape[1])) for o in obs], dim=1)
+        return Step(
+            obs=padded,
+            state=state,
+            avail_actions=self._available,
+            reward=reward,
+            terminated=terminated,
+            truncated=~terminated if out_of_time else torch.zeros_like(terminated),
+        )
+
+    def _check_actions(self, actions: Int[Tensor, "E N"]) -> None:
+        illegal = (actions < 0) | (actions >= self._n_actions)
+        if illegal.any():
+            e, i = illegal.nonzero()[0].tolist()
+            raise ValueError(
+                f"environment {e}, agent {self._env.agents[i].name!r}: action {actions[e, i].item()} is not available "
+                f"(allowed: 0 to {self.spec.n_actions[i] - 1})"
+            )
+
+
+def _freeze(now: Step, last: Step, ended: Bool[Tensor, " E"]) -> Step:
+    """`now`, but rows that had ended before it stay as they were, with zero reward."""
+    return replace(
+        now,
+        obs=torch.where(ended[:, None, None], last.obs, now.obs),
+        state=torch.where(ended[:, None], last.state, now.state),
+        reward=now.reward.masked_fill(ended, 0),
+        terminated=torch.where(ended, last.terminated, now.terminated),
+        truncated=torch.where(ended, last.truncated, now.truncated),
+    )
+
+
+def _checked(n_envs: int, episode_limit: int, device: str) -> tuple[int, int, torch.device]:
+    for key, value in (("n_envs", n_envs), ("episode_limit", episode_limit)):
+        if type(value) is not int or value < 1:
+            raise ConfigError(f"{key} = {value!r}: must be a whole number, at least 1")
+    try:
+        return n_envs, episode_limit, torch.empty(0, device=device).device
+    except (AssertionError, RuntimeError, TypeError) as error:
+        raise ConfigError(f"device = {device!r} cannot be used here (allowed: 'cpu', 'cuda', ...): {error}") from error
+
+
+def _check_agents(agents: list[Any], obs: list[Any], spaces: Any) -> None:
+    """Refuse a world without agents, with two sides, or with what cannot be batched."""
+    if not agents:
+        raise ConfigError("a scenario without agents that act: scripts play all of them")
+    if len({bool(agent.adversary) for agent in agents}) > 1:
+        raise ConfigError(f"the scenario {_OPPONENTS}")
+    for agent, seen, space in zip(agents, obs, spaces, strict=True):
+        if not (isinstance(seen, Tensor) and seen.dim() == 2):
+            raise ConfigError(f"agent {agent.name!r}: its observation is no vector; leave dict_obs=False")
+        if not agent.silent and agent.state.c is not None:
+            raise ConfigError(f"the scenario {_WORDS} (agent {agent.name!r}, {space})")
+
+
+def _random_state() -> tuple[Any, ...]:
+    """Of every global generator that VMAS may draw from or seed; the legacy one of numpy is among them."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return torch.get_rng_state(), cuda, np.random.get_state(), random.getstate()  # noqa: NPY002
+
+
+def _set_random_state(state: tuple[Any, ...]) -> None:
+    cpu, cuda, numpy_state, python_state = state
+    torch.set_rng_state(cpu)
+    if cuda:
+        torch.cuda.set_rng_state_all(cuda)
+    np.random.set_state(numpy_state)  # noqa: NPY002
+    random.setstate(python_state)
+
+
+def _seed_everything(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    random.seed(seed)
+
+
+@functools.cache
+def _environment_class() -> Any:
+    """VMAS's Environment without its decorators, which swap in one random state for all instances of a process."""
+    environment = importlib.import_module("vmas.simulator.environment").Environment
+    names = ("__init__", "step", "get_from_scenario")
+    return type("Environment", (environment,), {name: inspect.unwrap(getattr(environment, name)) for name in names})
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Builds a VmasEnv; VMAS is imported only when it or its options are asked for."""
+
+    name: str
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """`n_envs`, `episode_limit`, `device` and the options of the scenario, so that an unknown one can be named."""
+        names = ["n_envs", "episode_limit", "device", *_load(self.name)[1]]
+        return inspect.Signature([inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names])
+
+    def __call__(self, n_envs: int, **options: Any) -> VmasEnv:
+        """Build the worlds.
+
+        Raises:
+            ConfigError: VMAS is missing, or what VmasEnv refuses.
+        """
+        make_scenario = _load(self.name)[0]
+        options = {**VMAS_TASKS[self.name], **options}
+        try:
+            if self.name == "football" and not (options.get("ai_red_agents", True) or options.get("ai_blue_agents")):
+                raise ConfigError(f"with ai_red_agents=False it {_OPPONENTS}; set ai_blue_agents=True to play red")
+            return VmasEnv(make_scenario, n_envs, **options)
+        except ConfigError as error:
+            raise ConfigError(f"task 'vmas/{self.name}': {error}") from error
+
+
+def vmas_builder(name: str) -> Builder:
+    """The builder of a scenario of VMAS, with the scenario's options.
+
+    Raises:
+        ConfigError: a scenario that is unknown, or no cooperative task with moves only.
+    """
+    if name in REFUSED:
+        raise ConfigError(f"task 'vmas/{name}': the scenario {REFUSED[name]} (allowed: {', '.join(VMAS_TASKS)})")
+    if name not in VMAS_TASKS:
+        raise ConfigError(unknown("vmas scenario", name, VMAS_TASKS))
+    return Builder(name)
+
+
+@functools.cache
+def _load(name: str) -> tuple[Callable[[], Scenario], list[str]]:
+    """A scenario's class, and the names of its options: those that its source takes from its keyword arguments."""
+    try:
+        module = importlib.import_module("vmas.scenarios").load(f"{name}.py")
+    except ImportError as error:
+        raise ConfigError(f"task 'vmas/{name}' needs VMAS ({error}): pip install 'k24lab[vmas]'") from error
+    options = re.findall(r'kwargs\.(?:pop|get)\(\s*"(\w+)"', Path(module.__file__).read_text())
+    return module.Scenario, list(dict.fromkeys(options))
