@@ -42,8 +42,11 @@ def task_names() -> list[str]:
 
 def _builders() -> dict[str, Callable[..., VecEnv]]:
     from k24lab.envs.pettingzoo import MPE2_TASKS, mpe2_builder
+    from k24lab.envs.smax import SCENARIOS, smax_builder
 
-    return {"rolenav": RoleNav} | {f"mpe2/{name}": mpe2_builder(name) for name in MPE2_TASKS}
+    mpe2 = {f"mpe2/{name}": mpe2_builder(name) for name in MPE2_TASKS}
+    smax = {f"smax/{name}": smax_builder(name) for name in SCENARIOS}
+    return {"rolenav": RoleNav} | mpe2 | smax
 
 
 def make_env(task: str, n_envs: int) -> VecEnv:
