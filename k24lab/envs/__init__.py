@@ -44,9 +44,9 @@ def _builders() -> dict[str, Callable[..., VecEnv]]:
     from k24lab.envs.pettingzoo import MPE2_TASKS, mpe2_builder
     from k24lab.envs.smax import SCENARIOS, smax_builder
 
-    mpe2 = {f"mpe2/{name}": mpe2_builder(name) for name in MPE2_TASKS}
-    smax = {f"smax/{name}": smax_builder(name) for name in SCENARIOS}
-    return {"rolenav": RoleNav} | mpe2 | smax
+    builders: dict[str, Callable[..., VecEnv]] = {"rolenav": RoleNav}
+    builders |= {f"mpe2/{name}": mpe2_builder(name) for name in MPE2_TASKS}
+    return builders | {f"smax/{name}": smax_builder(name) for name in SCENARIOS}
 
 
 def make_env(task: str, n_envs: int) -> VecEnv:

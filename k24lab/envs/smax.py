@@ -232,7 +232,7 @@ def _own_streams() -> Iterator[None]:
     ones: a notebook would show nothing any more."""
     before = sys.stdout, sys.stderr, sys.__stdout__
     try:
-        sys.__stdout__ = sys.stdout = io.StringIO()  # type: ignore[misc]
+        sys.__stdout__ = sys.stdout = io.StringIO()  # type: ignore[misc, assignment]
         yield
     finally:
         sys.stdout, sys.stderr, sys.__stdout__ = before  # type: ignore[misc]
