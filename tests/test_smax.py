@@ -257,6 +257,17 @@ def test_steps_are_copies(make, episode):
     assert all((value == 1).all() for step in steps[:-1] for value in fields(step).values())
 
 
+def test_a_step_hands_on_what_it_took(make):
+    """Shapes, types and weak types: another one after the first step would compile the second step once more."""
+    import jax
+
+    battle = make()._battle
+    first = jax.eval_shape(battle.begin, np.zeros((N_ENVS, 2), np.uint32), 100)
+    second = jax.eval_shape(battle.advance, first, np.full((N_ENVS, 5), STOP, np.int32), 100)
+    for before, after in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        assert (before.shape, before.dtype, before.weak_type) == (after.shape, after.dtype, after.weak_type)
+
+
 def test_nothing_is_compiled_after_the_first_reset_and_step(make, episode):
     from jax import monitoring
 

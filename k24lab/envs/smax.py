@@ -164,29 +164,30 @@ def _begin(world: Any, rows: Callable[..., Rows], key_data: Any, limit: Any) -> 
     key = jax.random.wrap_key_data(key_data, impl="threefry2x32")  # whatever jax's default is
     reset_key, key = jax.random.split(key)
     obs, state = world.reset(reset_key)
-    # SMAX's state after a reset is weakly typed; left so, the second step would compile once more.
-    state = jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), state)
-    return key, state, rows(obs, state, 0.0, limit)
+    return key, _strong(state), rows(obs, state, 0.0, limit)
 
 
 def _advance(
     world: Any, rows: Callable[..., Rows], carry: tuple[Any, Any, Rows], actions: Any, limit: Any
 ) -> tuple[Any, Any, Rows]:
-    """One env step of one battle; a battle that has ended stays as it is, with zero reward."""
+    """One env step of one battle; of one that has ended nothing is seen any more but its last rows, without reward."""
     import jax
 
     key, state, before = carry
     key, step_key = jax.random.split(key)
     # `step` would start a new battle and lose the last observation
-    obs, next_state, reward, _, _ = world.step_env(step_key, state, dict(zip(world.agents, actions, strict=True)))
-    after = rows(obs, next_state, reward[world.agents[0]], limit)
+    obs, state, reward, _, _ = world.step_env(step_key, state, dict(zip(world.agents, actions, strict=True)))
+    after = rows(obs, state, reward[world.agents[0]], limit)
     ended = before["terminated"] | before["truncated"]
-
-    def keep(old: Any, new: Any) -> Any:
-        return jax.numpy.where(ended, old, new.astype(old.dtype))
-
     last = before | {"reward": jax.numpy.zeros_like(before["reward"])}
-    return key, jax.tree.map(keep, state, next_state), jax.tree.map(keep, last, after)
+    return key, _strong(state), jax.tree.map(partial(jax.numpy.where, ended), last, after)
+
+
+def _strong(state: Any) -> Any:
+    """The state without jax's weak types: SMAX's after a reset has some, and the second step would compile again."""
+    import jax
+
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), state)
 
 
 def _rows(world: Any, type_number: np.ndarray, obs: Any, state: Any, reward: Any, limit: Any) -> Rows:
