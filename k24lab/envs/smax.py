@@ -1,0 +1,259 @@
+"""SMAX of JaxMARL: battles like StarCraft's against a scripted enemy, in jax and without the game."""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from k24lab.envs.base import EnvSpec, Step, VecEnv
+from k24lab.errors import ConfigError, unknown
+
+SCENARIOS = (
+    "3m",
+    "8m",
+    "25m",
+    "2s3z",
+    "3s5z",
+    "5m_vs_6m",
+    "10m_vs_11m",
+    "27m_vs_30m",
+    "3s5z_vs_3s6z",
+    "3s_vs_5z",
+    "6h_vs_8z",
+    "smacv2_5_units",
+    "smacv2_10_units",
+    "smacv2_20_units",
+)
+EPISODE_LIMIT = 100  # env steps, SMAX's own
+STOP = 4  # the only action that a dead unit has; 0 to 3 move, 5 + j attacks enemy j
+
+Rows = dict[str, Any]  # arrays of jax [E, ...] by the names of Step's fields
+
+
+class Smax(VecEnv):
+    """E battles of a team of N units against SMAX's scripted enemy (Rutherford et al., 2024, arXiv 2311.10090).
+
+    - Actions: north, east, south, west, stop, then one attack per enemy, available while it is alive and in range.
+      Dead units can only stop. Any other action is an error.
+    - Observations and state are SMAX's own: a dead unit observes zeros; the state holds every unit, not scaled.
+    - Team reward: what SMAX gives to each ally, which is the same for all: the mean over the enemies of the share
+      of their full health that they lose, and 1 for the win. A win returns 2, and nothing returns more.
+    - Terminated: one side is dead; won if it is the enemy and an ally lives (both may die at once). Truncated:
+      `episode_limit` env steps are over with both sides alive. SMAX itself would play one step more than its limit.
+    - Unit types are numbered as in `unit_type_names`, the types that an ally of the scenario can have.
+    - Environment e plays from the e-th key of the reset's seed, whatever was played before and beside it.
+
+    jax runs on the CPU unless JAX_PLATFORMS or jax's own settings say otherwise, next to torch. The first
+    reset and the first step of a scenario and a number of environments compile (tens of seconds). jax keeps what it
+    compiled in the folder that it is set to (JAX_COMPILATION_CACHE_DIR), or else in `k24lab/jax` of the user's
+    cache folder (XDG_CACHE_HOME, by default ~/.cache); later processes start from there in a few seconds.
+    """
+
+    def __init__(self, n_envs: int, scenario: str, episode_limit: int = EPISODE_LIMIT):
+        """Build E battles; nothing is compiled yet.
+
+        Raises:
+            ConfigError: an unknown scenario, a number below 1, or JaxMARL is not installed.
+        """
+        if scenario not in SCENARIOS:
+            raise ConfigError(unknown("SMAX scenario", scenario, SCENARIOS))
+        for name, value in (("n_envs", n_envs), ("episode_limit", episode_limit)):
+            if value < 1:
+                raise ConfigError(f"smax/{scenario}: {name} = {value!r} must be at least 1")
+        self._battle = _battle(scenario)
+        self.unit_type_names = self._battle.unit_type_names
+        n_agents = self._battle.n_agents
+        self.spec = EnvSpec(
+            n_envs=n_envs,
+            n_agents=n_agents,
+            obs_dims=(self._battle.obs_dim,) * n_agents,
+            n_actions=(self._battle.n_actions,) * n_agents,
+            state_dim=self._battle.state_dim,
+            episode_limit=episode_limit,
+            n_unit_types=len(self.unit_type_names),
+            has_win=True,
+        )
+        self._index = np.ogrid[:n_envs, :n_agents]  # [E, 1] and [1, N]
+        self._carry: tuple[Any, Any, Rows] | None = None  # keys, SMAX's states, rows of the last step
+
+    def reset(self, seed: int) -> Step:
+        """Start E new battles, each the same for the same seed and actions."""
+        keys = np.random.SeedSequence(seed).generate_state(2 * self.spec.n_envs).reshape(-1, 2)
+        self._carry = self._battle.begin(keys, self.spec.episode_limit)
+        return _step(self._carry[2])
+
+    def step(self, actions: Int[Tensor, "E N"]) -> Step:
+        """One env step of every battle that has not ended.
+
+        Raises:
+            ValueError: an action that is not available, or a call before the first reset.
+        """
+        if self._carry is None:
+            raise ValueError("step before the first reset")
+        chosen = actions.cpu().numpy().astype(np.int32)
+        self._check_actions(chosen, self._carry[2])
+        self._carry = self._battle.advance(self._carry, chosen, self.spec.episode_limit)
+        return _step(self._carry[2])
+
+    def _check_actions(self, actions: np.ndarray, rows: Rows) -> None:
+        """Refuse what SMAX would silently take for another action."""
+        available = np.asarray(rows["avail_actions"])
+        ended = np.asarray(rows["terminated"]) | np.asarray(rows["truncated"])
+        in_range = (actions >= 0) & (actions < self._battle.n_actions)
+        legal = in_range & available[*self._index, actions * in_range] | ended[:, None]
+        if not legal.all():
+            e, i = np.argwhere(~legal)[0]
+            allowed = np.flatnonzero(available[e, i]).tolist()
+            raise ValueError(
+                f"environment {e}, agent {i}: action {actions[e, i]} is not available (allowed: {allowed})"
+            )
+
+
+def _step(rows: Rows) -> Step:
+    """Copies: memory shared with jax could be overwritten from either side."""
+    copies = {name: torch.from_numpy(np.array(value)) for name, value in rows.items()}
+    return Step(**copies | {"unit_type": copies["unit_type"].long()})  # jax has no int64 unless told
+
+
+@dataclass(frozen=True)
+class Battle:
+    """A scenario's sizes and its two compiled functions over a batch of battles."""
+
+    n_agents: int
+    n_actions: int
+    obs_dim: int
+    state_dim: int
+    unit_type_names: tuple[str, ...]
+    begin: Callable[..., tuple[Any, Any, Rows]]  # keys [E, 2], episode_limit
+    advance: Callable[..., tuple[Any, Any, Rows]]  # what begin returned, actions [E, N], episode_limit
+
+
+@cache  # two instances of a scenario share what is compiled
+def _battle(scenario: str) -> Battle:
+    jax, world = _make_world(scenario)
+    n_agents, n_types = world.num_allies, len(world.unit_type_names)
+    random_types = world.smacv2_unit_type_generation
+    types = np.arange(n_types) if random_types else np.unique(np.asarray(world.scenario)[:n_agents])
+    type_number = np.searchsorted(types, np.arange(n_types)).astype(np.int32)
+    rows = partial(_rows, world, type_number)
+    return Battle(
+        n_agents=n_agents,
+        n_actions=world.num_ally_actions,
+        obs_dim=world.obs_size,
+        state_dim=world.state_size,
+        unit_type_names=tuple(world.unit_type_names[i] for i in types),
+        begin=jax.jit(jax.vmap(partial(_begin, world, rows), in_axes=(0, None))),
+        advance=jax.jit(jax.vmap(partial(_advance, world, rows), in_axes=(0, 0, None))),
+    )
+
+
+def _begin(world: Any, rows: Callable[..., Rows], key_data: Any, limit: Any) -> tuple[Any, Any, Rows]:
+    """The first moment of one battle: key of its later steps, state, rows."""
+    import jax
+
+    key = jax.random.wrap_key_data(key_data, impl="threefry2x32")  # whatever jax's default is
+    reset_key, key = jax.random.split(key)
+    obs, state = world.reset(reset_key)
+    return key, _strong(state), rows(obs, state, 0.0, limit)
+
+
+def _advance(
+    world: Any, rows: Callable[..., Rows], carry: tuple[Any, Any, Rows], actions: Any, limit: Any
+) -> tuple[Any, Any, Rows]:
+    """One env step of one battle; of one that has ended nothing is seen any more but its last rows, without reward."""
+    import jax
+
+    key, state, before = carry
+    key, step_key = jax.random.split(key)
+    # `step` would start a new battle and lose the last observation
+    obs, state, reward, _, _ = world.step_env(step_key, state, dict(zip(world.agents, actions, strict=True)))
+    after = rows(obs, state, reward[world.agents[0]], limit)
+    ended = before["terminated"] | before["truncated"]
+    last = before | {"reward": jax.numpy.zeros_like(before["reward"])}
+    return key, _strong(state), jax.tree.map(partial(jax.numpy.where, ended), last, after)
+
+
+def _strong(state: Any) -> Any:
+    """The state without jax's weak types: SMAX's after a reset has some, and the second step would compile again."""
+    import jax
+
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), state)
+
+
+def _rows(world: Any, type_number: np.ndarray, obs: Any, state: Any, reward: Any, limit: Any) -> Rows:
+    """What is seen of one battle, by the names of Step's fields."""
+    from jax import numpy as jnp
+
+    units, n_agents = state.state, world.num_allies
+    allies, enemies = units.unit_alive[:n_agents], units.unit_alive[n_agents:]
+    available = world.get_avail_actions(state)
+    terminated = ~(allies.any() & enemies.any())
+    return {
+        "obs": jnp.stack([obs[agent] for agent in world.agents]).astype(jnp.float32),
+        "state": obs["world_state"].astype(jnp.float32),
+        "avail_actions": jnp.stack([available[agent] for agent in world.agents]).astype(bool),
+        "reward": jnp.asarray(reward, jnp.float32),
+        "terminated": terminated,
+        "truncated": ~terminated & (units.step >= limit),
+        "alive": allies,
+        "unit_type": jnp.asarray(type_number)[units.unit_types[:n_agents]],
+        "won": allies.any() & ~enemies.any(),
+    }
+
+
+def _make_world(scenario: str) -> tuple[Any, Any]:
+    """The module jax and JaxMARL's environment, with jax set up where the user has not."""
+    try:
+        import jax
+
+        _configure(jax)
+        with _own_streams():
+            from jaxmarl import make
+            from jaxmarl.environments.smax import map_name_to_scenario
+    except ImportError as error:
+        raise ConfigError(
+            f"task 'smax/{scenario}' needs JaxMARL ({error}): install the extra with pip install 'k24lab[smax]'"
+        ) from error
+    return jax, make("HeuristicEnemySMAX", scenario=map_name_to_scenario(scenario))
+
+
+@contextlib.contextmanager
+def _own_streams() -> Iterator[None]:
+    """JaxMARL's import reports about other packages, and sets sys.stdout and stderr back to the interpreter's first
+    ones: a notebook would show nothing any more."""
+    before = sys.stdout, sys.stderr, sys.__stdout__
+    try:
+        sys.__stdout__ = sys.stdout = io.StringIO()  # type: ignore[misc, assignment]
+        yield
+    finally:
+        sys.stdout, sys.stderr, sys.__stdout__ = before  # type: ignore[misc]
+
+
+def _configure(jax: Any) -> None:
+    """CPU, because a GPU of jax's would reserve most of its memory; and a folder for what is compiled."""
+    if not jax.config.jax_platforms:
+        jax.config.update("jax_platforms", "cpu")
+    if not jax.config.jax_compilation_cache_dir:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "k24lab" / "jax"))
+
+
+def smax_builder(scenario: str) -> Callable[..., Smax]:
+    """What builds the battles of one scenario, with the options that a task may set."""
+
+    def build(n_envs: int, episode_limit: Any = EPISODE_LIMIT) -> Smax:
+        if type(episode_limit) is not int:  # a task's options may be anything
+            raise ConfigError(f"smax/{scenario}: episode_limit = {episode_limit!r} must be a whole number, at least 1")
+        return Smax(n_envs, scenario, episode_limit)
+
+    return build
