@@ -132,7 +132,7 @@ class Config(MaskConfig, LearnerConfig):
     t_max: int = 128_000  # env steps
     log_interval: int = 2_000  # env steps
     test_interval: int = 10_000  # env steps
-    test_episodes: int = 100
+    test_episodes: int = 100  # rounded up to whole batches of n_envs where environments are processes
     checkpoint_interval: int = 20_000  # env steps
     snapshot_interval: int = 10_000  # env steps between stored masks
     device: str = "cpu"

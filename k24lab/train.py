@@ -16,7 +16,7 @@ from k24lab.envs.base import VecEnv
 from k24lab.errors import ConfigError
 from k24lab.marl.learner import build_learner
 from k24lab.marl.policy import behaviour, pattern_arrays
-from k24lab.marl.replay import EpisodeBatch, ReplayBuffer
+from k24lab.marl.replay import EpisodeBatch, ReplayBuffer, concatenate
 from k24lab.marl.rollout import collect
 from k24lab.runs import RunFolder, run_folder
 from k24lab.seeding import Stream, derive_seed
@@ -67,7 +67,8 @@ class Trainer:
     def __init__(self, config: Config, run: RunFolder):
         self.config, self.run = config, run
         self.env: VecEnv = make_env(config.task, config.n_envs)
-        self.test_env: VecEnv = make_env(config.task, config.test_episodes)
+        costly = self.env.spec.costly
+        self.test_env: VecEnv = self.env if costly else make_env(config.task, config.test_episodes)
         torch.manual_seed(derive_seed(config.seed, Stream.NETWORK))
         self.learner = build_learner(config, self.env.spec)
         self.with_state = config.mixer == "qmix"
@@ -161,7 +162,8 @@ class Trainer:
 
     def _test_batch(self) -> EpisodeBatch:
         """Greedy episodes, the same ones at every evaluation, so that a curve shows learning and not luck."""
-        return self._collect(self.test_env, 0.0, Stream.TEST_EPISODES, 0)
+        n_batches = -(-self.config.test_episodes // self.test_env.spec.n_envs)
+        return concatenate([self._collect(self.test_env, 0.0, Stream.TEST_EPISODES, k) for k in range(n_batches)])
 
     def _test_metrics(self, batch: EpisodeBatch) -> dict[str, float]:
         metrics = {"test_return_mean": batch.returns.mean().item()}
@@ -233,7 +235,8 @@ class Trainer:
         """Release environments and files."""
         self.metrics_file.close()
         self.env.close()
-        self.test_env.close()
+        if self.test_env is not self.env:
+            self.test_env.close()
         if self.writer:
             self.writer.close()
 

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import json
 import os
@@ -10,6 +11,7 @@ from conftest import TINY
 
 from k24lab import runs
 from k24lab.config import build_config
+from k24lab.envs import make_env
 from k24lab.errors import ConfigError, RunError
 from k24lab.runs import CHECKPOINT, PREVIOUS, RunFolder, atomic_write, read_config, run_folder
 from k24lab.train import Trainer, train
@@ -544,6 +546,26 @@ def test_tiny_run_on_the_gpu_can_be_interrupted_and_finishes(method, tiny_config
     path = train(config, folder=tmp_path / "run", progress=False)
     assert (path / "DONE").exists()
     assert [row["t_env"] for row in rows(path) if "test_return_mean" in row] == [0, 400, 800, 1200, 1600]
+
+
+def test_costly_environments_are_evaluated_in_place(tiny_config, tmp_path, monkeypatch):
+    made = []
+
+    def make(task, n_envs):
+        env = make_env(task, n_envs)
+        env.spec = dataclasses.replace(env.spec, costly=True)
+        made.append(n_envs)
+        return env
+
+    monkeypatch.setattr("k24lab.train.make_env", make)
+    config = tiny_config(method="fups", n_envs=3, test_episodes=7, batch_size=3)
+    trainer = Trainer(config, RunFolder(tmp_path / "run", config))
+    episodes = trainer._test_batch()
+    assert made == [3] and len(episodes.reward) == 9
+    first = episodes.obs[:, 0].flatten(1)
+    assert len(first.unique(dim=0)) == 9  # nine different beginnings
+    assert torch.equal(trainer._test_batch().obs, episodes.obs)  # and the same ones at each evaluation
+    trainer.close()
 
 
 def test_tensorboard_shows_every_step_of_a_resumed_run_once(tiny_config, tmp_path, monkeypatch):

@@ -330,6 +330,10 @@ def test_no_process_outlives_its_parent(end: signal.Signals | None, tmp_path):
             elif end is signal.SIGINT:
                 time.sleep(1)  # until a worker hangs
                 os.killpg(run.pid, end)  # as Ctrl-C does: the workers get it too
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    run.wait(timeout=20)
+                if run.poll() is None:  # Python drops a KeyboardInterrupt that it raises in a finalizer: press again
+                    os.killpg(run.pid, end)
             errors = run.communicate(timeout=60)[1]
             assert gone(children)
         finally:

@@ -19,6 +19,7 @@ class EnvSpec:
     episode_limit: int  # env steps
     n_unit_types: int = 0  # 0: the world has no unit types
     has_win: bool = False  # whether Step.won is given
+    costly: bool = False  # an environment is a process of its own: a run evaluates in those that it trains in
 
     @property
     def obs_dim(self) -> int:

@@ -85,6 +85,7 @@ class SMACv2(SingleEnv):
             episode_limit=int(info["episode_limit"]),
             n_unit_types=len(UNIT_TYPES[race]),
             has_win=True,
+            costly=True,
         )
         self._seed = 0
         self._history: list[list[int]] = []  # actions since the reset

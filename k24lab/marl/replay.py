@@ -1,5 +1,6 @@
 """Episodes: one batch of them, and the buffer that they are replayed from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -33,6 +34,11 @@ class EpisodeBatch:
     def n_steps(self) -> int:
         """Env steps in all episodes together."""
         return int(self.filled.sum())
+
+
+def concatenate(batches: Sequence[EpisodeBatch]) -> EpisodeBatch:
+    """The episodes of several batches of the same length."""
+    return EpisodeBatch(**{f.name: torch.cat([getattr(b, f.name) for b in batches]) for f in fields(EpisodeBatch)})
 
 
 def empty_batch(spec: EnvSpec, n_episodes: int, with_state: bool, device: str = "cpu") -> EpisodeBatch:
