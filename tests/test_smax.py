@@ -160,6 +160,19 @@ def test_ends_are_told_apart(episode):
     assert len(episode) == 101 and 0 < last.won.sum() < last.terminated.sum()
 
 
+def test_nobody_wins_when_both_sides_die_at_once(make):
+    env = make()
+    env.reset(0)
+    keys, state, rows = env._carry
+    health = np.array(state.state.unit_health)
+    health[:2, 5:] = 0  # the enemies of two battles
+    health[1:3, :5] = 0  # the allies of two
+    env._carry = (keys, state.replace(state=state.state.replace(unit_health=health)), rows)
+    step = env.step(torch.full((N_ENVS, 5), STOP))
+    assert step.terminated[:4].tolist() == [True, True, True, False]
+    assert step.won[:4].tolist() == [True, False, False, False]
+
+
 def test_the_limit_can_be_set_and_a_battle_that_ends_with_it_is_terminated(make, episode):
     first_end = int(torch.stack([step.terminated for step in episode]).any(dim=1).int().argmax())
     steps = play(make(episode_limit=first_end), seed=1)
