@@ -34,7 +34,7 @@ def test_lock_names_one_exact_version_of_everything_we_depend_on():
     project = PYPROJECT["project"]
     extras = project["optional-dependencies"]
     wanted = project["dependencies"] + [r for name, extra in extras.items() if name != "smax" for r in extra]
-    # A gigabyte that only its users want, and so outside the lock: it pins its own versions.
+    # Half a gigabyte that only its users want, and so outside the lock: it pins its own versions.
     assert all(str(Requirement(r).specifier).startswith("==") for r in extras["smax"])
     for requirement in map(Requirement, wanted):
         if requirement.name != "k24lab":
