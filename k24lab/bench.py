@@ -6,7 +6,6 @@ import platform
 import statistics
 import tempfile
 import time
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -106,24 +105,30 @@ def measure_teams(rounds: int) -> pd.DataFrame:
 
 def peak_bytes(learner: K24QLearner, batch: EpisodeBatch) -> int:
     """Most bytes of tensors that one update holds beyond those before it, from the allocator's own record."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    with warnings.catch_warnings(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        learner.update(batch, t_env=1000)
-    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
-    events = profiler.profiler.kineto_results.events()
+    learner.optimizer.zero_grad()  # the record knows nothing of what was allocated before it
+    events = _profiled(learner, batch, n_updates=1, profile_memory=True).events()
     records = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
     return max(itertools.accumulate(size for _, size in records))
 
 
 def part_shares(learner: K24QLearner, batch: EpisodeBatch) -> dict[str, float]:
     """Share of an update's time that each part takes (under the profiler, which slows small parts most)."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler prints a line at each start and stop
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        for _ in range(2):
+    nanoseconds = dict.fromkeys(PARTS, 0)
+    for event in _profiled(learner, batch, n_updates=2).events():
+        if event.name() in PARTS:
+            nanoseconds[event.name()] += event.duration_ns()
+    whole = sum(nanoseconds.values())
+    return {part: time / whole for part, time in nanoseconds.items()}
+
+
+def _profiled(learner: K24QLearner, batch: EpisodeBatch, n_updates: int, profile_memory: bool = False) -> Any:
+    """What torch's profiler recorded of a few updates."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it prints a line at each start and stop
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=profile_memory) as profiler:
+        for _ in range(n_updates):
             learner.update(batch, t_env=1000)
-    total = {event.key: event.cpu_time_total for event in profiler.key_averages() if event.key in PARTS}
-    whole = sum(total.values())
-    return {part: total.get(part, 0.0) / whole for part in PARTS}
+    assert profiler.profiler is not None
+    return profiler.profiler.kineto_results
 
 
 def measure_loop(params: dict, methods: tuple[str, ...] = ("fups", "k24")) -> pd.DataFrame:

@@ -133,7 +133,7 @@ class Trainer:
         return collect(
             env,
             self.learner.argmax_weights(),
-            hidden_dim=self.config.hidden_dim,
+            initial_hidden=self.learner.agent.initial_hidden,
             rows_of=self.learner.rows,
             epsilon=epsilon,
             seed=derive_seed(self.config.seed, stream, counter),

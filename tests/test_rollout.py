@@ -58,7 +58,7 @@ def play(env, tiny_config, epsilon=1.0, seed=0, explore=0, with_state=True, **ch
     return collect(
         env,
         agent.weights(),
-        hidden_dim=config.hidden_dim,
+        initial_hidden=agent.initial_hidden,
         rows_of=lambda _: AgentRows(),
         epsilon=epsilon,
         seed=seed,

@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +14,9 @@ from typing import ClassVar
 
 import fake_starcraft
 import numpy as np
-import psutil
 import pytest
 import torch
+from processes import alive, gone
 
 from k24lab.envs import smacv2
 from k24lab.envs.smacv2 import SMACV2_TASKS, UNIT_TYPES, SMACv2, capability_config, smacv2_builder
@@ -310,22 +309,6 @@ def game(monkeypatch, tmp_path):
 def launched(logs: Path) -> list[int]:
     """Process ids of all games so far, in order."""
     return [int(path.name) for path in sorted(logs.iterdir(), key=lambda path: path.stat().st_ctime_ns)]
-
-
-def gone(pids: list[int], seconds: float = 15.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while any(alive(pid) for pid in pids):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-def alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.fixture

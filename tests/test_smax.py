@@ -208,7 +208,7 @@ def test_ended_battles_ignore_actions_and_others_refuse_unavailable_ones(make):
         wrong = stop.clone()
         wrong[:, 2] = action
         with pytest.raises(
-            ValueError, match=rf"environment \d+, agent 2: action {action} is not available \(allowed: \[0"
+            ValueError, match=rf"environment \d+, agent 'ally_2': action {action} is not available \(allowed: \[0"
         ):
             env.step(wrong)
     last = env.step(stop)

@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
+from processes import alive, gone
 
 from k24lab.envs.base import EnvSpec, Step
 from k24lab.envs.vector import Row, SerialVector, SingleEnv, lift
@@ -106,23 +106,6 @@ def same(first: list[Step], second: list[Step]) -> bool:
     return len(first) == len(second) and all(
         torch.equal(getattr(a, name), getattr(b, name)) for a, b in zip(first, second, strict=True) for name in vars(a)
     )
-
-
-def gone(pids: list[int], seconds: float = 15.0) -> bool:
-    """Whether none of the processes lives; one that only waits to be reaped does not."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if not any(alive(pid) for pid in pids):
-            return True
-        time.sleep(0.02)
-    return False
-
-
-def alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def pids(env: SubprocessVector) -> list[int]:
@@ -261,6 +244,7 @@ def test_a_lost_worker_is_replaced_and_its_episodes_go_on(fault: str, at: int, t
 
 def test_a_worker_that_is_killed_between_two_steps_or_two_episodes_is_replaced(vector, caplog):
     expected, generator = play(SerialVector(Drift, 5), seed=6, steps=4), torch.Generator().manual_seed(6)
+    vector.reset(0)  # workers start with the first reset
     os.kill(pids(vector)[0], signal.SIGKILL)
     played = [vector.reset(6)]
     for t in range(4):
@@ -302,7 +286,7 @@ def test_closing_closes_every_environment_and_ends_every_worker(vector):
 
 
 PARENT = """
-import sys
+import psutil, signal, sys
 sys.path.insert(0, {tests!r})
 from test_vector import *
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from k24lab.analysis.style import GREY, ROW_HEIGHT, TEXT_WIDTH, LineStyle, varia
 
 N_MARKERS = 8  # on a line: enough to tell it in grey, few enough to see it
 LAYER_MARKERS = "osD^vP<>"
-SEEDS_OF_A_BAND = 3
+SEEDS_OF_AN_INTERVAL = 3  # that is drawn: of two it is nine times their standard deviation to either side
 LABEL_WIDTH = 44  # letters of a label beside an axis, before a second line
 LEGEND_LINE = 0.15  # inches, of 7 pt letters
 
@@ -50,29 +50,19 @@ def learning_curves(
 ) -> Axes:
     """Mean line and 95 % band per variant of one task, over env steps; the title says the number of seeds.
 
-    `curves` is what `stats.curves` returns (columns variant, t_env, mean, low, high, n). Two seeds have no band (its
-    half width would be nine times their standard deviation), and one far wider than the range of the means is cut by
-    the panel's edge, to keep the lines readable. `log`: of the vertical axis.
+    `curves` is what `stats.curves` returns (columns variant, t_env, mean, low, high, n). Two seeds have no band,
+    and one far wider than the range of the means is cut by the panel's edge, to keep the lines readable.
+    `log`: of the vertical axis.
     `references` are dotted horizontal lines with their names (bounds, chance). Give all panels of a figure the same
     `styles` (`style.variant_styles` of all their variants).
     """
     ax = ax or new_axes()
     styles = styles or variant_styles(curves["variant"])
-    present = set(curves["variant"])
+    drawn = curves[curves["mean"] > 0] if log else curves
     for variant, style in styles.items():
-        if variant not in present:
-            continue
-        rows = curves[curves["variant"] == variant]
-        rows = rows[rows["mean"] > 0] if log else rows
-        line: dict[str, Any] = {
-            "color": style.color,
-            "linestyle": style.linestyle,
-            "marker": style.marker,
-            "label": style.label,
-        }
-        ax.plot(rows["t_env"], rows["mean"], markevery=max(1, len(rows) // N_MARKERS), **line)
-        band = rows[rows["n"] >= SEEDS_OF_A_BAND]
-        ax.fill_between(band["t_env"], band["low"], band["high"], color=style.color, alpha=0.2, linewidth=0)
+        rows = drawn[drawn["variant"] == variant]
+        if not rows.empty:
+            _line_with_band(rows, ax, style)
     if log:
         ax.set_yscale("log")
     else:
@@ -82,13 +72,25 @@ def learning_curves(
     return _time_axis(ax, ylabel)
 
 
+def _line_with_band(rows: pd.DataFrame, ax: Axes, style: LineStyle) -> None:
+    line: dict[str, Any] = {
+        "color": style.color,
+        "linestyle": style.linestyle,
+        "marker": style.marker,
+        "label": style.label,
+    }
+    ax.plot(rows["t_env"], rows["mean"], markevery=max(1, len(rows) // N_MARKERS), **line)
+    band = rows[rows["n"] >= SEEDS_OF_AN_INTERVAL]
+    ax.fill_between(band["t_env"], band["low"], band["high"], color=style.color, alpha=0.2, linewidth=0)
+
+
 def _limit_to_means(ax: Axes, curves: pd.DataFrame, margin: float = 0.3) -> None:
     """Show the bands, but no further from the means than `margin` of the range of all means."""
     if curves.empty:
         return
     bottom, top = curves["mean"].min(), curves["mean"].max()
     reach = margin * (top - bottom) or 1.0
-    bands = curves[curves["n"] >= SEEDS_OF_A_BAND]
+    bands = curves[curves["n"] >= SEEDS_OF_AN_INTERVAL]
     low, high = bands["low"].min(), bands["high"].max()
     pad = 0.04 * (top - bottom)
     ax.set_ylim(max(np.nanmin([low, bottom]) - pad, bottom - reach), min(np.nanmax([high, top]) + pad, top + reach))
@@ -171,7 +173,7 @@ def final_returns(
     xlabel: str = "final test return",
     references: Mapping[str, float] | None = None,
 ) -> Axes:
-    """Mean and 95 % interval per variant of one task, best on top, every seed an open dot below its mean.
+    """Mean and 95 % interval (from three seeds on) per variant of one task, best on top; every seed is an open dot.
 
     `scores` has a row per run with the columns variant and `value`. `references` are dotted vertical lines.
     """
@@ -182,7 +184,8 @@ def final_returns(
     for y, variant in enumerate(order):
         seeds, style = scores.loc[scores["variant"] == variant, value].to_numpy(dtype=float), styles[variant]
         mean, low, high, _ = (x.item() for x in mean_interval(seeds))
-        ax.plot([low, high], [y, y], color=style.color, linewidth=2, solid_capstyle="butt")
+        if seeds.size >= SEEDS_OF_AN_INTERVAL:
+            ax.plot([low, high], [y, y], color=style.color, linewidth=2, solid_capstyle="butt")
         ax.plot(mean, y, color=style.color, marker=style.marker, markersize=5, linestyle="none")
         dots: dict[str, Any] = {"s": 9, "facecolors": "none", "edgecolors": style.color, "linewidths": 0.7}
         ax.scatter(seeds, np.full(seeds.size, y - 0.27), **dots)
@@ -192,7 +195,10 @@ def final_returns(
             name, (at, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom", color=GREY, fontsize=6.5
         )
     counts = scores["variant"].value_counts()
-    labels = [textwrap.fill(f"{styles[v].label} (n = {counts[v]})", LABEL_WIDTH) for v in order]
+    labels = [
+        textwrap.fill(f"{styles[v].label} (n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{counts[v]})", LABEL_WIDTH)
+        for v in order
+    ]
     ax.set_yticks(range(len(order)), labels)
     ax.set_ylim(-0.6, len(order) - 0.5)
     ax.set_xlabel(xlabel)

@@ -1,8 +1,10 @@
 """The one interface that every world is wrapped to: batched, explicit about time limits, never resetting itself."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -49,6 +51,27 @@ class Step:
     alive: Bool[Tensor, "E N"] | None = None
     unit_type: Int[Tensor, "E N"] | None = None  # as at reset, also when dead
     won: Bool[Tensor, " E"] | None = None
+
+
+def check_actions(
+    actions: Int[np.ndarray, "E N"],
+    available: Bool[np.ndarray, "E N A"],
+    ended: Bool[np.ndarray, " E"],
+    agents: Sequence[str],
+) -> None:
+    """Refuse an action that is not available; environments that have ended ignore theirs.
+
+    Raises:
+        ValueError: naming the environment, the agent, the action and what is allowed.
+    """
+    in_range = (actions >= 0) & (actions < available.shape[-1])
+    taken = np.take_along_axis(available, (actions * in_range)[..., None], axis=2)[..., 0]
+    legal = in_range & taken | ended[:, None]
+    if not legal.all():
+        e, i = np.argwhere(~legal)[0]
+        allowed = np.flatnonzero(available[e, i]).tolist()
+        who = f"environment {e}, agent {agents[i]!r}"
+        raise ValueError(f"{who}: action {actions[e, i]} is not available (allowed: {allowed})")
 
 
 class VecEnv(ABC):

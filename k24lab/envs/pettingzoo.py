@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from k24lab.envs.base import EnvSpec, Step, VecEnv
+from k24lab.envs.base import EnvSpec, Step, VecEnv, check_actions
 from k24lab.envs.scripted import Mpe2World, Script, flee
 from k24lab.errors import ConfigError, unknown
 
@@ -80,7 +80,6 @@ class PettingZooEnv(VecEnv):
         )
         self._real_obs = np.arange(self.spec.obs_dim) < np.array(obs_dims)[:, None]  # [N, O]: not padding
         self._real_actions = np.arange(self.spec.action_dim) < np.array(self.spec.n_actions)[:, None]  # [N, A]
-        self._index = np.ogrid[:n_envs, : self.spec.n_agents]  # [E, 1] and [1, N]
         self._t: list[int] = []  # env steps of each, empty before the first reset
         self._here: list[list[int]] = [[] for _ in range(n_envs)]  # agents that act next (or acted last)
         self._rows = _buffers(self.spec)
@@ -106,7 +105,7 @@ class PettingZooEnv(VecEnv):
             raise ValueError("step before the first reset")
         ended = self._rows["terminated"] | self._rows["truncated"]
         chosen = actions.cpu().numpy()
-        self._check_actions(chosen, ended)
+        check_actions(chosen, self._rows["avail_actions"], ended, self._agents)
         self._rows["reward"][:] = 0
         for e in np.flatnonzero(~ended):
             self._step_one(int(e), chosen[e].tolist())
@@ -157,16 +156,6 @@ class PettingZooEnv(VecEnv):
         if not self._own_state:
             self._rows["state"][:] = self._rows["obs"][:, self._real_obs]
         return Step(**{name: torch.from_numpy(rows.copy()) for name, rows in self._rows.items()})
-
-    def _check_actions(self, actions: np.ndarray, ended: np.ndarray) -> None:
-        available = self._rows["avail_actions"]
-        in_range = (actions >= 0) & (actions < self.spec.action_dim)
-        legal = in_range & available[*self._index, actions * in_range] | ended[:, None]
-        if not legal.all():
-            e, i = np.argwhere(~legal)[0]
-            allowed = np.flatnonzero(available[e, i]).tolist()
-            who = f"environment {e}, agent {self._agents[i]!r}"
-            raise ValueError(f"{who}: action {actions[e, i]} is not available (allowed: {allowed})")
 
 
 def _buffers(spec: EnvSpec) -> dict[str, np.ndarray]:

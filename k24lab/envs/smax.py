@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from k24lab.envs.base import EnvSpec, Step, VecEnv
+from k24lab.envs.base import EnvSpec, Step, VecEnv, check_actions
 from k24lab.errors import ConfigError, unknown
 
 SCENARIOS = (
@@ -72,7 +72,7 @@ class Smax(VecEnv):
                 raise ConfigError(f"smax/{scenario}: {name} = {value!r} must be at least 1")
         self._battle = _battle(scenario)
         self.unit_type_names = self._battle.unit_type_names
-        n_agents = self._battle.n_agents
+        n_agents = len(self._battle.agents)
         self.spec = EnvSpec(
             n_envs=n_envs,
             n_agents=n_agents,
@@ -83,7 +83,6 @@ class Smax(VecEnv):
             n_unit_types=len(self.unit_type_names),
             has_win=True,
         )
-        self._index = np.ogrid[:n_envs, :n_agents]  # [E, 1] and [1, N]
         self._carry: tuple[Any, Any, Rows] | None = None  # keys, SMAX's states, rows of the last step
 
     def reset(self, seed: int) -> Step:
@@ -101,22 +100,10 @@ class Smax(VecEnv):
         if self._carry is None:
             raise ValueError("step before the first reset")
         chosen = actions.cpu().numpy().astype(np.int32)
-        self._check_actions(chosen, self._carry[2])
+        rows = {name: np.asarray(self._carry[2][name]) for name in ("avail_actions", "terminated", "truncated")}
+        check_actions(chosen, rows["avail_actions"], rows["terminated"] | rows["truncated"], self._battle.agents)
         self._carry = self._battle.advance(self._carry, chosen, self.spec.episode_limit)
         return _step(self._carry[2])
-
-    def _check_actions(self, actions: np.ndarray, rows: Rows) -> None:
-        """Refuse what SMAX would silently take for another action."""
-        available = np.asarray(rows["avail_actions"])
-        ended = np.asarray(rows["terminated"]) | np.asarray(rows["truncated"])
-        in_range = (actions >= 0) & (actions < self._battle.n_actions)
-        legal = in_range & available[*self._index, actions * in_range] | ended[:, None]
-        if not legal.all():
-            e, i = np.argwhere(~legal)[0]
-            allowed = np.flatnonzero(available[e, i]).tolist()
-            raise ValueError(
-                f"environment {e}, agent {i}: action {actions[e, i]} is not available (allowed: {allowed})"
-            )
 
 
 def _step(rows: Rows) -> Step:
@@ -129,7 +116,7 @@ def _step(rows: Rows) -> Step:
 class Battle:
     """A scenario's sizes and its two compiled functions over a batch of battles."""
 
-    n_agents: int
+    agents: tuple[str, ...]
     n_actions: int
     obs_dim: int
     state_dim: int
@@ -147,7 +134,7 @@ def _battle(scenario: str) -> Battle:
     type_number = np.searchsorted(types, np.arange(n_types)).astype(np.int32)
     rows = partial(_rows, world, type_number)
     return Battle(
-        n_agents=n_agents,
+        agents=tuple(world.agents),
         n_actions=world.num_ally_actions,
         obs_dim=world.obs_size,
         state_dim=world.state_size,

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from k24lab.envs.base import EnvSpec, Step, VecEnv
+from k24lab.envs.base import EnvSpec, Step, VecEnv, check_actions
 from k24lab.errors import ConfigError, RunError
 
 ALIGNMENT = 64  # bytes, a cache line: no two fields of the rows share one
@@ -93,7 +93,8 @@ class Vector(VecEnv):
         if not self._running:
             raise ValueError("step before the first reset, or after an error")
         chosen = actions.cpu().numpy()
-        self._check_actions(chosen)
+        ended = self._rows["terminated"] | self._rows["truncated"]
+        check_actions(chosen, self._rows["avail_actions"], ended, self._agents)
         self._running = False
         self._actions[:] = chosen
         self._advance()
@@ -110,18 +111,6 @@ class Vector(VecEnv):
         """The rows as tensors of their own: a step that is kept must not change with the next one."""
         self._last = {name: rows.copy() for name, rows in self._rows.items()}
         return Step(**{name: torch.from_numpy(array) for name, array in self._last.items()})
-
-    def _check_actions(self, actions: Int[np.ndarray, "E N"]) -> None:
-        available = self._rows["avail_actions"]
-        in_range = (actions >= 0) & (actions < self.spec.action_dim)
-        taken = np.take_along_axis(available, (actions * in_range)[..., None], axis=2)[..., 0]
-        ended = self._rows["terminated"] | self._rows["truncated"]
-        legal = in_range & taken | ended[:, None]
-        if not legal.all():
-            e, i = np.argwhere(~legal)[0]
-            allowed = np.flatnonzero(available[e, i]).tolist()
-            who = f"environment {e}, agent {self._agents[i]!r}"
-            raise ValueError(f"{who}: action {actions[e, i]} is not available (allowed: {allowed})")
 
 
 class SerialVector(Vector):

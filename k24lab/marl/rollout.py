@@ -40,7 +40,7 @@ def collect(
     env: VecEnv,
     weights: Weights,
     *,
-    hidden_dim: int,
+    initial_hidden: Callable[[int, int], Tensor],
     rows_of: Callable[[Int[Tensor, "E N"]], Rows],
     epsilon: float,
     seed: int,
@@ -52,13 +52,12 @@ def collect(
 
     Args:
         weights: effective weights under the argmax masks; they stay fixed for the whole episode.
-        hidden_dim: H.
+        initial_hidden: the first hidden state [K, R, H] of R rows for each of K masks.
         rows_of: which unit uses which weights, from the unit types at reset.
         seed: of the episodes; the same seed gives the same episodes for the same actions.
         generator: of the exploration.
     """
-    spec = env.spec
-    device = generator.device
+    spec, device = env.spec, generator.device
     batch = empty_batch(spec, spec.n_envs, with_state, device=str(device))
     running = torch.ones(spec.n_envs, dtype=torch.bool, device=device)
     now = env.reset(seed)
@@ -69,24 +68,31 @@ def collect(
     for t in range(spec.episode_limit):
         _store(batch, t, now, with_state)
         inputs = rows.split(agent_inputs(batch.obs[:, t : t + 1], agent_id)).squeeze(1)  # [K, R, I]
-        if hidden is None:
-            hidden = inputs.new_zeros(*inputs.shape[:2], hidden_dim)
+        hidden = initial_hidden(*inputs.shape[:2]) if hidden is None else hidden
         q_values, hidden = step(weights, inputs, hidden)
         by_agent = rows.merge(q_values.unsqueeze(1)).squeeze(1)  # [N, E, A]
         actions = epsilon_greedy(by_agent.transpose(0, 1), batch.avail_actions[:, t], epsilon, generator)
         now = env.step(actions.to(now.obs.device))
-        batch.actions[:, t] = actions
-        terminated, truncated = now.terminated.to(device), now.truncated.to(device)
-        batch.reward[:, t] = now.reward.to(device) * running
-        batch.terminated[:, t] = terminated & running
-        batch.filled[:, t] = running
-        running = running & ~(terminated | truncated)
+        running = _store_transition(batch, t, actions, now, running)
         if not running.any():
             break
     _store(batch, t + 1, now, with_state)
     if now.won is not None:
         batch.won.copy_(now.won)
     return batch
+
+
+def _store_transition(
+    batch: EpisodeBatch, t: int, actions: Int[Tensor, "E N"], now: Step, running: Bool[Tensor, " E"]
+) -> Bool[Tensor, " E"]:
+    """Write the t-th action and what came of it; returns which environments still run."""
+    device = running.device
+    terminated, truncated = now.terminated.to(device), now.truncated.to(device)
+    batch.actions[:, t] = actions
+    batch.reward[:, t] = now.reward.to(device) * running
+    batch.terminated[:, t] = terminated & running
+    batch.filled[:, t] = running
+    return running & ~(terminated | truncated)
 
 
 def _store(batch: EpisodeBatch, t: int, now: Step, with_state: bool) -> None:
