@@ -18,6 +18,7 @@ from k24lab.analysis import style
 from k24lab.analysis.bench_plots import bench_figure
 from k24lab.config import Config, build_config
 from k24lab.envs.base import EnvSpec
+from k24lab.kernels import keep_memory
 from k24lab.marl.learner import PARTS, K24QLearner, build_learner
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.train import train
@@ -146,6 +147,7 @@ def measure_loop(params: dict, methods: tuple[str, ...] = ("fups", "k24")) -> pd
 def bench_train(rounds: int = 10, loops: bool = True) -> list[Path]:
     """Print all measurements and write the figure `bench_train`; returns its files."""
     torch.set_num_threads(1)
+    keep_memory()
     print(f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} thread")
     tables = {}
     with pd.option_context("display.width", 200, "display.max_columns", None, "display.float_format", "{:.2f}".format):

@@ -155,9 +155,14 @@ class Config(MaskConfig, LearnerConfig):
         return self.method.startswith("k24")
 
     @property
+    def separate(self) -> bool:
+        """Whether agents (or unit types) have masks or networks of their own, instead of one network for all."""
+        return self.masked or self.method == "nops"
+
+    @property
     def per_type(self) -> bool:
         """Whether masks (or separate networks) belong to unit types, not to agents."""
-        return self.mask_per == "type" and (self.masked or self.method == "nops")
+        return self.mask_per == "type" and self.separate
 
     def hash(self) -> str:
         """Eight hex digits that two configurations share only if they define the same run."""

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from k24lab import kernels
 from k24lab.errors import ConfigError, unknown
 
 SPARSE_CAPABILITY = (8, 0)  # first compute capability with 2:4 sparse tensor cores
@@ -61,6 +62,13 @@ def check_torch() -> list[Check]:
     return [package("torch", "pip install torch")]
 
 
+def check_kernels() -> list[Check]:
+    """The CPU kernels in C; without them torch does their work, slower."""
+    built = kernels.describe()
+    mend = f"unset {kernels.SWITCH}" if os.environ.get(kernels.SWITCH) else "install a C compiler, then k24lab again"
+    return [Check("CPU kernels", None if built == "torch" else built, mend)]
+
+
 def check_cuda() -> list[Check]:
     """A GPU that torch can use, and its tensor cores for 2:4 sparsity; training needs neither."""
     import torch
@@ -104,6 +112,7 @@ def check_smacv2() -> list[Check]:
 
 PARTS: dict[str, Callable[[], list[Check]]] = {
     "torch": check_torch,
+    "kernels": check_kernels,
     "cuda": check_cuda,
     "tensorboard": check_tensorboard,
     "vmas": check_vmas,

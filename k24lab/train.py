@@ -14,6 +14,7 @@ from k24lab.config import Config
 from k24lab.envs import make_env
 from k24lab.envs.base import VecEnv
 from k24lab.errors import ConfigError
+from k24lab.kernels import describe, keep_memory
 from k24lab.marl.learner import build_learner
 from k24lab.marl.policy import behaviour, pattern_arrays
 from k24lab.marl.replay import EpisodeBatch, ReplayBuffer, concatenate
@@ -46,6 +47,7 @@ def train(config: Config, name: str = "default", folder: Path | None = None, pro
     run = RunFolder(path, config)
     if not run.done:
         torch.set_num_threads(config.n_threads)
+        keep_memory()
         trainer = Trainer(config, run)
         try:
             trainer.run_to_end(progress)
@@ -198,6 +200,7 @@ class Trainer:
             "episodes": self.n_rollouts * self.config.n_envs,
             "test_return_std": returns.std().item() if len(returns) > 1 else 0.0,
             "seconds": round(self.seconds, 2),
+            "kernels": describe(),
             "env_steps_per_s": round(self.t_env / max(self.seconds, 1e-9), 1),
         }
         self.run.finish(summary | self.recent)

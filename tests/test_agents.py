@@ -45,19 +45,19 @@ def slow_unroll(agent, masks, x, hidden):
 
     rows = []
     for n in range(x.shape[0]):
-        for b in range(x.shape[2]):
-            h = hidden[n, b]
-            for t in range(x.shape[1]):
-                v = torch.relu(linear("fc1", n, x[n, t, b]))
+        for b in range(x.shape[3]):
+            h = hidden[n, :, b]
+            for t in range(x.shape[2]):
+                v = torch.relu(linear("fc1", n, x[n, :, t, b]))
                 (wi, bi), (wh, bh) = matrix("rnn_input", n), matrix("rnn_hidden", n)
                 h = torch.gru_cell(v.unsqueeze(0), h.unsqueeze(0), wi, wh, bi, bh).squeeze(0)
                 rows.append(linear("fc4", n, torch.relu(linear("fc3", n, torch.relu(linear("fc2", n, h))))))
-    return torch.stack(rows).reshape(x.shape[0], x.shape[2], x.shape[1], -1).transpose(1, 2)
+    return torch.stack(rows).reshape(x.shape[0], x.shape[3], x.shape[2], -1).permute(0, 3, 2, 1)
 
 
 def random_input(n_agents=N):
-    shape = (n_agents, T, B, INPUT)
-    return torch.randn(shape, dtype=torch.float64), torch.randn(n_agents, B, H, dtype=torch.float64)
+    shape = (n_agents, INPUT, T, B)
+    return torch.randn(shape, dtype=torch.float64), torch.randn(n_agents, H, B, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("n_agents", [1, N])
@@ -67,7 +67,7 @@ def test_unroll_equals_the_slow_reference_in_value_and_gradient(kind, n_agents):
     x, hidden = (v.requires_grad_() for v in random_input(n_agents))
     masks = draw(agent)
     wanted = [x, hidden, *agent.parameters()]
-    coefficient = torch.randn(n_agents, T, B, A, dtype=torch.float64)
+    coefficient = torch.randn(n_agents, A, T, B, dtype=torch.float64)
 
     slow = slow_unroll(agent, masks, x, hidden)
     expected = torch.autograd.grad((slow * coefficient).sum(), wanted, retain_graph=True)
@@ -86,8 +86,8 @@ def test_unroll_equals_repeated_steps(kind):
     weights = agent.weights(draw(agent))
     whole = unroll(weights, x, hidden).q_values
     for t in range(T):
-        q_values, hidden = step(weights, x[:, t], hidden)
-        torch.testing.assert_close(q_values, whole[:, t])
+        q_values, hidden = step(weights, x[:, :, t], hidden)
+        torch.testing.assert_close(q_values, whole[:, :, t])
 
 
 def test_recurrent_part_equals_torchs_gru_cell():
@@ -99,9 +99,10 @@ def test_recurrent_part_equals_torchs_gru_cell():
             getattr(cell, f"weight_{suffix}").copy_(agent.layers[name].weight[0])
             getattr(cell, f"bias_{suffix}").copy_(agent.layers[name].bias[0])
     weights = agent.weights()
-    features = torch.relu(x[:, 0] @ weights["fc1"].weight[0].T + weights["fc1"].bias[0])
-    expected = cell(features.flatten(0, 1), hidden.flatten(0, 1)).reshape(N, B, H)
-    torch.testing.assert_close(step(weights, x[:, 0], hidden)[1], expected)
+    rows, before = x[:, :, 0].transpose(1, 2), hidden.transpose(1, 2)
+    features = torch.relu(rows @ weights["fc1"].weight[0].T + weights["fc1"].bias[0])
+    expected = cell(features.flatten(0, 1), before.flatten(0, 1)).reshape(N, B, H)
+    torch.testing.assert_close(step(weights, x[:, :, 0], hidden)[1].transpose(1, 2), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -112,11 +113,11 @@ def test_inputs_of_all_layers_are_reported(kind):
     unrolled = unroll(weights, x, hidden)
     assert set(unrolled.inputs) == set(LAYERS)
     for name, value in unrolled.inputs.items():
-        assert value.shape == (N, T, B, weights[name].weight.shape[-1])
+        assert value.shape == (N, weights[name].weight.shape[-1], T, B)
     assert torch.equal(unrolled.inputs["fc1"], x)
     assert torch.equal(unrolled.inputs["fc2"], unrolled.inputs["rnn_hidden"])
     head = weights["fc4"]
-    by_hand = torch.einsum("ntbi,kai->ntba", unrolled.inputs["fc4"], head.weight[:1]) + head.bias[0]
+    by_hand = torch.einsum("nitb,kai->natb", unrolled.inputs["fc4"], head.weight[:1]) + head.bias[0][:, None, None]
     torch.testing.assert_close(unrolled.q_values[0], by_hand[0])  # agent 0 has the first, or the only matrix
 
 
@@ -175,4 +176,4 @@ def test_sizes_are_those_of_the_design_document():
 def test_hidden_state_starts_at_zero_in_the_dtype_of_the_network():
     for kind in KINDS:
         hidden = make_agent(kind).initial_hidden(N, B)
-        assert hidden.shape == (N, B, H) and hidden.dtype == torch.float64 and not hidden.any()
+        assert hidden.shape == (N, H, B) and hidden.dtype == torch.float64 and not hidden.any()

@@ -108,9 +108,11 @@ def test_train_eval_gap_is_the_share_of_greedy_actions_that_the_drawn_mask_chang
     layers = learner.masked_layers
     generator = torch.Generator().set_state(learner.generator.get_state())
     draw = draw_masks(list(layers.values()), learner.temperature(200), 1.0, "literal", generator)
-    x, hidden = episodes.obs.permute(2, 1, 0, 3).contiguous(), torch.zeros(3, 5, 16)
+    x, hidden = episodes.obs.permute(2, 3, 1, 0).contiguous(), torch.zeros(3, 16, 5)
     best = [
-        unroll(weights, x, hidden).q_values.masked_fill(~episodes.avail_actions.permute(2, 1, 0, 3), -torch.inf)
+        unroll(weights, x, hidden)
+        .q_values.permute(0, 2, 3, 1)
+        .masked_fill(~episodes.avail_actions.permute(2, 1, 0, 3), -torch.inf)
         for weights in (learner.agent.weights(dict(zip(layers, draw.masks, strict=True))), learner.argmax_weights())
     ]
     drawn, argmax = (q.argmax(dim=-1) for q in best)

@@ -10,7 +10,7 @@ from k24lab.envs.base import EnvSpec
 from k24lab.errors import ConfigError
 from k24lab.marl.agents import K24RNNAgent, K24TypeRNNAgent, step
 from k24lab.marl.learner import K24NQLearner, K24QLearner, build_learner
-from k24lab.marl.rows import AgentRows, TypeRows
+from k24lab.marl.rows import AgentRows, SharedRows, TypeRows
 
 N_TYPES = 3
 
@@ -47,10 +47,10 @@ def reference_q_values(learner, batch):
                 name: type(w)(w.weight[min(kind, len(w.weight) - 1)][None], w.bias[min(kind, len(w.bias) - 1)][None])
                 for name, w in weights.items()
             }
-            hidden = torch.zeros(1, 1, learner.config.hidden_dim)
+            hidden = torch.zeros(1, learner.config.hidden_dim, 1)
             for k in range(t):
-                q, hidden = step(mine, batch.obs[b, k, a].view(1, 1, -1), hidden)
-                q_values[a, k, b] = q[0, 0]
+                q, hidden = step(mine, batch.obs[b, k, a].view(1, -1, 1), hidden)
+                q_values[a, k, b] = q[0, :, 0]
     return q_values
 
 
@@ -61,14 +61,14 @@ def test_rows_of_agents_and_types_come_back_where_they_were():
     x = torch.randn(5, 2, 4, 3)  # [B, T, N, F]
     expected = x.permute(2, 1, 0, 3)
     assert torch.equal(AgentRows().merge(AgentRows().split(x)), expected)
-    rows = TypeRows(torch.randint(N_TYPES, (5, 4)), N_TYPES)
-    assert torch.equal(rows.merge(rows.split(x)), expected)
+    for rows in (SharedRows(4), TypeRows(torch.randint(N_TYPES, (5, 4)), N_TYPES)):
+        assert torch.equal(rows.merge(rows.split(x)), expected)
 
 
 def test_a_mask_sees_the_units_of_its_type_and_zeros():
     unit_type = torch.tensor([[0, 2], [2, 2]])
     x = torch.arange(1.0, 5.0).view(2, 1, 2, 1)  # units 1, 2 of the first episode, 3, 4 of the second
-    split = TypeRows(unit_type, N_TYPES).split(x)[:, 0, :, 0]
+    split = TypeRows(unit_type, N_TYPES).split(x)[:, 0, 0]
     assert split.tolist() == [[1, 0, 0], [0, 0, 0], [2, 3, 4]]
 
 

@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from k24lab import kernels
 from k24lab.config import Config
+from k24lab.kernels import ops
 from k24lab.marl.gru import batched_gru
 from k24lab.sparsity.layers import SemiStructuredLinear24
 
@@ -18,10 +20,11 @@ RNN_LAYERS = ("rnn_input", "rnn_hidden")
 
 
 class LayerWeights(NamedTuple):
-    """What a layer computes with: K = N matrices (agent n uses the n-th), or K = 1 for all agents."""
+    """What a layer computes with: a matrix and a bias of each network, or one for all."""
 
-    weight: Float[Tensor, "K out in"]
+    weight: Float[Tensor, "Kw out in"]
     bias: Float[Tensor, "Kb out"]
+    packed: ops.Packed | None = None  # the matrices once more, if they are 2:4 and the CPU kernels can be used
 
 
 Weights = Mapping[str, LayerWeights]
@@ -77,16 +80,18 @@ class RNNAgent(nn.Module):
         for name, layer in self.layers.items():
             if isinstance(layer, SemiStructuredLinear24):
                 assert masks is not None, f"layer {name} needs a mask"
-                effective[name] = LayerWeights(layer.weight * masks[name], layer.bias.unsqueeze(0))
+                weight = layer.weight * masks[name]
+                packed = ops.pack(weight.detach()) if kernels.usable(weight) else None
+                effective[name] = LayerWeights(weight, layer.bias.unsqueeze(0), packed)
             else:
                 assert isinstance(layer, DenseLinear)
                 effective[name] = LayerWeights(layer.weight, layer.bias)
         return effective
 
-    def initial_hidden(self, n_agents: int, batch: int) -> Float[Tensor, "N B H"]:
+    def initial_hidden(self, n_networks: int, rows: int) -> Float[Tensor, "K H R"]:
         """Zeros, on the device and in the dtype of the network."""
         like = next(self.parameters())
-        return torch.zeros(n_agents, batch, self.hidden_dim, device=like.device, dtype=like.dtype)
+        return torch.zeros(n_networks, self.hidden_dim, rows, device=like.device, dtype=like.dtype)
 
 
 class K24RNNAgent(RNNAgent):
@@ -119,56 +124,72 @@ def build_agent(config: Config, input_dim: int, n_actions: int, n_masks: int) ->
     return RNNAgent(input_dim, n_actions, config.hidden_dim, lambda _, i, o: DenseLinear(i, o, n_networks))
 
 
-def apply_linear(layer: LayerWeights, x: Float[Tensor, "N *batch in"]) -> Float[Tensor, "N *batch out"]:
-    """One matmul for the team where all agents share the weights, one batched matmul over agents otherwise."""
-    if len(layer.weight) == 1:
-        return F.linear(x, layer.weight[0], layer.bias[0])
-    flat = x.reshape(len(x), -1, x.shape[-1])
-    return torch.baddbmm(layer.bias.unsqueeze(1), flat, layer.weight.mT).reshape(*x.shape[:-1], -1)
+class _Linear(torch.autograd.Function):
+    """`W x + b` or its positive part; of a 2:4 matrix only what is kept is multiplied.
+
+    Every entry of W gets its gradient all the same: masks learn from those they drop.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, packed: ops.Packed | None, relu: bool) -> Tensor:
+        if packed is not None:
+            y = ops.matmul(packed, x, bias, relu)
+        else:
+            y = torch.bmm(weight.expand(len(x), -1, -1), x)
+            if kernels.usable(y):
+                ops.add_bias(y, bias, relu)
+            else:
+                y += bias.unsqueeze(2)
+                y = y.relu_() if relu else y
+        ctx.sparse = packed is not None
+        ctx.save_for_backward(x, weight, bias, y if relu else None)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, y = ctx.saved_tensors
+        grad = grads[0].contiguous() if y is None else torch.ops.aten.threshold_backward(grads[0], y, 0)
+        by_x = None
+        if ctx.needs_input_grad[0]:
+            sparse = ctx.sparse and kernels.usable(grad)
+            transposed = weight.mT.expand(len(x), -1, -1)
+            by_x = ops.matmul(ops.pack_transposed(weight), grad) if sparse else torch.bmm(transposed, grad)
+        by_weight, by_bias = torch.bmm(grad, x.mT), grad.sum(dim=2)
+        return by_x, by_weight.sum_to_size(weight.shape), by_bias.sum_to_size(bias.shape), None, None
 
 
-def _gru_over_time(
-    rnn_input: LayerWeights, rnn_hidden: LayerWeights, x: Float[Tensor, "N T B H"], hidden: Float[Tensor, "N B H"]
-) -> Float[Tensor, "N T B H"]:
-    """Hidden states of whole sequences: torch's GRU where the team shares its weights, a batched one otherwise."""
-    n_agents, t, batch, hidden_dim = x.shape
-    if len(rnn_input.weight) == len(rnn_hidden.weight) == 1:
-        params = [rnn_input.weight[0], rnn_hidden.weight[0], rnn_input.bias[0], rnn_hidden.bias[0]]
-        x = x.transpose(0, 1).reshape(t, -1, hidden_dim)
-        out = torch.gru(x, hidden.reshape(1, -1, hidden_dim), params, True, 1, 0.0, False, False, False)[0]
-        return out.reshape(t, n_agents, batch, hidden_dim).transpose(0, 1)
-    weight = rnn_hidden.weight.expand(n_agents, -1, -1)
-    return batched_gru(apply_linear(rnn_input, x), hidden, weight, rnn_hidden.bias.expand(n_agents, -1))
+def apply_linear(layer: LayerWeights, x: Float[Tensor, "K in *columns"], relu: bool = False) -> Tensor:
+    """`W x + b` of each network, [K, out, *columns], or its positive part."""
+    y = _Linear.apply(x.flatten(2), layer.weight, layer.bias, layer.packed, relu)
+    return y.unflatten(2, x.shape[2:])
 
 
 class Unrolled(NamedTuple):
     """Q-values of whole sequences, and what went into each layer (for the running mean of activations)."""
 
-    q_values: Float[Tensor, "N T B A"]
-    inputs: dict[str, Float[Tensor, "N T B in"]]
+    q_values: Float[Tensor, "K A T R"]
+    inputs: dict[str, Float[Tensor, "K in T R"]]
 
 
-def unroll(weights: Weights, x: Float[Tensor, "N T B I"], hidden: Float[Tensor, "N B H"]) -> Unrolled:
-    """Run the team over whole sequences: every layer but the GRU's hidden side sees all time steps at once."""
+def unroll(weights: Weights, x: Float[Tensor, "K I T R"], hidden: Float[Tensor, "K H R"]) -> Unrolled:
+    """Run the team over whole sequences: every layer but the GRU's hidden side sees all time steps at once.
+
+    Features come before time steps and rows, so that a weight meets all its inputs in one run of memory.
+    """
     inputs = {"fc1": x}
-    inputs["rnn_input"] = F.relu(apply_linear(weights["fc1"], x))
-    h = _gru_over_time(weights["rnn_input"], weights["rnn_hidden"], inputs["rnn_input"], hidden)
-    inputs["rnn_hidden"] = inputs["fc2"] = h
-    inputs["fc3"] = F.relu(apply_linear(weights["fc2"], h))
-    inputs["fc4"] = F.relu(apply_linear(weights["fc3"], inputs["fc3"]))
+    inputs["rnn_input"] = apply_linear(weights["fc1"], x, relu=True)
+    side = weights["rnn_hidden"]
+    gate_x = apply_linear(weights["rnn_input"], inputs["rnn_input"])
+    inputs["rnn_hidden"] = inputs["fc2"] = batched_gru(gate_x, hidden, side.weight, side.bias, side.packed)
+    inputs["fc3"] = apply_linear(weights["fc2"], inputs["fc2"], relu=True)
+    inputs["fc4"] = apply_linear(weights["fc3"], inputs["fc3"], relu=True)
     return Unrolled(apply_linear(weights["fc4"], inputs["fc4"]), inputs)
 
 
 def step(
-    weights: Weights, x: Float[Tensor, "N B I"], hidden: Float[Tensor, "N B H"]
-) -> tuple[Float[Tensor, "N B A"], Float[Tensor, "N B H"]]:
+    weights: Weights, x: Float[Tensor, "K I R"], hidden: Float[Tensor, "K H R"]
+) -> tuple[Float[Tensor, "K A R"], Float[Tensor, "K H R"]]:
     """One time step, for acting: q_values and the next hidden state."""
-    hidden_dim = hidden.shape[-1]
-    x = F.relu(apply_linear(weights["fc1"], x))
-    gate_x, gate_h = apply_linear(weights["rnn_input"], x), apply_linear(weights["rnn_hidden"], hidden)
-    r, z = torch.sigmoid(gate_x[..., : 2 * hidden_dim] + gate_h[..., : 2 * hidden_dim]).chunk(2, dim=-1)
-    n = torch.tanh(torch.addcmul(gate_x[..., 2 * hidden_dim :], r, gate_h[..., 2 * hidden_dim :]))
-    hidden = torch.lerp(n, hidden, z)
-    x = F.relu(apply_linear(weights["fc2"], hidden))
-    x = F.relu(apply_linear(weights["fc3"], x))
-    return apply_linear(weights["fc4"], x), hidden
+    unrolled = unroll(weights, x.unsqueeze(2), hidden)
+    return unrolled.q_values.squeeze(2), unrolled.inputs["fc2"].squeeze(2)

@@ -1,6 +1,6 @@
-"""A GRU over whole sequences for N agents with weights of their own, in one batched matmul per time step.
+"""A GRU over whole sequences for K networks with weights of their own.
 
-torch has no GRU with a weight per batch entry; one call an agent costs N times as many small operations.
+torch has no GRU with a weight per batch entry; one call a network costs K times as many small operations.
 """
 
 from typing import Any
@@ -10,6 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from k24lab import kernels
+from k24lab.kernels import ops
+
 tanh_backward, sigmoid_backward = torch.ops.aten.tanh_backward.grad_input, torch.ops.aten.sigmoid_backward.grad_input
 
 
@@ -17,59 +20,83 @@ class _BatchedGRU(torch.autograd.Function):
     """Backpropagation through time written out; step by step, so that what a step works on stays in the cache."""
 
     @staticmethod
-    def forward(ctx: Any, gate_x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        n_agents, steps, batch, size = gate_x.shape[0], gate_x.shape[1], gate_x.shape[2], hidden.shape[-1]
-        h = gate_x.new_empty(n_agents, steps + 1, batch, size)  # h[:, t] enters step t
-        gates = torch.empty_like(gate_x)  # r, z, and what the hidden state contributes to n
-        n = gate_x.new_empty(n_agents, steps, batch, size)
-        h[:, 0] = hidden
-        transposed, bias = weight.mT, bias.unsqueeze(1)
-        for t in range(steps):
-            gate = gates[:, t]
-            torch.baddbmm(bias, h[:, t], transposed, out=gate)
-            gate[..., : 2 * size].add_(gate_x[:, t, :, : 2 * size]).sigmoid_()
-            r, z, gate_n = gate.split(size, dim=-1)
-            torch.addcmul(gate_x[:, t, :, 2 * size :], r, gate_n, out=n[:, t]).tanh_()
-            torch.lerp(n[:, t], h[:, t], z, out=h[:, t + 1])
-        ctx.save_for_backward(h, gates, n, weight)
-        return h[:, 1:]
+    def forward(
+        ctx: Any, gate_x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, packed: ops.Packed | None, save: bool
+    ) -> Tensor:
+        h = hidden.new_empty(*hidden.shape[:2], gate_x.shape[2] + 1, hidden.shape[2])  # h[:, :, t] enters step t
+        h[:, :, 0] = hidden
+        if kernels.usable(gate_x):
+            saved = ops.gru(gate_x, bias, weight if packed is None else packed, h, save)
+        else:
+            saved = _torch_gru(gate_x, bias, weight, h)
+        ctx.sparse = packed is not None
+        ctx.save_for_backward(h, saved, weight, bias)
+        return h[:, :, 1:]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        h, gates, n, weight = ctx.saved_tensors
-        (grad,) = grads
-        size = n.shape[-1]
-        by_x, by_h = torch.empty_like(gates), torch.empty_like(gates)  # gradients to the two sides' gates
-        carry = torch.zeros_like(h[:, 0])
-        for t in range(n.shape[1] - 1, -1, -1):
-            carry = carry + grad[:, t]
-            r, z, gate_n = gates[:, t].split(size, dim=-1)
-            by_r, by_z, by_gate_n = by_h[:, t].split(size, dim=-1)
-            by_n = by_x[:, t, :, 2 * size :]
-            kept = carry * z
-            tanh_backward(carry - kept, n[:, t], grad_input=by_n)
-            torch.mul(by_n, r, out=by_gate_n)
-            sigmoid_backward(by_n * gate_n, r, grad_input=by_r)
-            sigmoid_backward((h[:, t] - n[:, t]).mul_(carry), z, grad_input=by_z)
-            by_x[:, t, :, : 2 * size] = by_h[:, t, :, : 2 * size]
-            carry = torch.baddbmm(kept, by_h[:, t], weight)
-        flat = by_h.flatten(1, 2)
-        return by_x, carry, torch.bmm(flat.mT, h[:, :-1].flatten(1, 2)), flat.sum(dim=1)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        h, saved, weight, bias = ctx.saved_tensors
+        if kernels.usable(h):
+            transposed = ops.pack_transposed(weight) if ctx.sparse else weight.mT
+            by_x, by_n, by_hidden = ops.gru_backward(grads[0], h, saved, transposed)
+        else:
+            by_x, by_n, by_hidden = _torch_gru_backward(grads[0], h, saved, weight)
+        r_and_z, n, before = by_x[:, : 2 * h.shape[1]].flatten(2), by_n.flatten(2), h[:, :, :-1].flatten(2)
+        by_weight = torch.cat([torch.bmm(r_and_z, before.mT), torch.bmm(n, before.mT)], dim=1)
+        by_bias = torch.cat([r_and_z.sum(dim=2), n.sum(dim=2)], dim=1)
+        return by_x, by_hidden, by_weight.sum_to_size(weight.shape), by_bias.sum_to_size(bias.shape), None, None
+
+
+def _torch_gru(gate_x: Tensor, bias: Tensor, weight: Tensor, h: Tensor) -> Tensor:
+    """`k24lab.kernels.ops.gru` in torch."""
+    size = h.shape[1]
+    saved = gate_x.new_empty(h.shape[0], 4 * size, *gate_x.shape[2:])  # r, z, the hidden side of n, n
+    weight, bias = weight.expand(len(h), -1, -1), bias.unsqueeze(2)
+    for t in range(gate_x.shape[2]):
+        gate = torch.baddbmm(bias, weight, h[:, :, t])
+        r_and_z = gate[:, : 2 * size].add_(gate_x[:, : 2 * size, t]).sigmoid_()
+        r, z, side = gate.split(size, dim=1)
+        n = torch.addcmul(gate_x[:, 2 * size :, t], r, side).tanh_()
+        torch.lerp(n, h[:, :, t], z, out=h[:, :, t + 1])
+        saved[:, : 2 * size, t], saved[:, 2 * size : 3 * size, t], saved[:, 3 * size :, t] = r_and_z, side, n
+    return saved
+
+
+def _torch_gru_backward(grad: Tensor, h: Tensor, saved: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`k24lab.kernels.ops.gru_backward` in torch."""
+    size = h.shape[1]
+    by_x, by_side = torch.empty_like(saved[:, : 3 * size]), torch.empty_like(saved[:, :size])
+    carry = torch.zeros_like(h[:, :, 0])
+    transposed = weight.mT.expand(len(h), -1, -1)
+    for t in range(grad.shape[2] - 1, -1, -1):
+        carry = carry + grad[:, :, t]
+        r, z, side, n = saved[:, :, t].split(size, dim=1)
+        kept = carry * z
+        by_n = tanh_backward(carry - kept, n, grad_input=torch.empty_like(kept))
+        by_r = sigmoid_backward(by_n * side, r, grad_input=torch.empty_like(kept))
+        by_z = sigmoid_backward((h[:, :, t] - n) * carry, z, grad_input=torch.empty_like(kept))
+        by_x[:, :, t] = torch.cat([by_r, by_z, by_n], dim=1)
+        by_side[:, :, t] = by_n * r
+        carry = torch.baddbmm(kept, transposed, torch.cat([by_r, by_z, by_n * r], dim=1))
+    return by_x, by_side, carry
 
 
 def batched_gru(
-    gate_x: Float[Tensor, "N T B G"],
-    hidden: Float[Tensor, "N B H"],
-    weight: Float[Tensor, "N G H"],
-    bias: Float[Tensor, "N G"],
-) -> Float[Tensor, "N T B H"]:
-    """Hidden states of all time steps; the same numbers as torch.nn.GRU for each agent alone.
+    gate_x: Float[Tensor, "K G T R"],
+    hidden: Float[Tensor, "K H R"],
+    weight: Float[Tensor, "Kw G H"],
+    bias: Float[Tensor, "Kb G"],
+    packed: ops.Packed | None = None,
+) -> Float[Tensor, "K H T R"]:
+    """Hidden states of all time steps; the same numbers as torch.nn.GRU for each network alone.
 
     Args:
-        gate_x: what the input contributes to the gates (r, z, n; G = 3H), with its bias.
+        gate_x: what the input contributes to the gates (r, z, n), with its bias.
         hidden: before the first step.
-        weight: hidden-to-hidden matrix of each agent.
-        bias: of the hidden-to-hidden product.
+        weight: hidden-to-hidden matrices, one of each network or one for all.
+        bias: of the hidden-to-hidden product, likewise.
+        packed: the matrices once more, if they are 2:4.
     """
-    return _BatchedGRU.apply(gate_x, hidden, weight, bias)
+    save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (gate_x, hidden, weight, bias))
+    return _BatchedGRU.apply(gate_x, hidden, weight, bias, packed, save)

@@ -18,10 +18,11 @@ from k24lab.marl.diagnostics import mask_metrics
 from k24lab.marl.mixers import build_mixer
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.marl.rollout import agent_inputs
-from k24lab.marl.rows import AgentRows, Rows, TypeRows
+from k24lab.marl.rows import AgentRows, Rows, SharedRows, TypeRows
 from k24lab.marl.targets import double_q_values, greedy_actions, one_step, td_lambda
 from k24lab.seeding import Stream, derive_seed
 from k24lab.sparsity.diversity import K24DiversityManager, PatternOrthogonalityLoss
+from k24lab.sparsity.layers import weighted_abs_sum
 from k24lab.sparsity.masks import MaskDraw, argmax_masks, draw_masks
 from k24lab.sparsity.reset import ResetTrigger, mean_policy, revival_candidates, revive
 
@@ -113,6 +114,8 @@ class K24QLearner:
 
     def rows(self, unit_type: Int[Tensor, "B N"]) -> Rows:
         """Which unit of these episodes is seen through which mask."""
+        if not self.config.separate:
+            return SharedRows(self.spec.n_agents)
         return TypeRows(unit_type, self.n_masks) if self.config.per_type else AgentRows()
 
     def update(self, batch: EpisodeBatch, t_env: int, log: bool = False) -> dict[str, float]:
@@ -136,11 +139,11 @@ class K24QLearner:
             metrics |= self._mask_metrics(batch, rows, q_values, draw, t_env) if draw else {}
         with record_function("backward"):
             self.optimizer.zero_grad()
-            metrics |= self._diversity_step(draw, loss_td.item())
-            by_diversity = _grads(self.alphas) if log else []
-            loss_td.backward()
-        if log and self.alphas:
-            metrics |= self._alpha_gradients(by_diversity)
+            diversity, values = self._diversity(draw, loss_td.item())
+            metrics |= values
+            if log and self.alphas:
+                metrics |= self._alpha_gradients(loss_td, diversity)
+            (loss_td + diversity).backward()
         with record_function("optimizer"):
             grad_norm = self._optimizer_step(t_env)
         with record_function("target and mask state"):
@@ -172,9 +175,9 @@ class K24QLearner:
         return draw_masks(layers, self.temperature(t_env), self.logit_scale(t_env), "none")
 
     def _unroll(self, batch: EpisodeBatch, rows: Rows, weights: dict) -> Unrolled:
-        """Q-values over whole episodes, sorted by mask, [K, T+1, R, A]."""
+        """Q-values over whole episodes, sorted by mask, [K, A, T+1, R]."""
         inputs = rows.split(agent_inputs(batch.obs, self.config.agent_id))
-        return unroll(weights, inputs, self.agent.initial_hidden(inputs.shape[0], inputs.shape[2]))
+        return unroll(weights, inputs, self.agent.initial_hidden(inputs.shape[0], inputs.shape[3]))
 
     def _td_error(self, batch: EpisodeBatch, online_q: Tensor, target_q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """TD error, chosen q_tot and targets, each [K, T, B]; K = 1, or N without a mixer."""
@@ -198,16 +201,14 @@ class K24QLearner:
         each = F.huber_loss if self.config.td_loss == "huber" else F.mse_loss
         return (each(td_error, zero, reduction="none") * filled).sum() / filled.sum()
 
-    def _diversity_step(self, draw: MaskDraw | None, loss_td: float) -> dict[str, float]:
-        """Add the gradient of the diversity loss; to hetero_alpha alone unless score_gradient lets it on to |W|."""
+    def _diversity(self, draw: MaskDraw | None, loss_td: float) -> tuple[Tensor | float, dict[str, float]]:
+        """The weighted diversity loss, and its metrics; it moves hetero_alpha alone unless score_gradient is "all"."""
         if not self.alphas or draw is None:
-            return {}
+            return 0.0, {}
         loss = self.orthogonality(draw.pattern_probs)
-        coef = self.diversity.coefficient(loss_td, loss.item()) if self.config.diversity_coef else 0.0
-        if coef and loss.requires_grad:
-            inputs = None if self.config.score_gradient == "all" else self.alphas
-            (coef * loss).backward(inputs=inputs, retain_graph=True)
-        return {"div_loss": loss.item(), "div_coef": coef}
+        value = loss.item()
+        coef = self.diversity.coefficient(loss_td, value) if self.config.diversity_coef else 0.0
+        return (coef * loss if coef else 0.0), {"div_loss": value, "div_coef": coef}
 
     @torch.no_grad()
     def _update_target(self) -> None:
@@ -249,10 +250,13 @@ class K24QLearner:
         weight = (played.unsqueeze(-1) & batch.alive).unsqueeze(-1).to(batch.reward.dtype)  # [B, T+1, N, 1]
         weight = rows.split(weight).flatten(1)  # [K, (T+1) R]
         count = weight.sum(dim=1)
-        weight = (weight / count.clamp_min(1).unsqueeze(1)).unsqueeze(1)
+        weight = weight / count.clamp_min(1).unsqueeze(1)
+        means: dict[int, Tensor] = {}  # the GRU's hidden side and fc2 read the same
         for name, layer in self.masked_layers.items():
-            x = online.inputs[name].detach().flatten(1, 2).abs()  # [K, (T+1) R, in]
-            layer.ema_tracker.update(torch.bmm(weight, x).squeeze(1), count)
+            x = online.inputs[name].detach()
+            if id(online.inputs[name]) not in means:
+                means[id(online.inputs[name])] = weighted_abs_sum(x.flatten(2), weight)
+            layer.ema_tracker.update(means[id(online.inputs[name])], count)
 
     def _mean_policy(self, batch: EpisodeBatch, q_values: Float[Tensor, "N T1 B A"]) -> Tensor:
         """Over the first steps of living units."""
@@ -275,11 +279,15 @@ class K24QLearner:
         named = {"td_error_abs": td_error.detach().abs(), "q_taken_mean": chosen_q, "target_mean": targets}
         return {name: ((value * filled).sum() / count).item() for name, value in named.items()}
 
-    def _alpha_gradients(self, by_diversity: list[Tensor]) -> dict[str, float]:
+    def _alpha_gradients(self, loss_td: Tensor, diversity: Tensor | float) -> dict[str, float]:
         """Norms of the gradient to hetero_alpha, from the TD loss and from the weighted diversity loss."""
-        by_td = [whole - part for whole, part in zip(_grads(self.alphas), by_diversity, strict=True)]
-        norm = nn.utils.get_total_norm
-        return {"alpha_grad_td": norm(by_td).item(), "alpha_grad_div": norm(by_diversity).item()}
+        norms = {}
+        for name, loss in (("alpha_grad_td", loss_td), ("alpha_grad_div", diversity)):
+            grads: tuple[Tensor, ...] = ()
+            if isinstance(loss, Tensor) and loss.requires_grad:
+                grads = torch.autograd.grad(loss, self.alphas, retain_graph=True, materialize_grads=True)
+            norms[name] = nn.utils.get_total_norm(grads).item()
+        return norms
 
     @torch.no_grad()
     def _mask_metrics(
@@ -335,8 +343,3 @@ class K24NQLearner(K24QLearner):
 def build_learner(config: Config, spec: EnvSpec) -> K24QLearner:
     """The configured learner."""
     return (K24NQLearner if config.learner == "nq" else K24QLearner)(config, spec)
-
-
-def _grads(parameters: list[nn.Parameter]) -> list[Tensor]:
-    """Copies of the gradients, zeros where there is none yet."""
-    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]

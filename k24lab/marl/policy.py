@@ -35,9 +35,9 @@ def behaviour(learner: K24QLearner, batch: EpisodeBatch, n_episodes: int) -> dic
     n_agents, n_policies = learner.spec.n_agents, learner.n_masks
     obs = batch.obs[:n_episodes, :-1].permute(1, 0, 2, 3).flatten(1, 2)  # [T, episodes * N, O]
     obs = obs.unsqueeze(2).expand(-1, -1, n_policies, -1)  # every policy sees every history
-    inputs = agent_inputs(obs, learner.config.agent_id).permute(2, 0, 1, 3).contiguous()
-    hidden = learner.agent.initial_hidden(n_policies, inputs.shape[2])
-    q_values = unroll(learner.argmax_weights(), inputs, hidden).q_values  # [M, T, episodes * N, A]
+    inputs = agent_inputs(obs, learner.config.agent_id).permute(2, 3, 0, 1).contiguous()
+    hidden = learner.agent.initial_hidden(n_policies, inputs.shape[3])
+    q_values = unroll(learner.argmax_weights(), inputs, hidden).q_values.permute(0, 2, 3, 1)
     filled = batch.filled[:n_episodes].T.repeat_interleave(n_agents, dim=1)  # [T, episodes * N]
     played = filled & batch.alive[:n_episodes, :-1].transpose(0, 1).flatten(1)
     avail = batch.avail_actions[:n_episodes, :-1].permute(1, 0, 2, 3).flatten(1, 2)

@@ -52,7 +52,7 @@ def collect(
 
     Args:
         weights: effective weights under the argmax masks; they stay fixed for the whole episode.
-        initial_hidden: the first hidden state [K, R, H] of R rows for each of K masks.
+        initial_hidden: the first hidden state [K, H, R] of R rows for each of K networks.
         rows_of: which unit uses which weights, from the unit types at reset.
         seed: of the episodes; the same seed gives the same episodes for the same actions.
         generator: of the exploration.
@@ -67,10 +67,10 @@ def collect(
     hidden: Tensor | None = None
     for t in range(spec.episode_limit):
         _store(batch, t, now, with_state)
-        inputs = rows.split(agent_inputs(batch.obs[:, t : t + 1], agent_id)).squeeze(1)  # [K, R, I]
-        hidden = initial_hidden(*inputs.shape[:2]) if hidden is None else hidden
+        inputs = rows.split(agent_inputs(batch.obs[:, t : t + 1], agent_id)).squeeze(2)  # [K, I, R]
+        hidden = initial_hidden(len(inputs), inputs.shape[2]) if hidden is None else hidden
         q_values, hidden = step(weights, inputs, hidden)
-        by_agent = rows.merge(q_values.unsqueeze(1)).squeeze(1)  # [N, E, A]
+        by_agent = rows.merge(q_values.unsqueeze(2)).squeeze(1)  # [N, E, A]
         actions = epsilon_greedy(by_agent.transpose(0, 1), batch.avail_actions[:, t], epsilon, generator)
         now = env.step(actions.to(now.obs.device))
         running = _store_transition(batch, t, actions, now, running)

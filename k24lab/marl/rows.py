@@ -5,16 +5,31 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 
+class SharedRows:
+    """One network for all: its rows are all agents of all episodes."""
+
+    def __init__(self, n_agents: int):
+        self.n_agents = n_agents
+
+    def split(self, x: Shaped[Tensor, "B T N F"]) -> Shaped[Tensor, "1 F T R"]:
+        """The inputs of the network."""
+        return x.permute(3, 1, 2, 0).flatten(2).unsqueeze(0)
+
+    def merge(self, y: Shaped[Tensor, "1 A T R"]) -> Shaped[Tensor, "N T B A"]:
+        """The outputs of each agent."""
+        return y.squeeze(0).unflatten(2, (self.n_agents, -1)).permute(2, 1, 3, 0)
+
+
 class AgentRows:
     """Mask n belongs to agent n: each of the N masks has one row per episode."""
 
-    def split(self, x: Shaped[Tensor, "B T N F"]) -> Shaped[Tensor, "N T B F"]:
+    def split(self, x: Shaped[Tensor, "B T N F"]) -> Shaped[Tensor, "N F T B"]:
         """The inputs of each mask."""
-        return x.permute(2, 1, 0, 3).contiguous()
+        return x.permute(2, 3, 1, 0).contiguous()
 
-    def merge(self, y: Shaped[Tensor, "N T B A"]) -> Shaped[Tensor, "N T B A"]:
+    def merge(self, y: Shaped[Tensor, "N A T B"]) -> Shaped[Tensor, "N T B A"]:
         """The outputs of each agent."""
-        return y
+        return y.permute(0, 2, 3, 1)
 
 
 class TypeRows:
@@ -43,16 +58,16 @@ class TypeRows:
         self._row_of_unit = torch.empty_like(kind)
         self._row_of_unit[order] = row
 
-    def split(self, x: Shaped[Tensor, "B T N F"]) -> Shaped[Tensor, "U T R F"]:
+    def split(self, x: Shaped[Tensor, "B T N F"]) -> Shaped[Tensor, "U F T R"]:
         """The inputs of each mask."""
         units = x.transpose(1, 2).flatten(0, 1)  # [B N, T, F]
         rows = units[self._unit_of_row].masked_fill_(self._empty[:, None, None], 0)
-        return rows.unflatten(0, (self.n_types, self.n_rows)).transpose(1, 2).contiguous()
+        return rows.unflatten(0, (self.n_types, self.n_rows)).permute(0, 3, 2, 1).contiguous()
 
-    def merge(self, y: Shaped[Tensor, "U T R A"]) -> Shaped[Tensor, "N T B A"]:
+    def merge(self, y: Shaped[Tensor, "U A T R"]) -> Shaped[Tensor, "N T B A"]:
         """The outputs of each agent."""
-        units = y.transpose(1, 2).flatten(0, 1)[self._row_of_unit]  # [B N, T, A]
+        units = y.permute(0, 3, 2, 1).flatten(0, 1)[self._row_of_unit]  # [B N, T, A]
         return units.unflatten(0, self.shape).permute(1, 2, 0, 3)
 
 
-Rows = AgentRows | TypeRows
+Rows = SharedRows | AgentRows | TypeRows

@@ -6,12 +6,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from k24lab import kernels
 from k24lab.config import MaskConfig
 from k24lab.errors import ConfigError
+from k24lab.kernels import ops
 from k24lab.sparsity.masks import argmax_masks, draw_masks
 
 SELECTION_DECAY = 0.99  # of the running selection frequency, per drawn mask
 SMALLEST_WEIGHT = 1e-30  # smaller ones score as this does, without a gradient
+
+
+def weighted_abs_sum(x: Float[Tensor, "K in columns"], weight: Float[Tensor, "K columns"]) -> Float[Tensor, "K in"]:
+    """Sum of |x| over the columns with the given weights: the mean |x| where they add up to one."""
+    if kernels.usable(x):
+        return ops.abs_sum(x, weight)
+    return torch.bmm(x.abs(), weight.unsqueeze(2)).squeeze(2)
 
 
 class EMAActivationTracker(nn.Module):
@@ -95,15 +104,16 @@ class SemiStructuredLinear24(nn.Module):
         # How often each entry was selected of late: what the revival of hetero_alpha goes by.
         self.register_buffer("selection_frequency", torch.full_like(alpha, 0.5))
 
-    def scores(self) -> Float[Tensor, "M out in"]:
-        """`S[m,o,i]`, at least in float32 (METHOD section 1)."""
+    def scores(self, weight_gradient: bool = True) -> Float[Tensor, "M out in"]:
+        """`S[m,o,i]`, at least in float32 (METHOD section 1); without `weight_gradient` only hetero_alpha learns."""
         p, q = self.config.score_weight_power, self.config.score_ema_power
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         scores = torch.sigmoid(self.hetero_alpha.to(dtype))
         if q:
             scores = scores * self.ema_tracker.ema_activation.to(dtype).pow(q).unsqueeze(1)
         if p:
-            weight = self.weight.detach() if self.config.score_gradient == "alpha" else self.weight
+            learns = weight_gradient and self.config.score_gradient != "alpha"
+            weight = self.weight if learns else self.weight.detach()
             size = weight.to(dtype).abs()
             # A root has no derivative at a weight that is exactly zero.
             scores = scores * (size if p == 1 else size.clamp_min(SMALLEST_WEIGHT).pow(p))

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from k24lab.sparsity import fused
 from k24lab.sparsity.patterns import (
     best_index,
     expected_masks,
@@ -37,7 +38,10 @@ class MaskDraw(NamedTuple):
 
 
 def network_logits(
-    layers: Sequence["SemiStructuredLinear24"], logit_scale: float, normalise: bool = True
+    layers: Sequence["SemiStructuredLinear24"],
+    logit_scale: float,
+    normalise: bool = True,
+    weight_gradient: bool = True,
 ) -> Float[Tensor, "6 M groups"]:
     """Pattern logits of all groups of all layers, `logit_scale * S . pattern / mean(S_m)` (METHOD section 2).
 
@@ -46,7 +50,7 @@ def network_logits(
     """
     grouped = []
     for layer in layers:
-        scores = layer.scores()
+        scores = layer.scores(weight_gradient)
         if normalise:
             mean = scores.detach().mean(dim=(1, 2), keepdim=True)
             # A layer whose inputs were all zero has scores of zero: its patterns tie, nothing divides by zero.
@@ -68,21 +72,41 @@ def draw_masks(
     with the same gradient. `literal`: Gumbel-softmax over the raw scores, as the design document has it, in
     which the temperature has no influence on what is drawn.
     """
-    z = network_logits(layers, logit_scale, normalise="literal" not in (noise, layers[0].config.noise))
-    probs = torch.softmax(z / temperature, dim=0)
-    soft = probs
+    if fused.possible(layers, noise):
+        uniform = uniform_numbers(layers, generator) if noise == "annealed" else None
+        grouped, probs, index = fused.draw(layers, _limits(logit_scale), temperature, uniform)
+        return MaskDraw(_split(grouped, layers), probs, index)
+    config = layers[0].config
+    normalise = "literal" not in (noise, config.noise)
+    z = network_logits(layers, logit_scale, normalise)
+    law = torch.softmax(z / temperature, dim=0)  # what learns through the masks
     if noise == "annealed":
-        index = sample_index(probs.detach(), generator)
+        soft, index = law, sample_index(law.detach(), uniform_numbers(layers, generator))
     elif noise == "none":
-        index = best_index(z.detach())
+        soft, index = law, best_index(z.detach())
     else:
         gumbel = -torch.empty_like(z).exponential_(generator=generator).log()
         soft = torch.softmax((z + gumbel) / temperature, dim=0)
         index = best_index((z + gumbel).detach())
+    if config.score_gradient == "td":  # the law moves hetero_alpha alone
+        law = torch.softmax(network_logits(layers, logit_scale, normalise, weight_gradient=False) / temperature, dim=0)
     soft_mask = expected_masks(soft)
     # (x - x) is exactly 0, so the value is exactly the drawn mask and the gradient that of the soft one.
     grouped = masks_from_index(index, soft) + (soft_mask - soft_mask.detach())
-    return MaskDraw(_split(grouped, layers), probs, index)
+    return MaskDraw(_split(grouped, layers), law, index)
+
+
+def uniform_numbers(
+    layers: Sequence["SemiStructuredLinear24"], generator: torch.Generator | None
+) -> Float[Tensor, "M groups"]:
+    """A uniform number for each group of all layers."""
+    like, shape = layers[0].weight, (layers[0].n_masks, sum(groups_per_layer(layers)))
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return torch.rand(shape, device=like.device, dtype=dtype, generator=generator)
+
+
+def _limits(logit_scale: float) -> tuple[float, float, float]:
+    return logit_scale, SMALLEST_SCORE, PADDING_SCORE
 
 
 @torch.no_grad()
@@ -94,6 +118,8 @@ def argmax_masks(layers: Sequence["SemiStructuredLinear24"]) -> list[Tensor]:
     if not layers:
         return []
     config = layers[0].config
+    if fused.possible(layers, "none"):
+        return _split(fused.argmax(layers, _limits(config.logit_scale)), layers)
     z = network_logits(layers, config.logit_scale, normalise=config.noise != "literal")
     return _split(masks_from_index(best_index(z), z), layers)
 

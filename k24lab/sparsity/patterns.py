@@ -57,14 +57,13 @@ def expected_masks(probs: Float[Tensor, "6 M groups"]) -> Float[Tensor, "M group
     return planes.reshape(GROUP_SIZE, *probs.shape[1:]).permute(1, 2, 0)
 
 
-def sample_index(probs: Float[Tensor, "6 M groups"], generator: torch.Generator | None) -> Int[Tensor, "M groups"]:
+def sample_index(probs: Float[Tensor, "6 M groups"], uniform: Float[Tensor, "M groups"]) -> Int[Tensor, "M groups"]:
     """Draw one pattern per group with the given probabilities.
 
     Inverse transform sampling: the law of Gumbel-max for a sixth of the random numbers.
     """
     cumulative = probs.cumsum(dim=0)
-    u = torch.rand(probs.shape[1:], device=probs.device, dtype=probs.dtype, generator=generator)
-    u *= cumulative[-1]  # rounding may leave the total a little off 1
+    u = uniform * cumulative[-1]  # rounding may leave the total a little off 1
     index = torch.zeros(u.shape, device=u.device, dtype=torch.int64)
     for plane in cumulative[:-1]:
         index += plane <= u

@@ -1,0 +1,56 @@
+"""CPU kernels in C: 2:4 matrices times activations, and a GRU over whole sequences (`k24.c`).
+
+They are built when the package is installed, where there is a C compiler. Without them, with another dtype, and on
+a GPU the same is computed by torch alone.
+"""
+
+import ctypes
+import functools
+import importlib.machinery
+import logging
+import os
+import platform
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SWITCH = "K24LAB_KERNELS"  # environment variable: "torch" does without the kernels
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The fastest build that this processor runs; None where there is none."""
+    if os.environ.get(SWITCH) == "torch":
+        return None
+    wide = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    for name in (["_k24_avx2"] if wide else []) + ["_k24"]:
+        for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+            path = Path(__file__).with_name(name + suffix)
+            if path.exists():
+                return ctypes.CDLL(str(path))
+    logging.getLogger("k24lab").warning("the CPU kernels are not built (no C compiler?): torch does their work, slower")
+    return None
+
+
+def usable(tensor: Tensor) -> bool:
+    """Whether the kernels can work on tensors like this one."""
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and library() is not None
+
+
+def keep_memory() -> None:
+    """Let the C library keep what it has freed: a batch's arrays are as large in the next update.
+
+    Without it every update gets its larger arrays from the system anew, page by page.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for option, value in ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, (1 << 31) - 1)):
+            libc.mallopt(option, value)
+
+
+def describe() -> str:
+    """Which build is used, for `k24lab doctor` and a run's summary: avx2, portable or torch."""
+    lib = library()
+    return "torch" if lib is None else "avx2" if "avx2" in lib._name else "portable"

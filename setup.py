@@ -1,0 +1,17 @@
+"""The CPU kernels; everything else is in pyproject.toml. Without a C compiler torch does their work."""
+
+import platform
+
+from setuptools import Extension, setup
+
+SOURCE = "k24lab/kernels/k24.c"
+FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=fast", "-Wno-psabi"]
+builds = {"k24lab.kernels._k24": []}
+if platform.machine().lower() in ("x86_64", "amd64"):
+    builds["k24lab.kernels._k24_avx2"] = ["-march=x86-64-v3"]
+
+setup(
+    ext_modules=[
+        Extension(name, [SOURCE], extra_compile_args=FLAGS + flags, optional=True) for name, flags in builds.items()
+    ]
+)

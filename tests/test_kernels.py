@@ -1,0 +1,254 @@
+"""The C kernels against torch, build by build; a machine without a compiler has none, and torch does their work."""
+
+import ctypes
+import importlib.machinery
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from k24lab import kernels
+from k24lab.config import MaskConfig
+from k24lab.kernels import ops
+from k24lab.marl import gru
+from k24lab.marl.learner import build_learner
+from k24lab.sparsity import fused
+from k24lab.sparsity.layers import SemiStructuredLinear24, weighted_abs_sum
+from k24lab.sparsity.masks import argmax_masks, draw_masks
+
+SUFFIXES = importlib.machinery.EXTENSION_SUFFIXES
+WIDE = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+BUILDS = {
+    name: path
+    for name in ("_k24", *(["_k24_avx2"] if WIDE else []))
+    for suffix in SUFFIXES
+    if (path := Path(kernels.__file__).with_name(name + suffix)).exists()
+}
+needs_kernels = pytest.mark.skipif(not BUILDS, reason="the kernels are not built: no C compiler")
+
+
+@pytest.fixture(params=BUILDS or ["none"])
+def build(request, monkeypatch):
+    """Each build in turn."""
+    if request.param not in BUILDS:
+        pytest.skip("the kernels are not built: no C compiler")
+    lib = ctypes.CDLL(str(BUILDS[request.param]))
+    for module in (kernels, ops):
+        monkeypatch.setattr(module, "library", lambda: lib)
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """Call a function with torch alone."""
+
+    def call(function, *args):
+        with monkeypatch.context() as patch:
+            patch.setattr(kernels, "library", lambda: None)
+            return function(*args)
+
+    return call
+
+
+def random_24(k, rows, columns):
+    """Matrices with two random entries in each group of four, fewer in the last one if it is cut."""
+    groups = torch.rand(k, rows, -(-columns // 4), 4)
+    kept = torch.zeros_like(groups).scatter_(-1, groups.topk(2).indices, 1.0)
+    return torch.randn(k, rows, columns) * kept.flatten(2)[..., :columns]
+
+
+# --- matrix products -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", [1, 31, 32, 33, 64, 65, 200])
+@pytest.mark.parametrize(("rows", "inputs"), [(5, 1), (7, 18), (130, 64), (3, 300)])
+def test_packed_matrices_multiply_as_dense_ones(build, rows, inputs, columns):
+    weight, x = random_24(2, rows, inputs), torch.randn(2, inputs, columns)
+    bias = torch.randn(2, rows)
+    torch.testing.assert_close(ops.matmul(ops.pack(weight), x), weight @ x)
+    torch.testing.assert_close(ops.matmul(ops.pack(weight), x, bias), weight @ x + bias[..., None])
+    expected = (weight @ x + bias[:1, :, None]).relu()
+    torch.testing.assert_close(ops.matmul(ops.pack(weight), x, bias[:1], relu=True), expected)
+    grad = torch.randn(2, rows, columns)
+    torch.testing.assert_close(ops.matmul(ops.pack_transposed(weight), grad), weight.mT @ grad)
+
+
+def test_activations_may_be_a_part_of_a_larger_array(build):
+    weight, whole = random_24(2, 6, 8), torch.randn(2, 8, 5, 7)
+    part = whole[:, :, 1:].flatten(2)
+    assert not part.is_contiguous()
+    torch.testing.assert_close(ops.matmul(ops.pack(weight), part), weight @ part)
+    scattered = torch.randn(2, 9, 8).mT
+    torch.testing.assert_close(ops.matmul(ops.pack(weight), scattered), weight @ scattered)
+
+
+def test_nan_and_infinity_are_not_lost(build):
+    weight, x = random_24(1, 4, 8), torch.randn(1, 8, 3)
+    weight[0, 0, weight[0, 0].nonzero()[0]] = torch.nan
+    x[0, weight[0, 1].nonzero()[0], 2] = torch.inf
+    y = ops.matmul(ops.pack(weight), x, torch.zeros(1, 4), relu=True)
+    assert y[0, 0].isnan().all() and not y[0, 1, :2].isnan().any()
+    assert y[0, 1, 2] in (torch.inf, 0) and (weight @ x)[0, 1, 2].isinf()
+
+
+def test_a_matrix_that_is_not_24_is_refused(build):
+    with pytest.raises(ValueError, match=r"\(1, 3, 8\) is not 2:4"):
+        ops.pack(torch.ones(1, 3, 8))
+
+
+# --- GRU -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("size", "steps", "batch"), [(4, 1, 1), (5, 3, 33), (64, 4, 32), (130, 2, 8)])
+def test_gru_equals_torchs_in_value_and_gradient(build, without, size, steps, batch, shared, sparse):
+    k = 2
+    weight = random_24(1 if shared else k, 3 * size, size) / size**0.5
+    given = [torch.randn(k, 3 * size, steps, batch), torch.randn(k, size, batch), weight, torch.randn(1, 3 * size)]
+    given = [tensor.requires_grad_() for tensor in given]
+    packed = ops.pack(weight.detach().expand(k, -1, -1)) if sparse else None
+    coefficient = torch.randn(k, size, steps, batch)
+
+    def run(packed):
+        out = gru.batched_gru(*given, packed)
+        return [out, *torch.autograd.grad((out * coefficient).sum(), given)]
+
+    if sparse and shared:
+        pytest.skip("2:4 matrices are never shared: each mask makes its own")
+    for found, expected in zip(run(packed), without(run, None), strict=True):
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+
+
+def test_gates_are_right_to_the_last_digits_over_the_whole_range(build):
+    x = torch.linspace(-120, 120, 4000)
+    gate_x = torch.stack([torch.zeros_like(x), x, torch.zeros_like(x)]).view(1, 3, 1, -1)  # z = sigmoid(x), n = 0
+    hidden = torch.ones(1, 1, 4000)
+    out = gru.batched_gru(gate_x, hidden, torch.zeros(1, 3, 1), torch.zeros(1, 3))[0, 0, 0]
+    torch.testing.assert_close(out, torch.sigmoid(x), atol=1e-37, rtol=1e-6)
+    gate_x = torch.stack([torch.zeros_like(x), -200 + torch.zeros_like(x), x]).view(1, 3, 1, -1)  # z = 0, n = tanh(x)
+    out = gru.batched_gru(gate_x, hidden, torch.zeros(1, 3, 1), torch.zeros(1, 3))[0, 0, 0]
+    torch.testing.assert_close(out, torch.tanh(x), atol=2e-7, rtol=1e-6)
+
+
+# --- masks -----------------------------------------------------------------------------------------------------
+
+
+def make_layers(n_masks=3, learn=True, **changes):
+    config = MaskConfig(**changes)
+    layers = [
+        SemiStructuredLinear24(i, o, n_masks, config=config, learn_masks=learn) for i, o in ((18, 5), (64, 3), (8, 4))
+    ]
+    for layer in layers:
+        layer.ema_tracker.ema_activation.uniform_(0.2, 2)
+    return layers
+
+
+@pytest.mark.parametrize("noise", ["annealed", "none"])
+@pytest.mark.parametrize("temperature", [5.0, 0.1])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"score_gradient": "all"},
+        {"score_gradient": "alpha"},
+        {"ema_scope": "shared"},
+        {"score_weight_power": 0.0, "score_ema_power": 0.0},
+        {"score_weight_power": 0.0},
+    ],
+)
+def test_drawn_masks_equal_torchs_in_value_and_gradient(build, without, changes, temperature, noise):
+    layers = make_layers(**changes)
+    wanted = [layer.hetero_alpha for layer in layers] + [layer.weight for layer in layers]
+    weights = [torch.randn(3, layer.out_features, layer.in_features) for layer in layers]
+    for_law = torch.randn(6, 3, 5 * 5 + 3 * 16 + 4 * 2)
+
+    def run():
+        generator = torch.Generator().manual_seed(5)
+        draw = draw_masks(layers, temperature, 10.0, noise, generator)
+        by_mask = sum((mask * w).sum() for mask, w in zip(draw.masks, weights, strict=True))
+        grads = [
+            torch.autograd.grad(loss, wanted, retain_graph=True, materialize_grads=True)
+            for loss in (by_mask, (draw.pattern_probs * for_law).sum(), by_mask + (draw.pattern_probs * for_law).sum())
+        ]
+        return draw, [g for part in grads for g in part]
+
+    assert fused.possible(layers, noise)
+    (fast, fast_grads), (slow, slow_grads) = run(), without(run)
+    assert torch.equal(fast.pattern_index, slow.pattern_index)
+    assert all(torch.equal(a, b) for a, b in zip(fast.masks, slow.masks, strict=True))
+    torch.testing.assert_close(fast.pattern_probs, slow.pattern_probs, atol=1e-6, rtol=1e-4)
+    for found, expected in zip(fast_grads, slow_grads, strict=True):
+        # Differences of nearly equal numbers, divided by the temperature: exact to the scale of the largest.
+        torch.testing.assert_close(found, expected, atol=1e-4 * (1 + expected.abs().max().item()), rtol=1e-3)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.sampled_from([0.0, 1.0, 2.0]), min_size=24, max_size=24))
+@needs_kernels
+def test_ties_go_to_the_first_pattern(scores):
+    layer = SemiStructuredLinear24(8, 3, 1, config=MaskConfig(score_weight_power=0.0, score_ema_power=0.0))
+    layer.hetero_alpha.data = torch.tensor(scores).view(1, 3, 8)
+    with pytest.MonkeyPatch.context() as patch:
+        fast = argmax_masks([layer])[0]
+        patch.setattr(kernels, "library", lambda: None)
+        assert torch.equal(fast, argmax_masks([layer])[0])
+
+
+def test_scores_of_zero_and_fixed_masks_are_no_special_case(build, without):
+    layers = make_layers(learn=False, score_weight_power=0.0, score_ema_power=0.0)
+    assert not draw_masks(layers, 1e-3, 10.0, "none").masks[0].requires_grad
+    layers = make_layers()
+    layers[1].ema_tracker.ema_activation.zero_()
+    for fast, slow in zip(argmax_masks(layers), without(argmax_masks, layers), strict=True):
+        assert torch.equal(fast, slow)
+
+
+@pytest.mark.parametrize("columns", [1, 31, 32, 100])
+def test_weighted_sums_of_magnitudes_equal_torchs(build, without, columns):
+    x, weight = torch.randn(2, 5, columns), torch.rand(2, columns)
+    torch.testing.assert_close(weighted_abs_sum(x, weight), without(weighted_abs_sum, x, weight))
+
+
+# --- the whole -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{"method": "fups"}, {"method": "nops"}, {"method": "k24"}, {"mask_rnn": False}])
+def test_an_update_is_the_same_with_and_without_kernels(
+    build, without, changes, tiny_config, tiny_spec, random_episodes
+):
+    learners = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        learners.append(build_learner(tiny_config(**changes), tiny_spec))
+
+    def train(learner):
+        return [learner.update(random_episodes(seed=k), t_env=100, log=True) for k in range(3)]
+
+    fast, slow = train(learners[0]), without(train, learners[1])
+    for a, b in zip(fast, slow, strict=True):
+        assert a == pytest.approx(b, rel=2e-3, abs=1e-5)
+    for a, b in zip(learners[0].agent.parameters(), learners[1].agent.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+def test_the_switch_and_a_missing_build_leave_the_work_to_torch(monkeypatch, tmp_path, caplog):
+    monkeypatch.delenv(kernels.SWITCH, raising=False)
+    kernels.library.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setenv(kernels.SWITCH, "torch")
+        assert kernels.library() is None and kernels.describe() == "torch"
+        assert not kernels.usable(torch.ones(1)) and not caplog.records
+    kernels.library.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "__file__", str(tmp_path / "__init__.py"))
+        assert kernels.library() is None and kernels.library() is None
+        assert len(caplog.records) == 1 and "not built" in caplog.text  # one notice, not one an update
+    kernels.library.cache_clear()
+
+
+def test_kernels_take_float32_on_the_cpu_only(build):
+    assert kernels.usable(torch.ones(1))
+    assert not kernels.usable(torch.ones(1, dtype=torch.float64)) and not kernels.usable(torch.ones(1, device="meta"))
+    assert kernels.describe() in ("avx2", "portable")
