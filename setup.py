@@ -4,7 +4,7 @@ import platform
 
 from setuptools import Extension, setup
 
-SOURCE = "k24lab/kernels/k24.c"
+FOLDER = "k24lab/kernels"
 FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=fast", "-Wno-psabi"]
 builds = {"k24lab.kernels._k24": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
@@ -12,6 +12,13 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 
 setup(
     ext_modules=[
-        Extension(name, [SOURCE], extra_compile_args=FLAGS + flags, optional=True) for name, flags in builds.items()
+        Extension(
+            name,
+            [f"{FOLDER}/{part}.c" for part in ("matmul", "gru", "masks")],
+            depends=[f"{FOLDER}/common.h"],
+            extra_compile_args=FLAGS + flags,
+            optional=True,
+        )
+        for name, flags in builds.items()
     ]
 )

@@ -137,6 +137,7 @@ class Config(MaskConfig, LearnerConfig):
     snapshot_interval: int = 10_000  # env steps between stored masks
     device: str = "cpu"
     n_threads: int = 1  # of torch; on few cores one thread a process is fastest
+    n_workers: int = 0  # processes for worlds that step one environment at a time (mpe2, PettingZoo, SMACv2)
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
@@ -170,7 +171,7 @@ class Config(MaskConfig, LearnerConfig):
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
 
 
-NOT_HASHED = frozenset({"n_threads", "tensorboard"})  # no part of what is learned
+NOT_HASHED = frozenset({"n_threads", "n_workers", "tensorboard"})  # no part of what is learned
 
 _POSITIVE = (
     "hidden_dim mixing_embed_dim lr grad_norm_clip batch_size buffer_size target_update_interval n_envs "
@@ -178,7 +179,7 @@ _POSITIVE = (
     "n_threads logit_scale temperature_init temperature_mid temperature_min diversity_history reset_interval "
     "alpha_lr_factor diversity_coef_max"
 ).split()
-_NOT_NEGATIVE = "lr_final hetero_init_scale diversity_coef kl_threshold epsilon_anneal_steps seed".split()
+_NOT_NEGATIVE = "lr_final hetero_init_scale diversity_coef kl_threshold epsilon_anneal_steps seed n_workers".split()
 _SHARE = (
     "score_weight_power score_ema_power ema_decay anneal_start anneal_end reset_ratio reset_threshold "
     "reset_ema_share gamma td_lambda polyak epsilon_start epsilon_finish"

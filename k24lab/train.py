@@ -60,7 +60,7 @@ def _check_usable(config: Config) -> None:
     """Refuse a device or a task that is not there."""
     if not torch.cuda.is_available() and config.device.startswith("cuda"):
         raise ConfigError(f"device = {config.device!r}, but torch finds no CUDA device; allowed here: 'cpu'")
-    make_env(config.task, 1).close()
+    make_env(config.task, 1, config.n_workers).close()
 
 
 class Trainer:
@@ -68,9 +68,10 @@ class Trainer:
 
     def __init__(self, config: Config, run: RunFolder):
         self.config, self.run = config, run
-        self.env: VecEnv = make_env(config.task, config.n_envs)
+        self.env: VecEnv = make_env(config.task, config.n_envs, config.n_workers)
         costly = self.env.spec.costly
-        self.test_env: VecEnv = self.env if costly else make_env(config.task, config.test_episodes)
+        n_tests, workers = config.test_episodes, config.n_workers
+        self.test_env: VecEnv = self.env if costly else make_env(config.task, n_tests, workers)
         torch.manual_seed(derive_seed(config.seed, Stream.NETWORK))
         self.learner = build_learner(config, self.env.spec)
         self.with_state = config.mixer == "qmix"

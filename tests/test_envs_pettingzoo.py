@@ -13,9 +13,10 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Sequence
 
 from k24lab.envs import Step, make_env, task_names
-from k24lab.envs.pettingzoo import MPE2_TASKS, PettingZooEnv, import_builder, mpe2_builder
+from k24lab.envs.pettingzoo import MPE2_TASKS, PettingZooWorld, import_builder, mpe2_builder
 from k24lab.envs.scripted import Mpe2World, flee
-from k24lab.errors import ConfigError
+from k24lab.envs.vector import SerialVector
+from k24lab.errors import ConfigError, RunError
 
 SCRIPTED = [name for name, (_, script) in MPE2_TASKS.items() if script is not None]
 
@@ -68,11 +69,16 @@ class World:
         self.closed = True
 
 
-def lift(world, n_envs: int = 1, episode_limit: int | None = None) -> PettingZooEnv:
-    return PettingZooEnv(world, n_envs, episode_limit)
+def lift(world, n_envs: int = 1, episode_limit: int | None = None) -> SerialVector:
+    return SerialVector(lambda: PettingZooWorld(world(), episode_limit), n_envs)
 
 
-def still(env: PettingZooEnv) -> torch.Tensor:
+def worlds_of(env: SerialVector) -> list:
+    """The foreign worlds inside."""
+    return [single._env for single in env._lane._envs]
+
+
+def still(env: SerialVector) -> torch.Tensor:
     return torch.zeros(env.spec.n_envs, env.spec.n_agents, dtype=torch.long)
 
 
@@ -82,7 +88,7 @@ def random_actions(step: Step, generator: torch.Generator) -> torch.Tensor:
     return chosen.view(n_envs, n_agents)
 
 
-def rollout(env: PettingZooEnv, seed: int, action_seed: int = 0) -> Iterator[Step]:
+def rollout(env: SerialVector, seed: int, action_seed: int = 0) -> Iterator[Step]:
     """Every step of one episode, with random actions."""
     generator, step = torch.Generator().manual_seed(action_seed), env.reset(seed)
     yield step
@@ -91,7 +97,7 @@ def rollout(env: PettingZooEnv, seed: int, action_seed: int = 0) -> Iterator[Ste
         yield step
 
 
-def play(env: PettingZooEnv, seed: int, action_seed: int = 0) -> list[Step]:
+def play(env: SerialVector, seed: int, action_seed: int = 0) -> list[Step]:
     return list(rollout(env, seed, action_seed))
 
 
@@ -127,7 +133,7 @@ def test_an_action_that_is_not_available_is_an_error(action: list[int]):
         ValueError, match=rf"environment 1, agent '{agent}': action {max(action, key=abs)} is not avail"
     ):
         env.step(torch.tensor([[0, 0], action]))
-    assert env._envs[0].played == []  # nothing has moved
+    assert worlds_of(env)[0].played == []  # nothing has moved
 
 
 def test_step_before_reset_is_an_error():
@@ -174,7 +180,7 @@ def test_a_mask_without_any_action_is_an_error():
         def mask(self, n: int) -> np.ndarray:
             return np.zeros(n)
 
-    with pytest.raises(ValueError, match="leaves agent 'a' no action"):
+    with pytest.raises(RunError, match=r"environment 0: ValueError: .* leaves agent 'a' no action"):
         lift(Stuck).reset(0)
 
 
@@ -228,7 +234,7 @@ def test_actions_count_from_the_start_of_their_space():
     env = lift(type("Shifted", (Spaces,), {"acted": Discrete(3, start=10)}))
     env.reset(0)
     env.step(torch.tensor([[2]]))
-    assert env._envs[0].played == [{"a": 12}]
+    assert worlds_of(env)[0].played == [{"a": 12}]
 
 
 # Ends
@@ -274,7 +280,7 @@ def test_agents_that_leave_early_have_nothing_left_to_see_or_choose():
     for step in steps[2:]:
         assert not step.obs[0, 1].any() and step.obs[0, 0].any()
         assert step.avail_actions[0, 1].tolist() == [True, False, False, False, False]
-    assert [sorted(actions) for actions in env._envs[0].played] == [["a", "b"]] * 2 + [["a"]] * 2
+    assert [sorted(actions) for actions in worlds_of(env)[0].played] == [["a", "b"]] * 2 + [["a"]] * 2
     again = env.reset(0)
     assert again.alive.all() and same([again], steps[:1])
 
@@ -299,7 +305,7 @@ def test_ended_environments_stay_frozen_and_ignore_actions():
         for name in ("obs", "state", "avail_actions", "alive", "terminated", "truncated"):
             assert torch.equal(getattr(step, name)[0], getattr(last, name)[0])
         assert step.reward.tolist() == [0, 11 * t] and step.obs[1, 0, 0] == t
-    assert len(env._envs[0].played) == 2
+    assert len(worlds_of(env)[0].played) == 2
 
 
 def test_kept_steps_do_not_change():
@@ -364,7 +370,7 @@ def test_what_is_no_parallel_environment_is_refused():
 def test_close_reaches_every_world():
     env = lift(World, n_envs=3)
     env.close()
-    assert [world.closed for world in env._envs] == [True] * 3
+    assert [world.closed for world in worlds_of(env)] == [True] * 3
 
 
 # mpe2
@@ -376,7 +382,7 @@ def mpe2_task(request) -> str:
 
 
 @pytest.fixture(scope="module")
-def mpe2_env(mpe2_task) -> PettingZooEnv:
+def mpe2_env(mpe2_task) -> SerialVector:
     return make_env(mpe2_task, n_envs=3)
 
 
@@ -403,6 +409,15 @@ def test_mpe2_same_seed_same_episode_whatever_came_before(mpe2_env):
     assert same(play(mpe2_env, seed=5), first)
     start = first[0].obs
     assert not torch.equal(start[0], start[1]) and not torch.equal(start[1], start[2])
+
+
+@pytest.mark.parametrize("task", ["mpe2/simple_tag", "pettingzoo/mpe2.simple_spread_v3:N=2,max_cycles=6"])
+def test_worker_processes_play_the_same_episodes(task):
+    env = make_env(task, n_envs=3, workers=2)
+    try:
+        assert same(play(env, seed=5), play(make_env(task, n_envs=3), seed=5))
+    finally:
+        env.close()
 
 
 def test_mpe2_instances_do_not_disturb_each_other(mpe2_task, mpe2_env):
@@ -539,12 +554,12 @@ def test_the_scripted_prey_is_much_harder_to_catch_than_a_random_one(name: str):
 @pytest.mark.parametrize("name", SCRIPTED)
 def test_the_scripted_prey_stays_in_the_square_and_out_of_the_team(name: str):
     env = make_env(f"mpe2/{name}", n_envs=2)
-    world = env._envs[0]._env.world
+    world = worlds_of(env)[0]._env.world
     prey = [agent for agent in world.agents if not agent.adversary]
     farthest = []
     for seed in range(10):
         for _ in rollout(env, seed, action_seed=seed):
-            assert not {agent.name for agent in prey} & set(env._envs[0].agents)
+            assert not {agent.name for agent in prey} & set(worlds_of(env)[0].agents)
             farthest.append(max(np.abs(agent.state.p_pos).max() for agent in prey))
     assert len(farthest) == 260 and np.mean(np.array(farthest) < 1.1) > 0.99
 

@@ -551,8 +551,8 @@ def test_tiny_run_on_the_gpu_can_be_interrupted_and_finishes(method, tiny_config
 def test_costly_environments_are_evaluated_in_place(tiny_config, tmp_path, monkeypatch):
     made = []
 
-    def make(task, n_envs):
-        env = make_env(task, n_envs)
+    def make(task, n_envs, workers):
+        env = make_env(task, n_envs, workers)
         env.spec = dataclasses.replace(env.spec, costly=True)
         made.append(n_envs)
         return env
@@ -566,6 +566,21 @@ def test_costly_environments_are_evaluated_in_place(tiny_config, tmp_path, monke
     assert len(first.unique(dim=0)) == 9  # nine different beginnings
     assert torch.equal(trainer._test_batch().obs, episodes.obs)  # and the same ones at each evaluation
     trainer.close()
+
+
+def test_worker_processes_change_no_number_of_a_run(tiny_config, tmp_path):
+    runs = [
+        train(tiny_config(task="mpe2/simple_spread", n_workers=n), folder=tmp_path / str(n), progress=False)
+        for n in (0, 2)
+    ]
+    assert metrics(runs[0]) == metrics(runs[1]) and runs[0] != runs[1]
+    assert tiny_config(n_workers=2).hash() == tiny_config().hash()
+
+
+def test_workers_for_a_world_that_has_no_use_for_them_are_one_clear_error(tiny_config, tmp_path):
+    with pytest.raises(ConfigError, match=r"n_workers = 2: 'rolenav' steps all its environments at once, allowed is 0"):
+        train(tiny_config(n_workers=2), folder=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_tensorboard_shows_every_step_of_a_resumed_run_once(tiny_config, tmp_path, monkeypatch):

@@ -53,11 +53,17 @@ def _builders() -> dict[str, Callable[..., VecEnv]]:
     return builders | {f"smacv2/{name}": smacv2_builder(name) for name in SMACV2_TASKS}
 
 
-def make_env(task: str, n_envs: int) -> VecEnv:
+def make_env(task: str, n_envs: int, workers: int = 0) -> VecEnv:
     """Build `n_envs` copies of the task, e.g. `rolenav:n_agents=8`, `mpe2/simple_spread`, `pettingzoo/my.env_v0`.
 
+    Args:
+        task: name and options.
+        n_envs: E.
+        workers: processes for worlds that step one environment at a time; 0: all in this one.
+
     Raises:
-        ConfigError: unknown task or option, or one that the world refuses.
+        ConfigError: unknown task or option, one that the world refuses, or workers for a world that steps
+            all its environments at once.
     """
     from k24lab.envs.pettingzoo import import_builder
     from k24lab.envs.smacv2 import smacv2_builder
@@ -77,7 +83,10 @@ def make_env(task: str, n_envs: int) -> VecEnv:
         raise ConfigError(unknown("task", name, [*builders, "pettingzoo/<import path>"]))
     parameters = inspect.signature(builder).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        allowed = set(parameters) - {"n_envs"}
+        allowed = set(parameters) - {"n_envs", "workers"}
         for key in kwargs.keys() - allowed:
             raise ConfigError(f"task {name!r}: " + unknown("option", key, allowed))
-    return builder(n_envs=n_envs, **kwargs)
+    single = "workers" in parameters
+    if workers and not single:
+        raise ConfigError(f"n_workers = {workers}: {name!r} steps all its environments at once, allowed is 0")
+    return builder(n_envs=n_envs, **kwargs, **({"workers": workers} if single else {}))

@@ -1,4 +1,4 @@
-"""Any PettingZoo parallel environment, and the tasks of mpe2, as a batch of worlds stepped one after the other."""
+"""Any PettingZoo parallel environment, and the tasks of mpe2."""
 
 import importlib
 import inspect
@@ -9,12 +9,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Int
-from torch import Tensor
 
-from k24lab.envs.base import EnvSpec, Step, VecEnv, check_actions
+from k24lab.envs.base import EnvSpec, VecEnv
 from k24lab.envs.scripted import Mpe2World, Script, flee
+from k24lab.envs.vector import Row, SingleEnv, lift
 from k24lab.errors import ConfigError, unknown
 
 ParallelEnv = Any  # pettingzoo.ParallelEnv, or any class with its methods: the package is imported only when used
@@ -35,8 +34,8 @@ MPE2_TASKS: dict[str, tuple[str, Script | None]] = {  # name -> module of mpe2, 
 }
 
 
-class PettingZooEnv(VecEnv):
-    """E instances of a parallel environment, stepped serially in this process.
+class PettingZooWorld(SingleEnv):
+    """One parallel environment.
 
     - Agents are `possible_agents` in their order; the team reward is the sum over all of them.
     - Observations are flattened (Discrete: one-hot) and padded with zeros.
@@ -48,128 +47,90 @@ class PettingZooEnv(VecEnv):
       `episode_limit` env steps are over with agents left; else terminated. The last observation holds what
       the agents of the last step saw.
     - State: the world's own `state()`, or all agents' observations without the padding.
-    - Environment e is reset with `SeedSequence([seed, e])`, so no two of them share their randomness.
     """
 
-    def __init__(self, make: Callable[[], ParallelEnv], n_envs: int, episode_limit: int | None = None):
-        """Build `n_envs` worlds with `make`; `episode_limit` (env steps) may be left out if the world names its own.
+    def __init__(self, env: ParallelEnv, episode_limit: int | None = None):
+        """Take a world; `episode_limit` (env steps) may be left out if it names its own.
 
         Raises:
             ConfigError: not a parallel environment, an observation or action space that cannot be batched,
                 no episode limit, or a `state()` that is no array.
         """
-        if n_envs < 1:
-            raise ConfigError(f"n_envs = {n_envs}: must be at least 1")
-        first = _check_parallel(make())
-        self._envs = [first, *(make() for _ in range(n_envs - 1))]
-        self._agents = list(first.possible_agents)
-        encoders = [_encoder(agent, first.observation_space(agent)) for agent in self._agents]
-        spaces = [_discrete(agent, first.action_space(agent)) for agent in self._agents]
+        self._env = _check_parallel(env)
+        self._names = list(env.possible_agents)
+        self.agents = [str(name) for name in self._names]
+        encoders = [_encoder(agent, env.observation_space(agent)) for agent in self._names]
+        spaces = [_discrete(agent, env.action_space(agent)) for agent in self._names]
         self._encode = [encode for _, encode in encoders]
         self._first_action = [int(space.start) for space in spaces]
         obs_dims = tuple(size for size, _ in encoders)
-        state_dim = _own_state_dim(first)
+        state_dim = _own_state_dim(env)
         self._own_state = state_dim is not None
         self.spec = EnvSpec(
-            n_envs=n_envs,
-            n_agents=len(self._agents),
+            n_envs=1,
+            n_agents=len(self._names),
             obs_dims=obs_dims,
             n_actions=tuple(int(space.n) for space in spaces),
             state_dim=sum(obs_dims) if state_dim is None else state_dim,
-            episode_limit=_episode_limit(first, episode_limit),
+            episode_limit=_episode_limit(env, episode_limit),
         )
         self._real_obs = np.arange(self.spec.obs_dim) < np.array(obs_dims)[:, None]  # [N, O]: not padding
         self._real_actions = np.arange(self.spec.action_dim) < np.array(self.spec.n_actions)[:, None]  # [N, A]
-        self._t: list[int] = []  # env steps of each, empty before the first reset
-        self._here: list[list[int]] = [[] for _ in range(n_envs)]  # agents that act next (or acted last)
-        self._rows = _buffers(self.spec)
-        self._slots = [[row[:size] for row, size in zip(obs, obs_dims, strict=True)] for obs in self._rows["obs"]]
+        self._obs = np.zeros((self.spec.n_agents, self.spec.obs_dim), np.float32)
+        self._slots = [row[:size] for row, size in zip(self._obs, obs_dims, strict=True)]
+        self._t = 0
+        self._here: list[int] = []  # agents that act next (or acted last)
 
-    def reset(self, seed: int) -> Step:
-        """Start E new episodes, each the same for the same seed, whatever was played before."""
-        self._t = [0] * self.spec.n_envs
-        for name in ("reward", "terminated", "truncated"):
-            self._rows[name][:] = 0
-        for e, env in enumerate(self._envs):
-            obs, infos = env.reset(seed=int(np.random.SeedSequence([seed, e]).generate_state(1)[0]))
-            self._write(e, [i for i, agent in enumerate(self._agents) if agent in env.agents], obs, infos)
-        return self._step()
+    def reset(self, seed: int) -> Row:
+        """Start an episode, the same for the same seed, whatever was played before."""
+        self._t = 0
+        obs, infos = self._env.reset(seed=seed)
+        return self._row([i for i, agent in enumerate(self._names) if agent in self._env.agents], obs, infos)
 
-    def step(self, actions: Int[Tensor, "E N"]) -> Step:
-        """One step of every environment that has not ended.
-
-        Raises:
-            ValueError: an action that is not available, or a call before the first reset.
-        """
-        if not self._t:
-            raise ValueError("step before the first reset")
-        ended = self._rows["terminated"] | self._rows["truncated"]
-        chosen = actions.cpu().numpy()
-        check_actions(chosen, self._rows["avail_actions"], ended, self._agents)
-        self._rows["reward"][:] = 0
-        for e in np.flatnonzero(~ended):
-            self._step_one(int(e), chosen[e].tolist())
-        return self._step()
+    def step(self, actions: Int[np.ndarray, " N"]) -> Row:
+        """One step of all agents that are left."""
+        here, chosen = self._here, actions.tolist()
+        sent = {self._names[i]: chosen[i] + self._first_action[i] for i in here}
+        obs, reward, terminated, truncated, infos = self._env.step(sent)
+        self._t += 1
+        gone = {agent for agent in sent if terminated.get(agent) or truncated.get(agent)}
+        left = [i for i, agent in enumerate(self._names) if agent in self._env.agents and agent not in gone]
+        out_of_time = any(truncated.get(agent) and not terminated.get(agent) for agent in sent)
+        return self._row(
+            left or here,
+            obs,
+            infos,
+            reward=float(sum(reward.values())),
+            terminated=not left and not out_of_time,
+            truncated=self._t >= self.spec.episode_limit if left else out_of_time,
+        )
 
     def close(self) -> None:
-        """Close every world."""
-        for env in self._envs:
-            env.close()
+        """Close the world."""
+        self._env.close()
 
-    def _step_one(self, e: int, actions: list[int]) -> None:
-        env, here = self._envs[e], self._here[e]
-        sent = {self._agents[i]: actions[i] + self._first_action[i] for i in here}
-        obs, reward, terminated, truncated, infos = env.step(sent)
-        self._t[e] += 1
-        self._rows["reward"][e] = sum(reward.values())
-        gone = {agent for agent in sent if terminated.get(agent) or truncated.get(agent)}
-        left = [i for i, agent in enumerate(self._agents) if agent in env.agents and agent not in gone]
-        out_of_time = any(truncated.get(agent) and not terminated.get(agent) for agent in sent)
-        self._rows["truncated"][e] = self._t[e] >= self.spec.episode_limit if left else out_of_time
-        self._rows["terminated"][e] = not left and not out_of_time
-        self._write(e, left or here, obs, infos)
-
-    def _write(self, e: int, here: list[int], obs: Mapping[Any, Any], infos: Mapping[Any, Any]) -> None:
-        """Fill the rows of environment e; agents not in `here` are gone."""
-        rows, self._here[e] = self._rows, here
-        rows["alive"][e] = [i in here for i in range(self.spec.n_agents)]
-        rows["avail_actions"][e] = self._real_actions
+    def _row(self, here: list[int], obs: Mapping[Any, Any], infos: Mapping[Any, Any], **rest: Any) -> Row:
+        """What the world says; agents not in `here` are gone."""
+        self._here = here
+        avail_actions, alive = self._real_actions, np.ones(self.spec.n_agents, bool)
         if len(here) < self.spec.n_agents:
-            gone = ~rows["alive"][e]
-            rows["obs"][e, gone] = 0
-            rows["avail_actions"][e, gone] = np.arange(self.spec.action_dim) == 0
+            alive[:] = [i in here for i in range(self.spec.n_agents)]
+            self._obs[~alive] = 0
+            avail_actions = np.where(alive[:, None], avail_actions, np.arange(self.spec.action_dim) == 0)
         for i in here:
-            agent = self._agents[i]
+            agent = self._names[i]
             if agent not in obs:
                 raise ValueError(f"the world gave agent {agent!r} no observation")
-            self._slots[e][i][:] = self._encode[i](obs[agent])
+            self._slots[i][:] = self._encode[i](obs[agent])
             mask = _action_mask(obs[agent], infos.get(agent))
             if mask is not None:
-                rows["avail_actions"][e, i, : self.spec.n_actions[i]] = mask
                 if not mask.any():
                     raise ValueError(f"the world's action_mask leaves agent {agent!r} no action")
-        if self._own_state:
-            rows["state"][e] = np.ravel(self._envs[e].state())
-
-    def _step(self) -> Step:
-        """The rows as tensors of their own: a step that is kept must not change with the next one."""
-        if not self._own_state:
-            self._rows["state"][:] = self._rows["obs"][:, self._real_obs]
-        return Step(**{name: torch.from_numpy(rows.copy()) for name, rows in self._rows.items()})
-
-
-def _buffers(spec: EnvSpec) -> dict[str, np.ndarray]:
-    """The rows that a step is copied from, by the names of Step's fields."""
-    n_envs, n_agents = spec.n_envs, spec.n_agents
-    return {
-        "obs": np.zeros((n_envs, n_agents, spec.obs_dim), np.float32),
-        "state": np.zeros((n_envs, spec.state_dim), np.float32),
-        "avail_actions": np.zeros((n_envs, n_agents, spec.action_dim), bool),
-        "reward": np.zeros(n_envs, np.float32),
-        "terminated": np.zeros(n_envs, bool),
-        "truncated": np.zeros(n_envs, bool),
-        "alive": np.zeros((n_envs, n_agents), bool),
-    }
+                if avail_actions is self._real_actions:
+                    avail_actions = avail_actions.copy()
+                avail_actions[i, : self.spec.n_actions[i]] = mask
+        state = np.ravel(self._env.state()).astype(np.float32) if self._own_state else self._obs[self._real_obs]
+        return Row(obs=self._obs, state=state, avail_actions=avail_actions, alive=alive, **rest)
 
 
 def _check_parallel(env: ParallelEnv) -> ParallelEnv:
@@ -247,33 +208,35 @@ def _own_state_dim(env: ParallelEnv) -> int | None:
 
 @dataclass(frozen=True)
 class Builder:
-    """Builds a PettingZooEnv; what it builds from is imported only when it or its signature is asked for."""
+    """Builds PettingZooWorlds; what it builds from is imported only when it or its signature is asked for."""
 
     task: str
     load: Callable[[], tuple[Callable[..., ParallelEnv], list[inspect.Parameter]]]  # factory and its options
 
     @property
     def __signature__(self) -> inspect.Signature:
-        """`n_envs` and the options of the world, so that an unknown option can be named."""
-        n_envs = inspect.Parameter("n_envs", inspect.Parameter.KEYWORD_ONLY)
-        return inspect.Signature([n_envs, *self.load()[1]])
+        """`n_envs`, `workers` and the options of the world, so that an unknown option can be named."""
+        sizes = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in ("n_envs", "workers")]
+        return inspect.Signature([*sizes, *self.load()[1]])
 
-    def __call__(self, n_envs: int, **options: Any) -> PettingZooEnv:
-        """Build the worlds.
+    def __call__(self, n_envs: int, workers: int = 0, **options: Any) -> VecEnv:
+        """Build the worlds, in this process or in `workers` others.
 
         Raises:
-            ConfigError: an option that the world refuses, or a world that PettingZooEnv refuses.
+            ConfigError: an option that the world refuses, or a world that PettingZooWorld refuses.
         """
+        return lift(partial(self.world, options), n_envs, workers)
+
+    def world(self, options: Mapping[str, Any]) -> PettingZooWorld:
+        """Build one."""
         factory, parameters = self.load()
-        episode_limit = options.pop("episode_limit", None) if EPISODE_LIMIT in parameters else None
-
-        def make() -> ParallelEnv:
-            try:
-                return factory(**options)
-            except (TypeError, ValueError, AssertionError) as error:
-                raise ConfigError(f"task {self.task!r} refuses the options {options}: {error}") from error
-
-        return PettingZooEnv(make, n_envs, episode_limit)
+        own = dict(options)
+        episode_limit = own.pop("episode_limit", None) if EPISODE_LIMIT in parameters else None
+        try:
+            env = factory(**own)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise ConfigError(f"task {self.task!r} refuses the options {own}: {error}") from error
+        return PettingZooWorld(env, episode_limit)
 
 
 def mpe2_builder(name: str) -> Builder:
@@ -291,7 +254,11 @@ def _load_mpe2(name: str) -> tuple[Callable[..., ParallelEnv], list[inspect.Para
     except ImportError as error:
         raise ConfigError(f"task 'mpe2/{name}' needs mpe2 ({error}): pip install 'mpe2>=1.1'") from error
     options = [option for option in _options(raw_env) if option.name not in SCREEN_OPTIONS]
-    return lambda **kwargs: Mpe2World(raw_env(**kwargs), script), options
+    return partial(_mpe2_world, raw_env, script), options
+
+
+def _mpe2_world(raw_env: Callable[..., Any], script: Script | None, **options: Any) -> ParallelEnv:
+    return Mpe2World(raw_env(**options), script)
 
 
 def import_builder(path: str) -> Builder:
@@ -303,14 +270,24 @@ def import_builder(path: str) -> Builder:
     Raises:
         ConfigError: nothing can be imported from `path`, or it is no factory of parallel environments.
     """
+    _factory(path)
+    return Builder(f"pettingzoo/{path}", partial(_load_imported, path))
+
+
+def _factory(path: str) -> Callable[..., ParallelEnv]:
     found = _locate(path)
     factory = getattr(found, "parallel_env", None) if inspect.ismodule(found) else found
     if factory is None:
         raise ConfigError(f"task 'pettingzoo/{path}': module {found.__name__!r} has no parallel_env")
     if not callable(factory):
         raise ConfigError(f"task 'pettingzoo/{path}': {factory!r} is no function or class that builds a world")
-    options = [option for option in _options(factory) if option.name not in ("n_envs", "episode_limit")]
-    return Builder(f"pettingzoo/{path}", lambda: (factory, [EPISODE_LIMIT, *options]))
+    return factory
+
+
+def _load_imported(path: str) -> tuple[Callable[..., ParallelEnv], list[inspect.Parameter]]:
+    factory = _factory(path)
+    options = [option for option in _options(factory) if option.name not in ("n_envs", "workers", "episode_limit")]
+    return factory, [EPISODE_LIMIT, *options]
 
 
 def _locate(path: str) -> Any:

@@ -1,4 +1,4 @@
-"""CPU kernels in C: 2:4 matrices times activations, and a GRU over whole sequences (`k24.c`).
+"""CPU kernels in C: 2:4 matrices times activations, and a GRU over whole sequences (`common.h`).
 
 They are built when the package is installed, where there is a C compiler. Without them, with another dtype, and on
 a GPU the same is computed by torch alone.

@@ -1,4 +1,4 @@
-"""What the kernels compute, on torch tensors. Activations are [K, features, columns] for K networks, see `k24.c`."""
+"""What the kernels compute, on torch tensors. Activations are [K, features, columns] for K networks, see `common.h`."""
 
 from ctypes import c_float, c_int64, c_void_p
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from k24lab.kernels import library
 
-CHUNK = 128  # as in k24.c
+CHUNK = 128  # as in common.h
 
 
 class Packed(NamedTuple):

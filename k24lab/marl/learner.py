@@ -123,11 +123,12 @@ class K24QLearner:
         with record_function("draw masks"):
             draw = self._draw(t_env)
         rows = self.rows(batch.unit_type)
+        # First the target network: the activations that the online one keeps for its gradient need not wait for it.
+        with record_function("target forward"), torch.no_grad():
+            target_q = rows.merge(self._unroll(batch, rows, self.argmax_weights(self.target_agent)).q_values)
         with record_function("online forward"):
             masks = dict(zip(self.masked_layers, draw.masks, strict=True)) if draw else {}
             online = self._unroll(batch, rows, self.agent.weights(masks))
-        with record_function("target forward"), torch.no_grad():
-            target_q = rows.merge(self._unroll(batch, rows, self.argmax_weights(self.target_agent)).q_values)
         with record_function("loss"):
             q_values = rows.merge(online.q_values)
             td_error, chosen_q, targets = self._td_error(batch, q_values, target_q)

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+FULL = 8  # rows of a type are filled up to a multiple of what a processor handles at once
+
 
 class SharedRows:
     """One network for all: its rows are all agents of all episodes."""
@@ -46,7 +48,8 @@ class TypeRows:
         self.shape = unit_type.shape
         kind = unit_type.flatten()
         count = torch.bincount(kind, minlength=n_types)
-        self.n_types, self.n_rows = n_types, int(count.max())
+        self.n_types = n_types
+        self.n_rows = -(-int(count.max()) // FULL) * FULL
         order = kind.argsort(stable=True)
         sorted_kind = kind[order]
         rank = torch.arange(len(kind), device=kind.device) - (count.cumsum(0) - count)[sorted_kind]

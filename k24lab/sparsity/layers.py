@@ -50,9 +50,9 @@ class EMAActivationTracker(nn.Module):
         if len(self.ema_activation) == 1:  # one for all: the mean over all inputs
             magnitude = ((count / count.sum().clamp_min(1)) @ magnitude).unsqueeze(0)
             count = count.sum(dim=0, keepdim=True)
-        seen, before = (count > 0).unsqueeze(1), self.ema_activation.to(magnitude)
-        share = torch.where(self.started, 1 - self.decay, 1.0).to(magnitude)
-        self.ema_activation.copy_(torch.where(seen, torch.lerp(before, magnitude, share), before))
+        seen = (count > 0).unsqueeze(1)
+        target = torch.where(seen, magnitude.to(self.ema_activation), self.ema_activation)
+        self.ema_activation.lerp_(target, torch.where(self.started, 1 - self.decay, 1.0).to(target))
         self.started |= seen
 
     @torch.no_grad()
