@@ -7,6 +7,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,16 @@ LOOPS: dict[str, dict[str, Any]] = {
     },
     "mpe2/simple_spread, QMIX, 1 update per episode": SPREAD | {"updates_per_rollout": 8},
     "mpe2/simple_spread, QMIX, 1 update per 4 episodes": SPREAD | {"updates_per_rollout": 2},
+}
+EXTRA_LOOPS: dict[str, tuple[str, dict[str, Any]]] = {  # the package that they need
+    "vmas/navigation, 1 update per 32 episodes": (
+        "vmas",
+        {"task": "vmas/navigation", "t_max": 64_000, "updates_per_rollout": 1},
+    ),
+    "smax/smacv2_5_units, 1 update per 32 episodes": (
+        "jaxmarl",
+        {"task": "smax/smacv2_5_units", "t_max": 64_000, "updates_per_rollout": 1},
+    ),
 }
 NO_EXTRAS = {"test_interval": 10**9, "checkpoint_interval": 10**9, "snapshot_interval": 10**9, "test_episodes": 1}
 
@@ -158,7 +169,8 @@ def bench_train(rounds: int = 10, loops: bool = True) -> list[Path]:
         teams = measure_teams(rounds)
         print(f"\nLearner update against the number of agents (median of {rounds}, interleaved):")
         print(teams.to_string(index=False))
-        for name, params in LOOPS.items() if loops else ():
+        extras = {name: params for name, (package, params) in EXTRA_LOOPS.items() if find_spec(package)}
+        for name, params in (LOOPS | extras).items() if loops else ():
             print(f"\nTraining loop, {name}:")
             print(measure_loop(params).to_string(index=False, float_format="{:.0f}".format))
     with style.paper_style():

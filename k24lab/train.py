@@ -204,7 +204,8 @@ class Trainer:
             "kernels": describe(),
             "env_steps_per_s": round(self.t_env / max(self.seconds, 1e-9), 1),
         }
-        self.run.finish(summary | self.recent)
+        names = self.env.spec.unit_type_names
+        self.run.finish(summary | ({"unit_type_names": names} if names else {}) | self.recent)
 
     def _save_checkpoint(self, final: bool = False) -> None:
         self.metrics_file.flush()

@@ -65,8 +65,9 @@ def test_benchmark_prints_every_case_and_leaves_a_figure(loops, monkeypatch, cap
     monkeypatch.setattr(bench, "TEAM_SIZES", (1, 2))
     monkeypatch.setattr(bench, "SHAPES", {"a small shape": SHAPE})
     monkeypatch.setattr(bench, "LOOPS", {"a small loop": LOOP})
+    monkeypatch.setattr(bench, "EXTRA_LOOPS", {"an extra": ("k24lab", LOOP), "not installed": ("k24lab_none", LOOP)})
     paths = bench_train(rounds=1, loops=loops)
     assert {p.suffix for p in paths} == {".pdf", ".png", ".csv"} and all(p.is_file() for p in paths)
     out = capsys.readouterr().out
     assert "a small shape" in out and all(name in out for name in VARIANTS)
-    assert ("a small loop" in out) == loops
+    assert ("a small loop" in out) == ("an extra" in out) == loops and "not installed" not in out

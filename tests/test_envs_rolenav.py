@@ -165,3 +165,29 @@ def test_nothing_moves_and_nothing_is_paid_after_the_limit():
     last = [env.step(torch.ones(4, 3, dtype=torch.long)) for _ in range(2)][-1]
     after = env.step(torch.ones(4, 3, dtype=torch.long))
     assert torch.equal(after.obs, last.obs) and after.truncated.all() and not after.reward.any()
+
+
+# --- unit types -------------------------------------------------------------------------------------------------
+
+
+def test_types_decide_whose_goal_is_whose_and_nothing_that_is_observed_tells_them():
+    env = RoleNav(n_envs=4096, n_agents=4, n_types=3)
+    step = env.reset(2)
+    assert env.spec.n_unit_types == 3 and len(env.spec.unit_type_names) == 3
+    assert step.obs.shape == (4096, 4, 2 + 2 * 3)
+    share = torch.stack([(step.unit_type == k).float().mean(dim=0) for k in range(3)])  # of each agent index
+    assert (share - 1 / 3).abs().max() < 0.03
+    position, goals = positions_and_goals(step.obs)
+    own = goals.gather(2, step.unit_type[..., None, None].expand(-1, -1, 1, 2)).squeeze(2)
+    before = torch.linalg.vector_norm(own - position, dim=-1)
+    after = env.step(towards(position, own))
+    moved = torch.linalg.vector_norm(own - after.obs[..., :2], dim=-1)
+    torch.testing.assert_close(after.reward, (before - moved).sum(dim=1))
+    assert torch.equal(after.unit_type, step.unit_type)
+    assert not torch.equal(env.reset(3).unit_type, step.unit_type)
+    assert RoleNav(n_envs=1).reset(0).unit_type is None
+
+
+def test_bounds_per_agent_are_those_of_as_many_agents_as_types():
+    typed, plain = RoleNav(n_envs=4000, n_agents=6, n_types=3), RoleNav(n_envs=8000, n_agents=3)
+    assert mean_return(typed, median_of_goals) / 6 == pytest.approx(mean_return(plain, median_of_goals) / 3, abs=0.02)

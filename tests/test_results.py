@@ -241,3 +241,13 @@ def test_run_pairs_by_hand(make_run):
     assert pairs["hamming"].tolist()[0] == 1.0
     assert np.isnan(pairs["hamming"].tolist()[1])
     assert pairs["js"].tolist()[1] == 0.0 < pairs["js"].tolist()[0]
+
+
+def test_masks_are_named_after_types_or_numbered_by_agent(make_run):
+    names = ["marine", "zealot"]
+    for run_id, mask_per in (("a", "type"), ("b", "agent")):
+        folder = make_run(run_id, mask_per=mask_per, summary={"unit_type_names": names})
+        np.savez(folder / "policy.npz", q_values=np.zeros((3, 4, 2)), avail_actions=np.ones((4, 2), dtype=bool))
+    by_type, by_agent = results.find_runs("demo")
+    assert results.mask_names(by_type) == names
+    assert results.mask_names(by_agent) == ["0", "1", "2"]

@@ -139,6 +139,12 @@ def test_greedy_difference_respects_available_actions():
     assert similarity.chance_greedy_difference(avail) == pytest.approx((1 / 2 + 2 / 3) / 2)
 
 
+def test_action_shares_count_greedy_available_actions():
+    q_values = np.array([[[9.0, -1.0, -2.0], [1.0, 0.0, 0.0]], [[8.0, -2.0, -1.0], [0.0, 0.0, 2.0]]])
+    avail = np.array([[False, True, True], [True, True, True]])
+    assert similarity.action_shares(q_values, avail).tolist() == [[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]
+
+
 def test_js_distance_agrees_with_scipy_and_is_a_metric():
     rng = np.random.default_rng(0)
     q_values, avail = rng.normal(0, 3, (4, 20, 5)), rng.random((20, 5)) < 0.6

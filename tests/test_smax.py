@@ -106,7 +106,7 @@ def test_sizes_and_unit_types_of_other_scenarios(make, scenario, n_agents, n_act
     env = make_env(f"smax/{scenario}", 2)
     spec = env.spec
     assert (spec.n_agents, spec.n_actions[0], spec.obs_dim, spec.state_dim) == (n_agents, n_actions, obs_dim, state_dim)
-    assert env.unit_type_names == types and spec.n_unit_types == len(types)
+    assert spec.unit_type_names == types and spec.n_unit_types == len(types)
     _, _, rows = jax.eval_shape(env._battle.begin, np.zeros((2, 2), np.uint32), 100)  # nothing is compiled
     assert rows["obs"].shape == (2, n_agents, obs_dim) and rows["state"].shape == (2, state_dim)
     assert rows["avail_actions"].shape == (2, n_agents, n_actions) and rows["unit_type"].shape == (2, n_agents)

@@ -577,6 +577,12 @@ def test_worker_processes_change_no_number_of_a_run(tiny_config, tmp_path):
     assert tiny_config(n_workers=2).hash() == tiny_config().hash()
 
 
+def test_summary_names_the_unit_types(tiny_config, tmp_path):
+    config = tiny_config(task="rolenav:n_types=2", mask_per="type", t_max=200)
+    summary = json.loads((train(config, folder=tmp_path, progress=False) / "summary.json").read_text())
+    assert summary["unit_type_names"] == ["goal 0", "goal 1"]
+
+
 def test_workers_for_a_world_that_has_no_use_for_them_are_one_clear_error(tiny_config, tmp_path):
     with pytest.raises(ConfigError, match=r"n_workers = 2: 'rolenav' steps all its environments at once, allowed is 0"):
         train(tiny_config(n_workers=2), folder=tmp_path / "run", progress=False)

@@ -1,6 +1,7 @@
 """Pictures of masks and distances; every function draws on `ax` (a new one if None) and returns it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Integer
@@ -17,6 +18,7 @@ from k24lab.sparsity.patterns import GROUP_SIZE, N_PATTERNS, PATTERN_NAMES
 PATTERN_COLORS = ListedColormap([OKABE_ITO[c] for c in ("orange", "sky", "green", "yellow", "blue", "vermillion")])
 TILE_HEIGHT = 1.25  # inches, one line of agents side by side
 MANY = 6  # columns beyond which numbers lose their leading zero
+SHORT = 3  # letters that stand under a column unturned
 PER_LINE = 4  # agents side by side before a new line begins
 
 
@@ -66,14 +68,38 @@ def matrix_map(
     vmin: float = 0.0,
     vmax: float = 1.0,
     labels: Sequence[str] = (),
+    of: str = "agent",
 ) -> Axes:
-    """A matrix over pairs of agents with its numbers; give matrices to be compared the same `vmin` and `vmax`."""
+    """A matrix over pairs of agents (or of what `of` says) with its numbers.
+
+    Give matrices to be compared the same `vmin` and `vmax`.
+    """
     ax = ax or new_axes(height=HALF_WIDTH, width=HALF_WIDTH)
     _annotated(ax, matrix, get_cmap("viridis"), Normalize(vmin, vmax), "{:.2f}")
     names = labels or agent_labels(len(matrix))
-    ax.set_xticks(range(len(matrix)), names)
+    turned: dict[str, Any] = {"rotation": 45, "rotation_mode": "anchor", "ha": "right"}
+    ax.set_xticks(range(len(matrix)), names, **(turned if max(map(len, names)) > SHORT else {}))
     ax.set_yticks(range(len(matrix)), names)
-    ax.set(aspect="equal", title=title, xlabel="agent", ylabel="agent")
+    ax.set(aspect="equal", title=title, xlabel=of, ylabel=of)
+    return ax
+
+
+def share_map(
+    shares: Float[np.ndarray, "K A"],
+    ax: Axes | None = None,
+    *,
+    labels: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    xlabel: str = "action",
+    ylabel: str = "agent",
+    title: str = "",
+) -> Axes:
+    """Shares per cent, one line per agent (or whatever `labels` name): how often each action is taken."""
+    ax = ax or new_axes(height=0.7 + 0.2 * len(shares))
+    _annotated(ax, shares, get_cmap("viridis"), Normalize(0, max(0.5, float(shares.max()))), "{:.0%}")
+    ax.set_xticks(range(shares.shape[1]), columns or [str(action) for action in range(shares.shape[1])])
+    ax.set_yticks(range(len(shares)), labels or agent_labels(len(shares)))
+    ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
     return ax
 
 

@@ -136,6 +136,18 @@ def load_policies(run: Run) -> Policies:
         return Policies(arrays["q_values"].astype(np.float64), arrays["avail_actions"].astype(bool))
 
 
+def mask_names(run: Run) -> list[str]:
+    """Whose masks (or separate networks) a run has: names of unit types with mask_per = "type", else agents' indices.
+
+    Raises:
+        RunError: the run has neither summary nor policy.
+    """
+    names = _read_object(run.path / "summary.json").get("unit_type_names") if run.finished else None
+    if run.config.get("mask_per") == "type" and names:
+        return [str(name) for name in names]
+    return [str(index) for index in range(len(load_policies(run).q_values))]
+
+
 def variants(runs: Sequence[Run]) -> list[str]:
     """A name per run under which seeds may be averaged: the method, and what makes it differ from others of its task.
 

@@ -103,6 +103,14 @@ def greedy_actions(
     return np.where(avail_actions, q_values, -np.inf).argmax(axis=-1)
 
 
+def action_shares(
+    q_values: Float[np.ndarray, "K S A"], avail_actions: Bool[np.ndarray, "S A"]
+) -> Float[np.ndarray, "K A"]:
+    """How often each policy takes each action, over the same observations; rows sum to 1."""
+    greedy = greedy_actions(q_values, avail_actions)
+    return (greedy[..., None] == np.arange(q_values.shape[-1])).mean(axis=1)
+
+
 def greedy_difference(
     q_values: Float[np.ndarray, "K S A"], avail_actions: Bool[np.ndarray, "S A"]
 ) -> Float[np.ndarray, "K K"]:

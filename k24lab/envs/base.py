@@ -20,6 +20,7 @@ class EnvSpec:
     state_dim: int
     episode_limit: int  # env steps
     n_unit_types: int = 0  # 0: the world has no unit types
+    unit_type_names: tuple[str, ...] = ()  # one of each type
     has_win: bool = False  # whether Step.won is given
     costly: bool = False  # an environment is a process of its own: a run evaluates in those that it trains in
 

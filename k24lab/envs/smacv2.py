@@ -84,6 +84,7 @@ class SMACv2(SingleEnv):
             state_dim=int(info["state_shape"]),
             episode_limit=int(info["episode_limit"]),
             n_unit_types=len(UNIT_TYPES[race]),
+            unit_type_names=tuple(UNIT_TYPES[race]),
             has_win=True,
             costly=True,
         )

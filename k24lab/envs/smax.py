@@ -50,7 +50,7 @@ class Smax(VecEnv):
       of their full health that they lose, and 1 for the win. A win returns 2, and nothing returns more.
     - Terminated: one side is dead; won if it is the enemy and an ally lives (both may die at once). Truncated:
       `episode_limit` env steps are over with both sides alive. SMAX itself would play one step more than its limit.
-    - Unit types are numbered as in `unit_type_names`, the types that an ally of the scenario can have.
+    - Unit types are numbered as in `spec.unit_type_names`, the types that an ally of the scenario can have.
     - Environment e plays from the e-th key of the reset's seed, whatever was played before and beside it.
 
     jax runs on the CPU unless JAX_PLATFORMS or jax's own settings say otherwise, next to torch. The first
@@ -71,7 +71,6 @@ class Smax(VecEnv):
             if value < 1:
                 raise ConfigError(f"smax/{scenario}: {name} = {value!r} must be at least 1")
         self._battle = _battle(scenario)
-        self.unit_type_names = self._battle.unit_type_names
         n_agents = len(self._battle.agents)
         self.spec = EnvSpec(
             n_envs=n_envs,
@@ -80,7 +79,8 @@ class Smax(VecEnv):
             n_actions=(self._battle.n_actions,) * n_agents,
             state_dim=self._battle.state_dim,
             episode_limit=episode_limit,
-            n_unit_types=len(self.unit_type_names),
+            n_unit_types=len(self._battle.unit_type_names),
+            unit_type_names=self._battle.unit_type_names,
             has_win=True,
         )
         self._carry: tuple[Any, Any, Rows] | None = None  # keys, SMAX's states, rows of the last step
