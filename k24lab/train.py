@@ -60,7 +60,7 @@ def _check_usable(config: Config) -> None:
     """Refuse a device or a task that is not there."""
     if not torch.cuda.is_available() and config.device.startswith("cuda"):
         raise ConfigError(f"device = {config.device!r}, but torch finds no CUDA device; allowed here: 'cpu'")
-    make_env(config.task, 1, config.n_workers).close()
+    make_env(config.task, 1, config.n_workers, config.device).close()
 
 
 class Trainer:
@@ -68,10 +68,8 @@ class Trainer:
 
     def __init__(self, config: Config, run: RunFolder):
         self.config, self.run = config, run
-        self.env: VecEnv = make_env(config.task, config.n_envs, config.n_workers)
-        costly = self.env.spec.costly
-        n_tests, workers = config.test_episodes, config.n_workers
-        self.test_env: VecEnv = self.env if costly else make_env(config.task, n_tests, workers)
+        self.env = self._make_env(config.n_envs)
+        self.test_env = self.env if self.env.spec.costly else self._make_env(config.test_episodes)
         torch.manual_seed(derive_seed(config.seed, Stream.NETWORK))
         self.learner = build_learner(config, self.env.spec)
         self.with_state = config.mixer == "qmix"
@@ -87,6 +85,9 @@ class Trainer:
             self.load_state_dict(state)
         self.metrics_file = run.open_metrics(state["metrics_size"] if state else 0)
         self.writer = _tensorboard(run.path, self.t_env) if config.tensorboard else None
+
+    def _make_env(self, n_envs: int) -> VecEnv:
+        return make_env(self.config.task, n_envs, self.config.n_workers, self.config.device)
 
     def run_to_end(self, progress: bool = True) -> None:
         """Train until t_max, then write summary, policy and DONE."""

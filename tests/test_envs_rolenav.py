@@ -191,3 +191,15 @@ def test_types_decide_whose_goal_is_whose_and_nothing_that_is_observed_tells_the
 def test_bounds_per_agent_are_those_of_as_many_agents_as_types():
     typed, plain = RoleNav(n_envs=4000, n_agents=6, n_types=3), RoleNav(n_envs=8000, n_agents=3)
     assert mean_return(typed, median_of_goals) / 6 == pytest.approx(mean_return(plain, median_of_goals) / 3, abs=0.02)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("task", ["rolenav:n_types=2", "vmas/navigation"])
+def test_an_episode_on_a_gpu_never_leaves_it(task):
+    env, here = make_env(task, 4, device="cuda"), make_env("rolenav:n_types=2", 4)
+    first = env.reset(0)
+    for step in (first, env.step(torch.zeros(4, 3, dtype=torch.int64, device="cuda"))):
+        assert {value.device.type for value in vars(step).values() if value is not None} == {"cuda"}
+    if task.startswith("rolenav"):
+        torch.testing.assert_close(first.obs.cpu(), here.reset(0).obs)

@@ -551,8 +551,8 @@ def test_tiny_run_on_the_gpu_can_be_interrupted_and_finishes(method, tiny_config
 def test_costly_environments_are_evaluated_in_place(tiny_config, tmp_path, monkeypatch):
     made = []
 
-    def make(task, n_envs, workers):
-        env = make_env(task, n_envs, workers)
+    def make(task, n_envs, *where):
+        env = make_env(task, n_envs, *where)
         env.spec = dataclasses.replace(env.spec, costly=True)
         made.append(n_envs)
         return env

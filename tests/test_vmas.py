@@ -167,7 +167,6 @@ def test_every_task_plays_and_is_the_same_after_other_episodes(name: str):
         ("navigation:agents_with_same_goal=9", "VMAS refuses.*AssertionError"),
         ("navigation:episode_limit=0", "episode_limit = 0: must be a whole number, at least 1"),
         ("navigation:episode_limit=-3", "episode_limit = -3: must be"),
-        ("navigation:device=gpu", "device = 'gpu' cannot be used"),
         ("football:ai_red_agents=False", "ai_red_agents=False it is not cooperative"),
         ("football:dict_obs=True", "'agent_blue_0': its observation is no vector"),
     ],
@@ -177,6 +176,12 @@ def test_bad_options_are_one_clear_error(task: str, message: str):
     with pytest.raises(ConfigError, match=message):
         make_env(f"vmas/{task}", n_envs=2)
     assert global_state() == before
+
+
+@needs_vmas
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(ConfigError, match="device = 'gpu' cannot be used"):
+        make_env("vmas/navigation", n_envs=2, device="gpu")
 
 
 @needs_vmas

@@ -53,13 +53,14 @@ def _builders() -> dict[str, Callable[..., VecEnv]]:
     return builders | {f"smacv2/{name}": smacv2_builder(name) for name in SMACV2_TASKS}
 
 
-def make_env(task: str, n_envs: int, workers: int = 0) -> VecEnv:
+def make_env(task: str, n_envs: int, workers: int = 0, device: str = "cpu") -> VecEnv:
     """Build `n_envs` copies of the task, e.g. `rolenav:n_agents=8`, `mpe2/simple_spread`, `pettingzoo/my.env_v0`.
 
     Args:
         task: name and options.
         n_envs: E.
         workers: processes for worlds that step one environment at a time; 0: all in this one.
+        device: of worlds in torch (RoleNav, VMAS), whose steps then never leave it; others step on the CPU.
 
     Raises:
         ConfigError: unknown task or option, one that the world refuses, or workers for a world that steps
@@ -83,10 +84,14 @@ def make_env(task: str, n_envs: int, workers: int = 0) -> VecEnv:
         raise ConfigError(unknown("task", name, [*builders, "pettingzoo/<import path>"]))
     parameters = inspect.signature(builder).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        allowed = set(parameters) - {"n_envs", "workers"}
+        allowed = set(parameters) - {"n_envs", "workers", "device"}
         for key in kwargs.keys() - allowed:
             raise ConfigError(f"task {name!r}: " + unknown("option", key, allowed))
     single = "workers" in parameters
     if workers and not single:
         raise ConfigError(f"n_workers = {workers}: {name!r} steps all its environments at once, allowed is 0")
-    return builder(n_envs=n_envs, **kwargs, **({"workers": workers} if single else {}))
+    if single:
+        kwargs["workers"] = workers
+    if "device" in parameters:
+        kwargs["device"] = device
+    return builder(n_envs=n_envs, **kwargs)

@@ -25,7 +25,7 @@ class RoleNav(VecEnv):
     are those of `n_types` agents.
     """
 
-    def __init__(self, n_envs: int, n_agents: int = 3, n_types: int = 0, episode_limit: int = 25):
+    def __init__(self, n_envs: int, n_agents: int = 3, n_types: int = 0, episode_limit: int = 25, device: str = "cpu"):
         if n_agents < 1 or episode_limit < 1 or n_types < 0:
             raise ConfigError(
                 f"rolenav: n_agents = {n_agents}, episode_limit = {episode_limit}: both must be at least 1; "
@@ -43,13 +43,15 @@ class RoleNav(VecEnv):
             n_unit_types=n_types,
             unit_type_names=tuple(f"goal {k}" for k in range(n_types)),
         )
-        self._available = torch.ones(n_envs, n_agents, len(DIRECTIONS), dtype=torch.bool)
-        self._position = self._goals = torch.zeros(n_envs, n_agents, 2)
-        self._role = torch.arange(n_agents).expand(n_envs, -1)  # which goal is whose
+        self._device = torch.device(device)
+        self._directions = DIRECTIONS.to(device)
+        self._available = torch.ones(n_envs, n_agents, len(DIRECTIONS), dtype=torch.bool, device=device)
+        self._position = self._goals = torch.zeros(n_envs, n_agents, 2, device=device)
+        self._role = torch.arange(n_agents, device=device).expand(n_envs, -1)  # which goal is whose
         self._t = 0
 
     def reset(self, seed: int) -> Step:
-        """Positions and goals uniform in the square, and so are types over the agents."""
+        """Positions and goals uniform in the square, and so are types over the agents; the same on every device."""
         generator = torch.Generator().manual_seed(seed)
         n_envs, n_agents = self.spec.n_envs, self.spec.n_agents
         self._position = _uniform(n_envs, n_agents, generator)
@@ -62,11 +64,14 @@ class RoleNav(VecEnv):
     def step(self, actions: Int[Tensor, "E N"]) -> Step:
         """Move every agent by one step; all episodes end together at the time limit."""
         if self._t >= self.spec.episode_limit:
-            return self._step(torch.zeros(self.spec.n_envs))
+            return self._step(self._no_reward())
         before = self._distance()
-        self._position = (self._position + STEP_LENGTH * DIRECTIONS[actions]).clamp_(-1, 1)
+        self._position = (self._position + STEP_LENGTH * self._directions[actions]).clamp_(-1, 1)
         self._t += 1
         return self._step((before - self._distance()).sum(dim=1))
+
+    def _no_reward(self) -> Float[Tensor, " E"]:
+        return torch.zeros(self.spec.n_envs, device=self._device)
 
     def _distance(self) -> Float[Tensor, "E N"]:
         own = self._goals.gather(1, self._role[..., None].expand(-1, -1, 2))
@@ -81,8 +86,8 @@ class RoleNav(VecEnv):
             state=obs.flatten(1),
             avail_actions=self._available,
             reward=reward,
-            terminated=torch.zeros(n_envs, dtype=torch.bool),
-            truncated=torch.full((n_envs,), self._t >= self.spec.episode_limit),
+            terminated=torch.zeros(n_envs, dtype=torch.bool, device=self._device),
+            truncated=torch.full((n_envs,), self._t >= self.spec.episode_limit, device=self._device),
             unit_type=self._role if self.spec.n_unit_types else None,
         )
 
