@@ -42,6 +42,8 @@ results: setup  ## every run behind the README's results (over an hour on 2 core
 	for grid in $(GRIDS); do \
 	  $(RUN) k24lab sweep notebooks/grids/$$grid.yaml && $(RUN) k24lab notebooks 05_ablations --runs $$grid || exit 1; \
 	done
+	$(RUN) k24lab sweep notebooks/grids/types.yaml
+	$(RUN) k24lab notebooks 07_unit_types --runs types
 	$(RUN) k24lab sweep notebooks/grids/separate.yaml
 	$(RUN) k24lab notebooks 09_what_separates --runs separate
 	$(RUN) k24lab notebooks 01_masks 03_mask_patterns 04_agent_similarity 06_ampere_speedup --runs rolenav3

@@ -59,7 +59,7 @@ EXTRA_LOOPS: dict[str, tuple[str, dict[str, Any]]] = {  # the package that they 
     ),
     "smax/smacv2_5_units, 1 update per 32 episodes": (
         "jaxmarl",
-        {"task": "smax/smacv2_5_units", "t_max": 64_000, "updates_per_rollout": 1},
+        {"task": "smax/smacv2_5_units", "t_max": 160_000, "updates_per_rollout": 1},
     ),
 }
 NO_EXTRAS = {"test_interval": 10**9, "checkpoint_interval": 10**9, "snapshot_interval": 10**9, "test_episodes": 1}
