@@ -205,6 +205,14 @@ def test_scores_of_zero_and_fixed_masks_are_no_special_case(build, without):
         assert torch.equal(fast, slow)
 
 
+def test_parameters_in_any_memory_order_give_the_same_masks(build):
+    (layer,) = make_layers()[:1]
+    expected = argmax_masks([layer])[0]
+    layer.weight.data = layer.weight.data.T.contiguous().T
+    layer.hetero_alpha.data = layer.hetero_alpha.data.mT.contiguous().mT
+    assert not layer.weight.is_contiguous() and torch.equal(argmax_masks([layer])[0], expected)
+
+
 @pytest.mark.parametrize("columns", [1, 31, 32, 100])
 def test_weighted_sums_of_magnitudes_equal_torchs(build, without, columns):
     x, weight = torch.randn(2, 5, columns), torch.rand(2, columns)

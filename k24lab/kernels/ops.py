@@ -177,7 +177,7 @@ def scores(
         with_weight: whether |W| is part of the score.
         limits: logit_scale, the smallest mean score, the score of padding.
     """
-    scale = torch.empty(len(alpha))
+    scale, weight, alpha = torch.empty(len(alpha)), weight.contiguous(), alpha.contiguous()
     given = (*alpha.shape, weight, alpha, ema, _per_mask(ema), int(with_weight), *limits)
     _call("k24_scores", *given, into.shape[1], offset, into, scale)
     return scale
@@ -194,6 +194,7 @@ def scores_backward(
     for_weight: Float[Tensor, "M groups 4"] | None,
 ) -> tuple[Float[Tensor, "M out in"], Float[Tensor, "out in"] | None]:
     """Gradients to alpha from `by_scores`, and to the weight from `for_weight` (None: no gradient)."""
+    weight, alpha = weight.contiguous(), alpha.contiguous()
     by_alpha = torch.empty_like(alpha)
     by_weight = None if for_weight is None or not with_weight else torch.empty_like(weight)
     given = (*alpha.shape, weight, alpha, ema, _per_mask(ema), int(with_weight), scale, by_scores.shape[1], offset)
