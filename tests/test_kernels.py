@@ -260,3 +260,5 @@ def test_kernels_take_float32_on_the_cpu_only(build):
     assert kernels.usable(torch.ones(1))
     assert not kernels.usable(torch.ones(1, dtype=torch.float64)) and not kernels.usable(torch.ones(1, device="meta"))
     assert kernels.describe() in ("avx2", "portable")
+    torch.set_num_threads(kernels.MOST_THREADS + 1)  # of which torch makes more than one thread can
+    assert not kernels.usable(torch.ones(1))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 SWITCH = "K24LAB_KERNELS"  # environment variable: "torch" does without the kernels
+MOST_THREADS = 2  # of torch: the kernels work on one and are still ahead of two, of more they need not be
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
@@ -35,8 +36,9 @@ def library() -> ctypes.CDLL | None:
 
 
 def usable(tensor: Tensor) -> bool:
-    """Whether the kernels can work on tensors like this one."""
-    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and library() is not None
+    """Whether the kernels can work on tensors like this one, and should."""
+    suits = tensor.device.type == "cpu" and tensor.dtype == torch.float32
+    return suits and torch.get_num_threads() <= MOST_THREADS and library() is not None
 
 
 def keep_memory() -> None:
