@@ -14,7 +14,7 @@ from k24lab.config import Config
 from k24lab.envs import make_env
 from k24lab.envs.base import VecEnv
 from k24lab.errors import ConfigError
-from k24lab.kernels import describe, keep_memory
+from k24lab.kernels import describe, keep_memory, usable
 from k24lab.marl.learner import build_learner
 from k24lab.marl.policy import behaviour, pattern_arrays
 from k24lab.marl.replay import EpisodeBatch, ReplayBuffer, concatenate
@@ -202,7 +202,7 @@ class Trainer:
             "episodes": self.n_rollouts * self.config.n_envs,
             "test_return_std": returns.std().item() if len(returns) > 1 else 0.0,
             "seconds": round(self.seconds, 2),
-            "kernels": describe(),
+            "kernels": describe() if usable(next(self.learner.agent.parameters())) else "torch",
             "env_steps_per_s": round(self.t_env / max(self.seconds, 1e-9), 1),
         }
         names = self.env.spec.unit_type_names

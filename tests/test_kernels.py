@@ -205,6 +205,19 @@ def test_scores_of_zero_and_fixed_masks_are_no_special_case(build, without):
         assert torch.equal(fast, slow)
 
 
+def test_a_layer_on_its_own_has_torchs_gradient_though_its_activations_move(build, without):
+    x = 5 * torch.randn(3, 7, 18)
+
+    def run():
+        torch.manual_seed(2)
+        (layer,) = make_layers(noise="none")[:1]
+        loss = (layer(x).square().sum() + layer(2 * x).square().sum()) / 100
+        return torch.autograd.grad(loss, [layer.weight, layer.hetero_alpha])
+
+    for found, expected in zip(run(), without(run), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4 * expected.abs().max().item(), rtol=1e-3)
+
+
 def test_parameters_in_any_memory_order_give_the_same_masks(build):
     (layer,) = make_layers()[:1]
     expected = argmax_masks([layer])[0]

@@ -87,11 +87,7 @@ def make_env(task: str, n_envs: int, workers: int = 0, device: str = "cpu") -> V
         allowed = set(parameters) - {"n_envs", "workers", "device"}
         for key in kwargs.keys() - allowed:
             raise ConfigError(f"task {name!r}: " + unknown("option", key, allowed))
-    single = "workers" in parameters
-    if workers and not single:
+    if workers and "workers" not in parameters:
         raise ConfigError(f"n_workers = {workers}: {name!r} steps all its environments at once, allowed is 0")
-    if single:
-        kwargs["workers"] = workers
-    if "device" in parameters:
-        kwargs["device"] = device
-    return builder(n_envs=n_envs, **kwargs)
+    where = {"workers": workers, "device": device}
+    return builder(n_envs=n_envs, **kwargs, **{key: where[key] for key in where.keys() & parameters.keys()})

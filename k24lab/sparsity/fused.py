@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from k24lab import kernels
 from k24lab.kernels import ops
+from k24lab.sparsity.patterns import n_groups
 
 if TYPE_CHECKING:
     from k24lab.sparsity.layers import SemiStructuredLinear24
@@ -37,7 +38,7 @@ def _ema(layer: "SemiStructuredLinear24") -> Tensor | None:
 
 def _offsets(layers: Layers) -> list[int]:
     """First group of each layer, and at the end the number of all."""
-    sizes = (layer.out_features * -(-layer.in_features // 4) for layer in layers)
+    sizes = (layer.out_features * n_groups(layer.in_features) for layer in layers)
     return list(itertools.accumulate(sizes, initial=0))
 
 
@@ -57,14 +58,15 @@ class _Draw(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, layers: Layers, limits: Limits, temperature: float, uniform: Tensor | None, *_: Tensor
+        ctx: Any, layers: Layers, limits: Limits, temperature: float, uniform: Tensor | None, *parameters: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         grouped, scales = _scores(layers, limits)
         mask, probs, index = ops.draw(grouped, temperature, uniform, law=True)
         assert probs is not None
         ctx.layers, ctx.temperature = layers, temperature
-        ctx.save_for_backward(probs, *scales)
-        ctx.emas = [_ema(layer) for layer in layers]
+        ctx.save_for_backward(probs, *scales, *parameters)
+        # Copies: a layer on its own moves its running activations before the backward pass.
+        ctx.emas = [None if (ema := _ema(layer)) is None else ema.clone() for layer in layers]
         ctx.mark_non_differentiable(index)
         ctx.set_materialize_grads(False)
         return mask, probs, index
@@ -72,15 +74,19 @@ class _Draw(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        probs, *scales = ctx.saved_tensors
+        probs, *rest = ctx.saved_tensors
+        n = len(ctx.layers)
+        each = zip(
+            ctx.layers, rest[:n], rest[n : 2 * n], rest[2 * n :], ctx.emas, _offsets(ctx.layers)[:-1], strict=True
+        )
         by_both = ops.draw_backward(probs, ctx.temperature, grads[0], grads[1])
         kind = ctx.layers[0].config.score_gradient
         for_weight = by_both if kind == "all" else None
         if kind == "td" and grads[0] is not None:
             for_weight = by_both if grads[1] is None else ops.draw_backward(probs, ctx.temperature, grads[0], None)
         by_weights, by_alphas = [], []
-        for layer, ema, scale, offset in zip(ctx.layers, ctx.emas, scales, _offsets(ctx.layers), strict=False):
-            given = (layer.weight, layer.hetero_alpha, ema, _with_weight(layer), scale, offset)
+        for layer, scale, weight, alpha, ema, offset in each:
+            given = (weight, alpha, ema, _with_weight(layer), scale, offset)
             by_alpha, by_weight = ops.scores_backward(*given, by_both, for_weight)
             by_weights.append(by_weight)
             by_alphas.append(by_alpha)
