@@ -404,6 +404,17 @@ def test_an_episode_follows_from_the_seed_whatever_was_played_before(task: str):
 
 
 @needs_vmas
+def test_het_mass_draws_masses_for_each_world():
+    env = make_env("vmas/het_mass:green_mass=4,blue_mass=2,mass_noise=1", n_envs=200)
+    env.reset(3)
+    speeds = env.step(torch.full((200, 2), 6)).obs[:, :, 2]  # after one push: force * time step / mass
+    masses = 0.1 / speeds
+    assert (masses[:, 0].min() >= 3 - 1e-4) and (masses[:, 0].max() <= 5 + 1e-4)
+    assert (masses[:, 1].min() >= 1 - 1e-4) and (masses[:, 1].max() <= 3 + 1e-4)
+    assert (masses.std(dim=0) - 1 / 3**0.5).abs().max() < 0.1  # uniform, two wide
+
+
+@needs_vmas
 def test_inference_mode_may_come_and_go():
     env = make_env("vmas/navigation", n_envs=2)
     env.reset(0)

@@ -334,4 +334,17 @@ def _load(name: str) -> tuple[Callable[[], Scenario], list[str]]:
     except ImportError as error:
         raise ConfigError(f"task 'vmas/{name}' needs VMAS ({error}): pip install 'k24lab[vmas]'") from error
     options = re.findall(r'kwargs\.(?:pop|get)\(\s*"(\w+)"', Path(module.__file__).read_text())
-    return module.Scenario, list(dict.fromkeys(options))
+    scenario = _with_own_masses(module.Scenario) if name == "het_mass" else module.Scenario
+    return scenario, list(dict.fromkeys(options))
+
+
+def _with_own_masses(scenario: Any) -> Any:
+    """het_mass with masses for each world; VMAS's own draws one pair for all, so that a whole test met one pair."""
+
+    def reset_world_at(self: Scenario, env_index: int | None = None) -> None:
+        scenario.reset_world_at(self, env_index)
+        for agent, mass in ((self.green_agent, self.green_mass), (self.blue_agent, self.blue_mass)):
+            noise = torch.empty(self.world.batch_dim, 1, device=self.world.device)
+            agent.mass = mass + noise.uniform_(-self.mass_noise, self.mass_noise)
+
+    return type("Scenario", (scenario,), {"reset_world_at": reset_world_at})

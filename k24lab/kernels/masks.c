@@ -15,7 +15,7 @@ INLINE void read_groups(vec *planes, const float *groups, int64_t count) {
 /* Draw one pattern for each of n groups of four scores: with `uniform` [n] from softmax(score of pattern /
  * temperature) by inverse transform sampling, without it the best one. Writes the index, the 0/1 mask [n, 4], and
  * unless it is NULL the law `probs` [6, n]. */
-void k24_draw(int64_t n, const float *scores, float temperature, const float *uniform, int64_t *index, float *mask,
+void k24_draw(int64_t n, const float *scores, float temperature, const float *uniform, int32_t *index, float *mask,
               float *probs) {
     for (int64_t at = 0; at < n; at += LANES) {
         const int64_t count = n - at < LANES ? n - at : LANES;

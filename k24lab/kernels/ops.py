@@ -140,7 +140,7 @@ def draw(
 ) -> tuple[Float[Tensor, "M groups 4"], Float[Tensor, "6 M groups"] | None, Int[Tensor, "M groups"]]:
     """Masks, law (if `law` or `uniform`) and pattern of each group; the best pattern without `uniform`."""
     scores = scores.contiguous()
-    index = torch.empty(scores.shape[:2], dtype=torch.int64)
+    index = torch.empty(scores.shape[:2], dtype=torch.int32)
     probs = scores.new_empty(6, *index.shape) if law or uniform is not None else None
     mask = torch.empty_like(scores)
     _call("k24_draw", index.numel(), scores, float(temperature), uniform, index, mask, probs)

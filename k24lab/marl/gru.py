@@ -38,12 +38,15 @@ class _BatchedGRU(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         h, saved, weight, bias = ctx.saved_tensors
         if kernels.usable(h):
-            transposed = ops.pack_transposed(weight) if ctx.sparse else weight.mT
-            by_x, by_n, by_hidden = ops.gru_backward(grads[0], h, saved, transposed)
+            by_x, by_n, by_hidden = ops.gru_backward(
+                grads[0], h, saved, ops.pack_transposed(weight) if ctx.sparse else weight.mT
+            )
         else:
             by_x, by_n, by_hidden = _torch_gru_backward(grads[0], h, saved, weight)
         r_and_z, n, before = by_x[:, : 2 * h.shape[1]].flatten(2), by_n.flatten(2), h[:, :, :-1].flatten(2)
-        by_weight = torch.cat([torch.bmm(r_and_z, before.mT), torch.bmm(n, before.mT)], dim=1)
+        by_weight = torch.empty(*by_x.shape[:2], h.shape[1], dtype=h.dtype, device=h.device)
+        for gates, part in ((r_and_z, by_weight[:, : 2 * h.shape[1]]), (n, by_weight[:, 2 * h.shape[1] :])):
+            torch.bmm(gates, before.mT, out=part)
         by_bias = torch.cat([r_and_z.sum(dim=2), n.sum(dim=2)], dim=1)
         return by_x, by_hidden, by_weight.sum_to_size(weight.shape), by_bias.sum_to_size(bias.shape), None, None
 

@@ -122,6 +122,8 @@ class K24QLearner:
         """One gradient step on a batch of episodes; returns its metrics (more of them if `log`)."""
         with record_function("draw masks"):
             draw = self._draw(t_env)
+            # Before the network runs, so that its gradient, as large as the masks, is made after the network's.
+            similarity = self.orthogonality(draw.pattern_probs) if draw and self.alphas else None
         rows = self.rows(batch.unit_type)
         # First the target network: the activations that the online one keeps for its gradient need not wait for it.
         with record_function("target forward"), torch.no_grad():
@@ -140,7 +142,7 @@ class K24QLearner:
             metrics |= self._mask_metrics(batch, rows, q_values, draw, t_env) if draw else {}
         with record_function("backward"):
             self.optimizer.zero_grad()
-            diversity, values = self._diversity(draw, loss_td.item())
+            diversity, values = self._diversity(similarity, loss_td.item())
             metrics |= values
             if log and self.alphas:
                 metrics |= self._alpha_gradients(loss_td, diversity)
@@ -202,14 +204,13 @@ class K24QLearner:
         each = F.huber_loss if self.config.td_loss == "huber" else F.mse_loss
         return (each(td_error, zero, reduction="none") * filled).sum() / filled.sum()
 
-    def _diversity(self, draw: MaskDraw | None, loss_td: float) -> tuple[Tensor | float, dict[str, float]]:
+    def _diversity(self, similarity: Tensor | None, loss_td: float) -> tuple[Tensor | float, dict[str, float]]:
         """The weighted diversity loss, and its metrics; it moves hetero_alpha alone unless score_gradient is "all"."""
-        if not self.alphas or draw is None:
+        if similarity is None:
             return 0.0, {}
-        loss = self.orthogonality(draw.pattern_probs)
-        value = loss.item()
+        value = similarity.item()
         coef = self.diversity.coefficient(loss_td, value) if self.config.diversity_coef else 0.0
-        return (coef * loss if coef else 0.0), {"div_loss": value, "div_coef": coef}
+        return (coef * similarity if coef else 0.0), {"div_loss": value, "div_coef": coef}
 
     @torch.no_grad()
     def _update_target(self) -> None:

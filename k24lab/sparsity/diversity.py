@@ -2,16 +2,33 @@
 
 import math
 from collections import deque
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 def pairwise_similarity(probs: Float[Tensor, "6 M groups"]) -> Float[Tensor, "M M"]:
     """Mean over groups of pi_a . pi_b, for every pair of masks (the diagonal is a mask with itself)."""
     flat = probs.transpose(0, 1).flatten(1)
     return flat @ flat.T / probs.shape[2]
+
+
+class _SumOverPairs(torch.autograd.Function):
+    """Sum over groups and ordered pairs of masks of pi_a . pi_b; keeps nothing but the distributions themselves."""
+
+    @staticmethod
+    def forward(ctx: Any, probs: Tensor) -> Tensor:
+        ctx.save_for_backward(probs)
+        return probs.sum(dim=1).square().sum() - probs.square().sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (probs,) = ctx.saved_tensors
+        return (probs.sum(dim=1, keepdim=True) - probs).mul_(2 * grads[0])
 
 
 class PatternOrthogonalityLoss(nn.Module):
@@ -25,8 +42,7 @@ class PatternOrthogonalityLoss(nn.Module):
         n_masks, groups = probs.shape[1:]
         if n_masks == 1:
             return probs.sum() * 0.0
-        total = probs.sum(dim=1)
-        return (total.square().sum() - probs.square().sum()) / (groups * n_masks * (n_masks - 1))
+        return _SumOverPairs.apply(probs) / (groups * n_masks * (n_masks - 1))
 
 
 class K24DiversityManager:
