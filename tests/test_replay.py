@@ -63,6 +63,13 @@ def test_sample_is_cut_to_its_longest_episode_with_the_last_observation(tiny_spe
     assert batch.actions.shape[1] == batch.terminated.shape[1] == 4
 
 
+def test_the_longest_episode_comes_first(tiny_spec, random_episodes):
+    buffer = ReplayBuffer(tiny_spec, 16, with_state=True)
+    buffer.add(random_episodes(n=16))
+    lengths = buffer.sample(16, torch.Generator().manual_seed(0)).filled.sum(dim=1).tolist()
+    assert lengths == sorted(lengths, reverse=True) and len(set(lengths)) > 1
+
+
 def test_sample_is_a_copy(tiny_spec):
     buffer = ReplayBuffer(tiny_spec, 2, with_state=True)
     buffer.add(marked(tiny_spec, [1, 2]))

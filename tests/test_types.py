@@ -82,7 +82,7 @@ def test_q_values_equal_a_slow_reference_unit_by_unit(changes, make, typed_spec,
     batch = random_episodes(spec=typed_spec)
     with torch.no_grad():
         rows = learner.rows(batch.unit_type)
-        q_values = rows.merge(learner._unroll(batch, rows, learner.argmax_weights()).q_values)
+        q_values = learner._unroll(batch, rows, learner.argmax_weights()).q_values
     torch.testing.assert_close(q_values, reference_q_values(learner, batch), atol=1e-5, rtol=1e-5)
 
 

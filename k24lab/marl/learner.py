@@ -13,16 +13,16 @@ from k24lab import schedules
 from k24lab.config import Config
 from k24lab.envs.base import EnvSpec
 from k24lab.errors import ConfigError
-from k24lab.marl.agents import RNNAgent, Unrolled, build_agent, unroll
+from k24lab.marl.agents import RNNAgent, build_agent
 from k24lab.marl.diagnostics import mask_metrics
 from k24lab.marl.mixers import build_mixer
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.marl.rollout import agent_inputs
 from k24lab.marl.rows import AgentRows, Rows, SharedRows, TypeRows
+from k24lab.marl.sequences import Episodes, mean_inputs, unroll_episodes
 from k24lab.marl.targets import double_q_values, greedy_actions, one_step, td_lambda
 from k24lab.seeding import Stream, derive_seed
 from k24lab.sparsity.diversity import K24DiversityManager, PatternOrthogonalityLoss
-from k24lab.sparsity.layers import weighted_abs_sum
 from k24lab.sparsity.masks import MaskDraw, argmax_masks, draw_masks
 from k24lab.sparsity.reset import ResetTrigger, mean_policy, revival_candidates, revive
 
@@ -127,12 +127,12 @@ class K24QLearner:
         rows = self.rows(batch.unit_type)
         # First the target network: the activations that the online one keeps for its gradient need not wait for it.
         with record_function("target forward"), torch.no_grad():
-            target_q = rows.merge(self._unroll(batch, rows, self.argmax_weights(self.target_agent)).q_values)
+            target_q = self._unroll(batch, rows, self.argmax_weights(self.target_agent)).q_values
         with record_function("online forward"):
             masks = dict(zip(self.masked_layers, draw.masks, strict=True)) if draw else {}
             online = self._unroll(batch, rows, self.agent.weights(masks))
         with record_function("loss"):
-            q_values = rows.merge(online.q_values)
+            q_values = online.q_values
             td_error, chosen_q, targets = self._td_error(batch, q_values, target_q)
             filled = batch.filled.T.expand_as(td_error)
             loss_td = self._mean_loss(td_error, filled)
@@ -177,10 +177,9 @@ class K24QLearner:
         layers = list(self.masked_layers.values())
         return draw_masks(layers, self.temperature(t_env), self.logit_scale(t_env), "none")
 
-    def _unroll(self, batch: EpisodeBatch, rows: Rows, weights: dict) -> Unrolled:
-        """Q-values over whole episodes, sorted by mask, [K, A, T+1, R]."""
-        inputs = rows.split(agent_inputs(batch.obs, self.config.agent_id))
-        return unroll(weights, inputs, self.agent.initial_hidden(inputs.shape[0], inputs.shape[3]))
+    def _unroll(self, batch: EpisodeBatch, rows: Rows, weights: dict) -> Episodes:
+        """Q-values over whole episodes."""
+        return unroll_episodes(self.agent, weights, agent_inputs(batch.obs, self.config.agent_id), batch.filled, rows)
 
     def _td_error(self, batch: EpisodeBatch, online_q: Tensor, target_q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """TD error, chosen q_tot and targets, each [K, T, B]; K = 1, or N without a mixer."""
@@ -227,7 +226,7 @@ class K24QLearner:
                 t.copy_(o)  # the EMA is an average already
 
     def _after_masks(
-        self, batch: EpisodeBatch, rows: Rows, online: Unrolled, draw: MaskDraw | None, t_env: int
+        self, batch: EpisodeBatch, rows: Rows, online: Episodes, draw: MaskDraw | None, t_env: int
     ) -> None:
         """State that follows learned masks: selection frequency, running activations, resets."""
         if draw is None or not self.config.learns_masks:
@@ -240,25 +239,21 @@ class K24QLearner:
             layer.count_selection(mask)
         policy = None
         if self.config.reset_trigger == "adaptive":
-            policy = self._mean_policy(batch, rows.merge(online.q_values.detach()))
+            policy = self._mean_policy(batch, online.q_values.detach())
         # A reset flips masks; after the annealing neither noise nor the learning rate is left to recover from it.
         if self.reset_trigger.due(t_env, policy) and not self._settled(t_env):
             self._reset()
 
     @torch.no_grad()
-    def _update_ema(self, batch: EpisodeBatch, rows: Rows, online: Unrolled) -> None:
+    def _update_ema(self, batch: EpisodeBatch, rows: Rows, online: Episodes) -> None:
         """Mean |x| per mask over the steps that were played by living units."""
         played = torch.cat([batch.filled, torch.zeros_like(batch.filled[:, :1])], dim=1)  # [B, T+1]
         weight = (played.unsqueeze(-1) & batch.alive).unsqueeze(-1).to(batch.reward.dtype)  # [B, T+1, N, 1]
-        weight = rows.split(weight).flatten(1)  # [K, (T+1) R]
-        count = weight.sum(dim=1)
-        weight = weight / count.clamp_min(1).unsqueeze(1)
-        means: dict[int, Tensor] = {}  # the GRU's hidden side and fc2 read the same
+        weight = rows.split(weight).squeeze(1)  # [K, T+1, R]
+        count = weight.sum(dim=(1, 2))
+        means = mean_inputs(online, weight / count.clamp_min(1)[:, None, None], list(self.masked_layers))
         for name, layer in self.masked_layers.items():
-            x = online.inputs[name].detach()
-            if id(online.inputs[name]) not in means:
-                means[id(online.inputs[name])] = weighted_abs_sum(x.flatten(2), weight)
-            layer.ema_tracker.update(means[id(online.inputs[name])], count)
+            layer.ema_tracker.update(means[name], count)
 
     def _mean_policy(self, batch: EpisodeBatch, q_values: Float[Tensor, "N T1 B A"]) -> Tensor:
         """Over the first steps of living units."""
@@ -299,7 +294,7 @@ class K24QLearner:
         best = self.best_draw(t_env).pattern_index
         metrics = mask_metrics(draw, best, self.logged_index, list(self.masked_layers))
         self.logged_index = best
-        evaluated = rows.merge(self._unroll(batch, rows, self.argmax_weights()).q_values)
+        evaluated = self._unroll(batch, rows, self.argmax_weights()).q_values
         avail = batch.avail_actions.permute(2, 1, 0, 3)
         differ = (greedy_actions(q_values, avail) != greedy_actions(evaluated, avail))[:, :-1]
         played = batch.filled.T & batch.alive.permute(2, 1, 0)[:, :-1]

@@ -84,9 +84,10 @@ class ReplayBuffer:
         self.size = min(self.size + n, self.capacity)
 
     def sample(self, n_episodes: int, generator: torch.Generator) -> EpisodeBatch:
-        """`n_episodes` different ones, cut to the longest of them."""
+        """`n_episodes` different ones, the longest first, cut to its length."""
         rows = torch.randperm(self.size, generator=generator)[:n_episodes]
-        t = int(self.episodes.filled[rows].sum(dim=1).max())
+        lengths, order = self.episodes.filled[rows].sum(dim=1).sort(descending=True, stable=True)
+        rows, t = rows[order.cpu()], int(lengths[0])
         values = {f.name: getattr(self.episodes, f.name) for f in fields(EpisodeBatch)}
         return EpisodeBatch(
             **{

@@ -1,4 +1,7 @@
-"""Which unit is seen through which mask: a batch sorted by mask, so that no weight is gathered per sample."""
+"""Which unit is seen through which mask: a batch sorted by mask, so that no weight is gathered per sample.
+
+The rows of a mask come in the order of the episodes: those of the first episodes are the first rows.
+"""
 
 import torch
 from jaxtyping import Int, Shaped
@@ -15,11 +18,15 @@ class SharedRows:
 
     def split(self, x: Shaped[Tensor, "B T N F"]) -> Shaped[Tensor, "1 F T R"]:
         """The inputs of the network."""
-        return x.permute(3, 1, 2, 0).flatten(2).unsqueeze(0)
+        return x.permute(3, 1, 0, 2).flatten(2).unsqueeze(0)
 
     def merge(self, y: Shaped[Tensor, "1 A T R"]) -> Shaped[Tensor, "N T B A"]:
         """The outputs of each agent."""
-        return y.squeeze(0).unflatten(2, (self.n_agents, -1)).permute(2, 1, 3, 0)
+        return y.squeeze(0).unflatten(2, (-1, self.n_agents)).permute(3, 1, 2, 0)
+
+    def first(self, n_episodes: int) -> int:
+        """How many rows the first episodes fill."""
+        return n_episodes * self.n_agents
 
 
 class AgentRows:
@@ -32,6 +39,10 @@ class AgentRows:
     def merge(self, y: Shaped[Tensor, "N A T B"]) -> Shaped[Tensor, "N T B A"]:
         """The outputs of each agent."""
         return y.permute(0, 2, 3, 1)
+
+    def first(self, n_episodes: int) -> int:
+        """How many rows the first episodes fill."""
+        return n_episodes
 
 
 class TypeRows:
@@ -46,7 +57,7 @@ class TypeRows:
 
     def __init__(self, unit_type: Int[Tensor, "B N"], n_types: int):
         self.shape = unit_type.shape
-        kind = unit_type.flatten()
+        kind = self._kind = unit_type.flatten()
         count = torch.bincount(kind, minlength=n_types)
         self.n_types = n_types
         self.n_rows = -(-int(count.max()) // FULL) * FULL
@@ -71,6 +82,12 @@ class TypeRows:
         """The outputs of each agent."""
         units = y.permute(0, 3, 2, 1).flatten(0, 1)[self._row_of_unit]  # [B N, T, A]
         return units.unflatten(0, self.shape).permute(1, 2, 0, 3)
+
+    def first(self, n_episodes: int) -> int:
+        """How many rows the first episodes fill, of the type that is commonest in them."""
+        if n_episodes == self.shape[0]:
+            return self.n_rows
+        return int(torch.bincount(self._kind[: n_episodes * self.shape[1]], minlength=self.n_types).max())
 
 
 Rows = SharedRows | AgentRows | TypeRows
