@@ -1,6 +1,7 @@
 """What the README names exists."""
 
-import importlib
+import importlib.util
+import io
 import re
 
 import pytest
@@ -37,6 +38,8 @@ def test_commands_name_files_that_exist():
 
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
-def test_grid_file_can_run_and_is_named_after_its_group(path):
+def test_grid_file_can_run_and_is_named_after_its_group(path, monkeypatch):
+    if "smax/" in path.read_text() and importlib.util.find_spec("jaxmarl") is None:  # its parameters can be checked
+        monkeypatch.setattr(sweep, "make_env", lambda *_: io.StringIO())
     name, configs = sweep.load_grid(path)
     assert name == path.stem and configs
