@@ -48,7 +48,7 @@ results: setup  ## every run behind the README's results (over an hour on 2 core
 	$(RUN) k24lab notebooks 09_what_separates --runs separate
 	$(RUN) k24lab notebooks 01_masks 03_mask_patterns 04_agent_similarity 06_ampere_speedup --runs rolenav3
 
-results-smax: setup  ## those of SMAX (installs half a gigabyte more; about an hour on 2 cores)
+results-smax: setup  ## the study of SMAX (installs half a gigabyte more; one to two hours on 2 cores)
 	$(RUN) pip install --quiet --disable-pip-version-check -e '.[smax]'
 	$(RUN) k24lab sweep notebooks/grids/smax.yaml
 	$(RUN) k24lab notebooks 07_unit_types --runs smax

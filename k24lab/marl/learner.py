@@ -19,7 +19,7 @@ from k24lab.marl.mixers import build_mixer
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.marl.rollout import agent_inputs
 from k24lab.marl.rows import AgentRows, Rows, SharedRows, TypeRows
-from k24lab.marl.sequences import Episodes, mean_inputs, unroll_episodes
+from k24lab.marl.sequences import Episodes, unroll_episodes, weighted_abs_sums
 from k24lab.marl.targets import double_q_values, greedy_actions, one_step, td_lambda
 from k24lab.seeding import Stream, derive_seed
 from k24lab.sparsity.diversity import K24DiversityManager, PatternOrthogonalityLoss
@@ -251,7 +251,7 @@ class K24QLearner:
         weight = (played.unsqueeze(-1) & batch.alive).unsqueeze(-1).to(batch.reward.dtype)  # [B, T+1, N, 1]
         weight = rows.split(weight).squeeze(1)  # [K, T+1, R]
         count = weight.sum(dim=(1, 2))
-        means = mean_inputs(online, weight / count.clamp_min(1)[:, None, None], list(self.masked_layers))
+        means = weighted_abs_sums(online, weight / count.clamp_min(1)[:, None, None], list(self.masked_layers))
         for name, layer in self.masked_layers.items():
             layer.ema_tracker.update(means[name], count)
 

@@ -69,10 +69,10 @@ def unroll_episodes(
     return Episodes(rows.merge(torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]), done)
 
 
-def mean_inputs(
+def weighted_abs_sums(
     episodes: Episodes, weight: Float[Tensor, "K T1 R"], layers: list[str]
 ) -> dict[str, Float[Tensor, "K in"]]:
-    """Sums of |x| over time and rows of what the named layers saw, weighted."""
+    """Weighted sum of |x| over time and rows of what each named layer saw: the mean where the weights add up to one."""
     sums: dict[str, Tensor] = {}
     for (steps, n_rows), unrolled in episodes.blocks:
         weights = weight[:, steps, :n_rows].flatten(1)
