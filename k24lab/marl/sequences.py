@@ -1,4 +1,4 @@
-"""Whole episodes of unequal length through a network: once an episode is over, nothing is computed for it any more."""
+"""Whole episodes of unequal length through a network: from block to block, rows whose episodes are over are left out."""
 
 from typing import NamedTuple
 
@@ -42,7 +42,7 @@ def blocks(filled: Bool[Tensor, "B T"], rows: Rows) -> list[Block]:
 class Episodes(NamedTuple):
     """A network's Q-values of all agents, and what its layers saw, block by block."""
 
-    q_values: Float[Tensor, "N T1 B A"]  # that of no input where an episode is over
+    q_values: Float[Tensor, "N T1 B A"]  # of no meaning where an episode is over
     blocks: list[tuple[Block, Unrolled]]
 
 
