@@ -40,8 +40,6 @@ def test_commands_name_files_that_exist():
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
 def test_grid_file_can_run_and_is_named_after_its_group(path, monkeypatch):
     if "smax/" in path.read_text() and importlib.util.find_spec("jaxmarl") is None:
-        monkeypatch.setattr(
-            sweep, "make_env", lambda *_: io.StringIO()
-        )  # closes; the parameters are checked all the same
+        monkeypatch.setattr(sweep, "make_env", lambda *_: io.StringIO())  # it closes; the parameters are checked
     name, configs = sweep.load_grid(path)
     assert name == path.stem and configs

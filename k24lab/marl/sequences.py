@@ -1,4 +1,4 @@
-"""Whole episodes of unequal length through a network: from block to block, rows whose episodes are over are left out."""
+"""Whole episodes of unequal length through a network, in blocks of time: rows of those that are over are left out."""
 
 from typing import NamedTuple
 
