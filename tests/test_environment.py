@@ -5,19 +5,26 @@ import subprocess
 import tomllib
 from importlib.metadata import version
 
+import pytest
 import yaml
 from packaging.requirements import Requirement
 
 from k24lab import __version__
+from k24lab.envs.smacv2 import INSTALL
 from k24lab.paths import project_root
 
 ROOT = project_root()
-LOCK = {
-    requirement.name.lower().replace("_", "-"): requirement
-    for line in (ROOT / "requirements.lock").read_text().splitlines()
-    if line and not line.startswith("#")
-    for requirement in [Requirement(line)]
-}
+
+
+def _lock(name):
+    """Requirements of a lock file by the names of their packages."""
+    lines = (ROOT / name).read_text().splitlines()
+    wanted = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {requirement.name.lower().replace("_", "-"): requirement for requirement in wanted}
+
+
+LOCK = _lock("requirements.lock")
+SMACV2_LOCK = _lock("requirements-smacv2.lock")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -29,17 +36,39 @@ def test_conda_environment_installs_the_lock_and_the_package():
     assert pip == {"pip": ["-r requirements.lock", "-e .[dev]"]}
 
 
-def test_lock_names_one_exact_version_of_everything_we_depend_on():
-    assert all(re.fullmatch(r"==[\w.]+", str(requirement.specifier)) for requirement in LOCK.values())
+def test_environment_of_smacv2_installs_its_own_lock_and_the_pinned_commit():
+    environment = yaml.safe_load((ROOT / "environment-smacv2.yml").read_text())
+    assert environment["name"] == "k24lab-smacv2" and environment["dependencies"][:2] == ["python=3.11", "pip"]
+    lock, package, ours = environment["dependencies"][2]["pip"]
+    assert lock == "-r requirements-smacv2.lock" and ours == "-e .[dev,smacv2]"
+    assert re.fullmatch(r"SMACv2 @ git\+https://github.com/oxwhirl/smacv2@[0-9a-f]{40}", package)
+    assert package.split("@")[-1].startswith(INSTALL.rstrip("'").split("@")[-1])  # what `k24lab doctor` prints
+
+
+def test_locks_differ_only_where_smacv2_demands_it():
+    for name, requirement in LOCK.items():
+        if name not in ("protobuf", "tensorboard"):
+            assert SMACV2_LOCK[name] == requirement
+    assert Requirement("protobuf<3.21").specifier.contains(str(SMACV2_LOCK["protobuf"].specifier)[2:])
+
+
+@pytest.mark.parametrize(("lock", "without"), [(LOCK, {"smax", "smacv2"}), (SMACV2_LOCK, {"smax"})])
+def test_lock_names_one_exact_version_of_everything_we_depend_on(lock, without):
+    assert all(re.fullmatch(r"==[\w.]+", str(requirement.specifier)) for requirement in lock.values())
     project = PYPROJECT["project"]
     extras = project["optional-dependencies"]
-    wanted = project["dependencies"] + [r for name, extra in extras.items() if name != "smax" for r in extra]
-    # Half a gigabyte that only its users want, and so outside the lock: it pins its own versions.
-    assert all(str(Requirement(r).specifier).startswith("==") for r in extras["smax"])
+    wanted = project["dependencies"] + [r for name, extra in extras.items() if name not in without for r in extra]
     for requirement in map(Requirement, wanted):
         if requirement.name != "k24lab":
-            pinned = str(LOCK[requirement.name.lower()].specifier).removeprefix("==")
+            pinned = str(lock[requirement.name.lower()].specifier).removeprefix("==")
             assert requirement.specifier.contains(pinned), f"{requirement} against {pinned}"
+
+
+def test_smax_pins_its_own_versions():
+    # Half a gigabyte that only its users want, and so outside the locks.
+    assert all(
+        str(Requirement(r).specifier).startswith("==") for r in PYPROJECT["project"]["optional-dependencies"]["smax"]
+    )
 
 
 def test_the_lock_is_what_runs_here():
