@@ -11,7 +11,9 @@ from typing import Any, Literal, get_args, get_origin
 
 from k24lab.errors import ConfigError, unknown
 
-Method = Literal["k24", "k24-alpha", "k24-literal", "random24", "fups", "fups-id", "nops"]
+Method = Literal[
+    "k24", "k24-alpha", "k24-literal", "random24", "magnitude24", "kaleidoscope", "fups", "fups-id", "nops", "multih"
+]
 METHODS: tuple[str, ...] = get_args(Method)
 Learner = Literal["q", "nq"]
 
@@ -34,9 +36,20 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
         "mask_rnn": False,
     },
     "random24": {"score_weight_power": 0.0, "score_ema_power": 0.0},
+    "magnitude24": {},
+    # Its repository's settings where they are its own (Li et al., NeurIPS 2024); network and learner as for all.
+    "kaleidoscope": {
+        "diversity_coef": 0.5,
+        "diversity_coef_max": None,
+        "alpha_lr_factor": 1.0,
+        "argmax_after_anneal": False,
+        "reset_trigger": "periodic",
+        "mask_rnn": False,
+    },
     "fups": {},
     "fups-id": {"agent_id": True},
     "nops": {},
+    "multih": {},
 }
 
 # What a learner changes: `nq` has the optimiser settings of pymarl2 (Hu et al., 2021) and TD(lambda) targets.
@@ -81,8 +94,8 @@ class MaskConfig:
     mask_rnn: bool = True  # mask the two matrices of the GRU as well
     mask_per: Literal["agent", "type"] = "agent"  # whose masks (and networks of nops): each agent's or each unit type's
     diversity_coef: float = 1.0  # base of the adaptive coefficient; 0 switches the loss off
-    # Cap of the adaptive coefficient, which grows as the loss falls: without one, separation never stops pushing.
-    diversity_coef_max: float = 1.0
+    # Cap of the adaptive coefficient, which grows as the loss falls: without one (None) separation never stops pushing.
+    diversity_coef_max: float | None = 1.0
     diversity_history: int = 100  # updates that the adaptive coefficient averages over
     # Off: in the study `notebooks/grids/resets.yaml` resets, frequent or rare, gained nothing.
     reset_trigger: Literal["periodic", "adaptive", "off"] = "off"
@@ -152,13 +165,13 @@ class Config(MaskConfig, LearnerConfig):
 
     @property
     def learns_masks(self) -> bool:
-        """Whether hetero_alpha is trained."""
-        return self.method.startswith("k24")
+        """Whether masks are trained by coefficients of their own: hetero_alpha, or Kaleidoscope's thresholds."""
+        return self.method.startswith("k24") or self.method == "kaleidoscope"
 
     @property
     def separate(self) -> bool:
-        """Whether agents (or unit types) have masks or networks of their own, instead of one network for all."""
-        return self.masked or self.method == "nops"
+        """Whether agents (or unit types) have masks, heads or networks of their own, instead of one network for all."""
+        return self.masked or self.method in ("kaleidoscope", "nops", "multih")
 
     @property
     def per_type(self) -> bool:
@@ -177,7 +190,7 @@ _POSITIVE = (
     "hidden_dim mixing_embed_dim lr grad_norm_clip batch_size buffer_size target_update_interval n_envs "
     "updates_per_rollout t_max log_interval test_interval test_episodes checkpoint_interval snapshot_interval "
     "n_threads logit_scale temperature_init temperature_mid temperature_min diversity_history reset_interval "
-    "alpha_lr_factor diversity_coef_max"
+    "alpha_lr_factor"
 ).split()
 _NOT_NEGATIVE = "lr_final hetero_init_scale diversity_coef kl_threshold epsilon_anneal_steps seed n_workers".split()
 _SHARE = (
@@ -209,8 +222,12 @@ def _range_problems(config: Config) -> list[str]:
         )
     if config.per_type and config.agent_id:
         problems.append("agent_id = True tells agents of a type apart, which mask_per = 'type' does not want")
-    if config.logit_scale_final is not None and config.logit_scale_final <= 0:
-        problems.append(f"logit_scale_final = {config.logit_scale_final!r} must be above 0 or None")
+    for name in ("logit_scale_final", "diversity_coef_max"):
+        value = getattr(config, name)
+        if value is not None and value <= 0:
+            problems.append(f"{name} = {value!r} must be above 0 or None")
+    if config.method == "kaleidoscope" and config.mask_rnn:
+        problems.append("mask_rnn = True is not part of method = 'kaleidoscope': it masks fc1 to fc4")
     return problems
 
 

@@ -10,6 +10,9 @@ KINDS = {
     "separate": {"method": "nops"},
     "masked, dense GRU": {"method": "k24", "mask_rnn": False},
     "masked, all": {"method": "k24", "mask_rnn": True},
+    "a head each": {"method": "multih"},
+    "magnitude masks": {"method": "magnitude24"},
+    "thresholds": {"method": "kaleidoscope"},
 }
 N, T, B, INPUT, H, A = 3, 4, 2, 7, 8, 5
 
@@ -18,6 +21,8 @@ def make_agent(kind, n_agents=N):
     agent = build_agent(build_config(KINDS[kind] | {"hidden_dim": H}), INPUT, A, n_agents).double()
     for layer in agent.masked_layers.values():
         layer.ema_tracker.ema_activation.uniform_(0.5, 2)
+    for layer in agent.layers.values():
+        layer.DECAY = 0.0  # of magnitude masks: the slow reference asks for the weights many times
     return agent
 
 
@@ -36,8 +41,8 @@ def slow_unroll(agent, masks, x, hidden):
         layer = agent.layers[name]
         if name in masks:
             return layer.weight * masks[name][n], layer.bias
-        k = n if len(layer.weight) > 1 else 0
-        return layer.weight[k], layer.bias[k]
+        weight, bias = layer.effective()
+        return weight[n if len(weight) > 1 else 0], bias[n if len(bias) > 1 else 0]
 
     def linear(name, n, v):
         weight, bias = matrix(name, n)
@@ -171,6 +176,23 @@ def test_sizes_are_those_of_the_design_document():
     }
     assert size[masked] == size[shared] == size[separate] / 3
     assert sum(p.numel() for n, p in masked.named_parameters() if "alpha" in n) == 3 * total
+
+
+def test_heads_are_all_that_multih_does_not_share():
+    layers = build_agent(build_config({"method": "multih"}), 21, 5, 3).layers
+    assert {name: len(layer.weight) for name, layer in layers.items()} == dict.fromkeys(LAYERS, 1) | {"fc4": 3}
+
+
+@pytest.mark.parametrize("mask_rnn", [True, False])
+def test_magnitude24_is_one_2_4_network_for_all(mask_rnn):
+    config = build_config({"method": "magnitude24", "mask_rnn": mask_rnn, "hidden_dim": 8})
+    for name, layer in build_agent(config, 21, 5, 3).weights().items():
+        kept = (
+            torch.nn.functional.pad(layer.weight != 0, (0, -layer.weight.shape[-1] % 4)).unflatten(-1, (-1, 4)).sum(-1)
+        )
+        assert len(layer.weight) == 1
+        masked = mask_rnn or name not in ("rnn_input", "rnn_hidden")
+        assert (kept[..., : layer.weight.shape[-1] // 4] == (2 if masked else 4)).all()
 
 
 def test_hidden_state_starts_at_zero_in_the_dtype_of_the_network():

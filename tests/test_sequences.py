@@ -41,6 +41,9 @@ def filled_until(lengths: list[int]) -> torch.Tensor:
     [
         {"method": "fups-id"},
         {"method": "nops"},
+        {"method": "multih"},
+        {"method": "magnitude24"},
+        {"method": "kaleidoscope"},
         {"method": "k24"},
         {"method": "k24", "mask_per": "type", "mixer": "qmix"},
         {"method": "k24", "reset_trigger": "adaptive"},

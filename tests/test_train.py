@@ -25,6 +25,9 @@ KINDS = {
     "random24, vdn, hard targets": {"method": "random24", "target_update": "hard", "target_update_interval": 3},
     "nops, qmix": {"method": "nops", "mixer": "qmix"},
     "fups-id, independent": {"method": "fups-id", "mixer": "none"},
+    "kaleidoscope, qmix, periodic": {"method": "kaleidoscope", "mixer": "qmix", "reset_interval": 400},
+    "magnitude24, vdn": {"method": "magnitude24"},
+    "multih, vdn": {"method": "multih"},
 }
 
 

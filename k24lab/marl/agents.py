@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,10 +14,12 @@ from k24lab import kernels
 from k24lab.config import Config
 from k24lab.kernels import ops
 from k24lab.marl.gru import batched_gru
+from k24lab.sparsity.baselines import MagnitudeLinear24, ThresholdLinear
 from k24lab.sparsity.layers import SemiStructuredLinear24
 
 LAYERS = ("fc1", "rnn_input", "rnn_hidden", "fc2", "fc3", "fc4")
 RNN_LAYERS = ("rnn_input", "rnn_hidden")
+HEAD = "fc4"  # whose outputs are the Q-values
 
 
 class LayerWeights(NamedTuple):
@@ -38,6 +41,10 @@ class DenseLinear(nn.Module):
         bound = 1 / math.sqrt(in_features)  # as torch.nn.Linear
         self.weight = nn.Parameter(torch.empty(n_networks, out_features, in_features).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(n_networks, out_features).uniform_(-bound, bound))
+
+    def effective(self) -> tuple[Float[Tensor, "K out in"], Float[Tensor, "K out"]]:
+        """What each network computes with."""
+        return self.weight, self.bias
 
 
 class RNNAgent(nn.Module):
@@ -74,6 +81,11 @@ class RNNAgent(nn.Module):
         """The layers with masks, by name, in the order of the network."""
         return {n: layer for n, layer in self.layers.items() if isinstance(layer, SemiStructuredLinear24)}
 
+    @property
+    def threshold_layers(self) -> dict[str, ThresholdLinear]:
+        """Kaleidoscope's layers, by name, in the order of the network."""
+        return {n: layer for n, layer in self.layers.items() if isinstance(layer, ThresholdLinear)}
+
     def weights(self, masks: Mapping[str, Tensor] | None = None) -> dict[str, LayerWeights]:
         """Effective weights of all layers under the given masks [M, out, in] (one for each masked layer)."""
         effective = {}
@@ -84,8 +96,8 @@ class RNNAgent(nn.Module):
                 packed = ops.pack(weight.detach()) if kernels.usable(weight) else None
                 effective[name] = LayerWeights(weight, layer.bias.unsqueeze(0), packed)
             else:
-                assert isinstance(layer, DenseLinear)
-                effective[name] = LayerWeights(layer.weight, layer.bias)
+                assert isinstance(layer, DenseLinear | MagnitudeLinear24 | ThresholdLinear)
+                effective[name] = LayerWeights(*layer.effective())
         return effective
 
     def initial_hidden(self, n_networks: int, rows: int) -> Float[Tensor, "K H R"]:
@@ -120,8 +132,17 @@ def build_agent(config: Config, input_dim: int, n_actions: int, n_masks: int) ->
     if config.masked:
         kind = K24TypeRNNAgent if config.per_type else K24RNNAgent
         return kind(input_dim, n_actions, n_masks, config)
-    n_networks = n_masks if config.method == "nops" else 1
-    return RNNAgent(input_dim, n_actions, config.hidden_dim, lambda _, i, o: DenseLinear(i, o, n_networks))
+    return RNNAgent(input_dim, n_actions, config.hidden_dim, partial(_baseline_layer, config, n_masks))
+
+
+def _baseline_layer(config: Config, n_masks: int, name: str, in_features: int, out_features: int) -> nn.Module:
+    """The layer of that name of a method without 2:4 masks per agent."""
+    if config.method == "magnitude24" and (config.mask_rnn or name not in RNN_LAYERS):
+        return MagnitudeLinear24(in_features, out_features)
+    if config.method == "kaleidoscope" and name not in RNN_LAYERS:
+        return ThresholdLinear(in_features, out_features, n_masks)
+    own = config.method == "nops" or (config.method == "multih" and name == HEAD)
+    return DenseLinear(in_features, out_features, n_masks if own else 1)
 
 
 class _Linear(torch.autograd.Function):

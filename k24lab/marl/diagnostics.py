@@ -1,8 +1,10 @@
 """What is logged about masks, from one draw."""
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from k24lab.sparsity.diversity import similarity_stats
 from k24lab.sparsity.masks import MaskDraw
@@ -36,3 +38,14 @@ def mask_metrics(
     if logged_index is not None:
         metrics["mask_flip_rate"] = (best_index != logged_index).float().mean().item()
     return metrics
+
+
+def gradient_norms(losses: Mapping[str, Tensor | float], parameters: list[nn.Parameter]) -> dict[str, float]:
+    """Norm of the gradient of each loss to all parameters together; 0 for a loss that does not depend on them."""
+    norms = {}
+    for name, loss in losses.items():
+        grads: tuple[Tensor, ...] = ()
+        if isinstance(loss, Tensor) and loss.requires_grad:
+            grads = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
+        norms[name] = nn.utils.get_total_norm(grads).item()
+    return norms

@@ -14,7 +14,7 @@ from k24lab.config import Config
 from k24lab.envs.base import EnvSpec
 from k24lab.errors import ConfigError
 from k24lab.marl.agents import RNNAgent, build_agent
-from k24lab.marl.diagnostics import mask_metrics
+from k24lab.marl.diagnostics import gradient_norms, mask_metrics
 from k24lab.marl.mixers import build_mixer
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.marl.rollout import agent_inputs
@@ -22,6 +22,7 @@ from k24lab.marl.rows import AgentRows, Rows, SharedRows, TypeRows
 from k24lab.marl.sequences import Episodes, unroll_episodes, weighted_abs_sums
 from k24lab.marl.targets import double_q_values, greedy_actions, one_step, td_lambda
 from k24lab.seeding import Stream, derive_seed
+from k24lab.sparsity.baselines import LAYER_WEIGHTS, mask_distance
 from k24lab.sparsity.diversity import K24DiversityManager, PatternOrthogonalityLoss
 from k24lab.sparsity.masks import MaskDraw, argmax_masks, draw_masks
 from k24lab.sparsity.reset import ResetTrigger, mean_policy, revival_candidates, revive
@@ -54,6 +55,7 @@ class K24QLearner:
         self.mixer = build_mixer(config.mixer, spec.n_agents, state_dim, config.mixing_embed_dim).to(device)
         self.target_agent, self.target_mixer = copy.deepcopy(self.agent), copy.deepcopy(self.mixer)
         self.masked_layers = self.agent.masked_layers
+        self.threshold_layers = list(self.agent.threshold_layers.values())
         self.alphas = [layer.hetero_alpha for layer in self.masked_layers.values() if config.learns_masks]
         self.optimizer = self._build_optimizer()
         self._set_lr(t_env=0)
@@ -123,7 +125,7 @@ class K24QLearner:
         with record_function("draw masks"):
             draw = self._draw(t_env)
             # Before the network runs, so that its gradient, as large as the masks, is made after the network's.
-            similarity = self.orthogonality(draw.pattern_probs) if draw and self.alphas else None
+            similarity = self._similarity(draw)
         rows = self.rows(batch.unit_type)
         # First the target network: the activations that the online one keeps for its gradient need not wait for it.
         with record_function("target forward"), torch.no_grad():
@@ -139,13 +141,13 @@ class K24QLearner:
         metrics = {"loss_td": loss_td.item()}
         if log:
             metrics |= self._value_metrics(td_error, chosen_q, targets, filled)
-            metrics |= self._mask_metrics(batch, rows, q_values, draw, t_env) if draw else {}
+            metrics |= self._mask_metrics(batch, rows, q_values, draw, t_env) if draw else self._threshold_metrics()
         with record_function("backward"):
             self.optimizer.zero_grad()
             diversity, values = self._diversity(similarity, loss_td.item())
             metrics |= values
             if log and self.alphas:
-                metrics |= self._alpha_gradients(loss_td, diversity)
+                metrics |= gradient_norms({"alpha_grad_td": loss_td, "alpha_grad_div": diversity}, self.alphas)
             (loss_td + diversity).backward()
         with record_function("optimizer"):
             grad_norm = self._optimizer_step(t_env)
@@ -203,6 +205,12 @@ class K24QLearner:
         each = F.huber_loss if self.config.td_loss == "huber" else F.mse_loss
         return (each(td_error, zero, reduction="none") * filled).sum() / filled.sum()
 
+    def _similarity(self, draw: MaskDraw | None) -> Tensor | None:
+        """What the diversity loss lessens: how alike the pattern distributions are, or Kaleidoscope's masks."""
+        if self.threshold_layers:
+            return -mask_distance(self.threshold_layers, LAYER_WEIGHTS)
+        return self.orthogonality(draw.pattern_probs) if draw and self.alphas else None
+
     def _diversity(self, similarity: Tensor | None, loss_td: float) -> tuple[Tensor | float, dict[str, float]]:
         """The weighted diversity loss, and its metrics; it moves hetero_alpha alone unless score_gradient is "all"."""
         if similarity is None:
@@ -229,13 +237,13 @@ class K24QLearner:
         self, batch: EpisodeBatch, rows: Rows, online: Episodes, draw: MaskDraw | None, t_env: int
     ) -> None:
         """State that follows learned masks: selection frequency, running activations, resets."""
-        if draw is None or not self.config.learns_masks:
+        if not self.config.learns_masks:
             return
-        if self.config.score_ema_power:
+        if draw and self.config.score_ema_power:
             self._update_ema(batch, rows, online)
         if self.config.reset_trigger == "off":
             return
-        for layer, mask in zip(self.masked_layers.values(), draw.masks, strict=True):
+        for layer, mask in zip(self.masked_layers.values(), draw.masks if draw else (), strict=True):
             layer.count_selection(mask)
         policy = None
         if self.config.reset_trigger == "adaptive":
@@ -263,28 +271,26 @@ class K24QLearner:
         return mean_policy(q_values[:, steps], avail, played)
 
     def _reset(self) -> None:
-        """Soften the EMA and revive coefficients, in all masked layers but the first."""
+        """Soften the EMA and revive coefficients (or dropped weights), in all masked layers but the first."""
         c = self.config
         self.n_resets += 1
         for layer in list(self.masked_layers.values())[1:]:
             layer.ema_tracker.soften(c.reset_ema_share)
             candidates = revival_candidates(layer, c.reset_target, c.reset_threshold)
             revive(layer, candidates, c.reset_ratio, self.optimizer, self.generator)
+        for thresholds in self.threshold_layers[1:]:
+            thresholds.reset(c.reset_ratio, self.generator)
 
     def _value_metrics(self, td_error: Tensor, chosen_q: Tensor, targets: Tensor, filled: Tensor) -> dict[str, float]:
         count = filled.sum()
         named = {"td_error_abs": td_error.detach().abs(), "q_taken_mean": chosen_q, "target_mean": targets}
         return {name: ((value * filled).sum() / count).item() for name, value in named.items()}
 
-    def _alpha_gradients(self, loss_td: Tensor, diversity: Tensor | float) -> dict[str, float]:
-        """Norms of the gradient to hetero_alpha, from the TD loss and from the weighted diversity loss."""
-        norms = {}
-        for name, loss in (("alpha_grad_td", loss_td), ("alpha_grad_div", diversity)):
-            grads: tuple[Tensor, ...] = ()
-            if isinstance(loss, Tensor) and loss.requires_grad:
-                grads = torch.autograd.grad(loss, self.alphas, retain_graph=True, materialize_grads=True)
-            norms[name] = nn.utils.get_total_norm(grads).item()
-        return norms
+    def _threshold_metrics(self) -> dict[str, float]:
+        """Of Kaleidoscope: the share that its masks drop of each layer; nothing of methods without thresholds."""
+        layers = self.agent.threshold_layers
+        sparsity = {f"sparsity_layer_{name}": layer.sparsity().mean().item() for name, layer in layers.items()}
+        return sparsity | ({"n_resets": float(self.n_resets)} if layers else {})
 
     @torch.no_grad()
     def _mask_metrics(

@@ -48,12 +48,12 @@ class PatternOrthogonalityLoss(nn.Module):
 class K24DiversityManager:
     """Weight of the diversity loss that keeps it in proportion to the TD loss.
 
-    `|base * mean(td history) / mean(div history)|`, capped; `base` where a mean is zero or not finite.
-    Plain floats: no graph is kept alive.
+    `|base * mean(td history) / mean(div history)|`, at most `cap` (None: any); `base` where a mean is zero or
+    not finite. Plain floats: no graph is kept alive.
     """
 
-    def __init__(self, base: float = 1.0, history: int = 100, cap: float = 10.0):
-        self.base, self.cap = base, cap
+    def __init__(self, base: float = 1.0, history: int = 100, cap: float | None = 10.0):
+        self.base, self.cap = base, math.inf if cap is None else cap
         self.td_history: deque[float] = deque(maxlen=history)
         self.div_history: deque[float] = deque(maxlen=history)
 
