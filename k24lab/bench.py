@@ -18,10 +18,12 @@ from torch.profiler import ProfilerActivity, profile
 from k24lab.analysis import style
 from k24lab.analysis.bench_plots import bench_figure
 from k24lab.config import Config, build_config
+from k24lab.envs import make_env
 from k24lab.envs.base import EnvSpec
 from k24lab.kernels import keep_memory
 from k24lab.marl.learner import PARTS, K24QLearner, build_learner
 from k24lab.marl.replay import EpisodeBatch
+from k24lab.marl.targets import greedy_actions
 from k24lab.train import train
 
 Shape = tuple[int, int, int, int, int]  # agents, observation, actions, hidden size, episode length
@@ -143,9 +145,27 @@ def _profiled(learner: K24QLearner, batch: EpisodeBatch, n_updates: int, profile
     return profiler.profiler.kineto_results
 
 
+def measure_world(config: Config, n_episodes: int = 4) -> float:
+    """Env steps per second of the world alone, under random actions: what a training loop could reach at most."""
+    env = make_env(config.task, config.n_envs)
+    steps = seconds = 0.0
+    for seed in range(n_episodes + 1):
+        start = time.perf_counter()
+        now, running = env.reset(seed), torch.ones(config.n_envs, dtype=torch.bool)
+        while running.any():
+            steps += int(running.sum())
+            now = env.step(greedy_actions(torch.rand(now.avail_actions.shape), now.avail_actions))
+            running &= ~(now.terminated | now.truncated)
+        seconds += time.perf_counter() - start
+        if seed == 0:  # it warmed up
+            steps = seconds = 0.0
+    env.close()
+    return steps / seconds
+
+
 def measure_loop(params: dict, methods: tuple[str, ...] = ("fups", "k24")) -> pd.DataFrame:
-    """Env steps per second of a short training run, from start to finish, without evaluation."""
-    rows = []
+    """Env steps per second of the world alone, and of short training runs from start to finish, without evaluation."""
+    rows: list[dict[str, Any]] = [{"method": "the world alone", "env_steps_per_s": measure_world(build_config(params))}]
     for method in methods:
         config: Config = build_config(NO_EXTRAS | params | {"method": method})
         with tempfile.TemporaryDirectory() as folder:
