@@ -16,7 +16,7 @@ from k24lab.analysis.stats import CONFIDENCE
 from k24lab.errors import ConfigError
 
 Scores = Sequence[np.ndarray]  # of each task, [n_runs]
-Draws = Sequence[Float[np.ndarray, "draws n_runs"]]  # of each task
+Draws = Sequence[np.ndarray]  # of each task, [n_draws, n_runs]
 Statistic = Callable[[Draws], np.ndarray]
 
 N_RESAMPLES = 2000
@@ -33,7 +33,7 @@ def normalised(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return (np.asarray(values, dtype=float) - low) / (high - low)
 
 
-def _per_task(draws: Draws) -> Float[np.ndarray, "tasks draws"]:
+def _per_task(draws: Draws) -> Float[np.ndarray, "n_tasks n_draws"]:
     return np.stack([task.mean(axis=1) for task in draws])
 
 
