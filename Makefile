@@ -38,7 +38,7 @@ test: setup  ## lint, types, all tests, and the notebooks with small parameters
 	K24LAB_HOME=$(CURDIR)/build/test $(RUN) pytest --nbmake -n 2 notebooks
 
 GRIDS := rolenav3 rolenav8 rolenav16 spread learned_vs_random scarce resets vmas_navigation vmas_het_mass vmas_dispersion
-results: setup  ## every run behind the README's results (over an hour on 2 cores), then the figures
+results: setup  ## every run behind the README's results (some hours on 2 cores), then the figures
 	for grid in $(GRIDS); do \
 	  $(RUN) k24lab sweep notebooks/grids/$$grid.yaml && $(RUN) k24lab notebooks 05_ablations --runs $$grid || exit 1; \
 	done
@@ -60,8 +60,8 @@ format: setup  ## mend the style
 	$(RUN) ruff check --fix . && $(RUN) ruff format .
 
 lock:  ## resolve pyproject.toml anew and write both lock files
-	for extra in dev dev,smacv2; do \
-	  lock=requirements$$(echo $$extra | sed -n 's/dev,/-/p').lock; rm -rf build/lock && $(PYTHON) -m venv build/lock && \
+	for pair in requirements.lock:dev requirements-smacv2.lock:dev,smacv2; do \
+	  lock=$${pair%:*} extra=$${pair#*:}; rm -rf build/lock && $(PYTHON) -m venv build/lock && \
 	  build/lock/bin/pip install --quiet torch==2.13.0 -e ".[$$extra]" && \
 	  { sed -n '/^#/p' $$lock; build/lock/bin/pip freeze --exclude-editable | sed 's/+cpu//'; } > build/$$lock && \
 	  mv build/$$lock $$lock || exit 1; \

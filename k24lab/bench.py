@@ -43,7 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "k24-alpha, masked GRU": {"method": "k24-alpha", "mask_rnn": True},
     "random24, masked GRU": {"method": "random24", "mask_rnn": True},
 }
-SPREAD = {"task": "mpe2/simple_spread", "t_max": 8_000, "mixer": "qmix"}
+SPREAD = {"task": "mpe2/simple_spread", "t_max": 8_000, "mixer": "qmix", "n_envs": 8}
 LOOPS: dict[str, dict[str, Any]] = {
     "rolenav, 1 update per 32 episodes": {
         "task": "rolenav",
@@ -51,8 +51,8 @@ LOOPS: dict[str, dict[str, Any]] = {
         "updates_per_rollout": 1,
         "epsilon_anneal_steps": 20_000,
     },
-    "mpe2/simple_spread, QMIX, 1 update per episode": SPREAD | {"updates_per_rollout": 32},
-    "mpe2/simple_spread, QMIX, 1 update per 4 episodes": SPREAD | {"updates_per_rollout": 8},
+    "mpe2/simple_spread, QMIX, 1 update per episode": SPREAD | {"updates_per_rollout": 8},
+    "mpe2/simple_spread, QMIX, 1 update per 4 episodes": SPREAD | {"updates_per_rollout": 2},
 }
 EXTRA_LOOPS: dict[str, tuple[str, dict[str, Any]]] = {  # the package that they need
     "vmas/navigation, 1 update per 32 episodes": (

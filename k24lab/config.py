@@ -41,8 +41,7 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     "kaleidoscope": {
         "diversity_coef": 0.5,
         "diversity_coef_max": None,
-        "alpha_lr_factor": 1.0,
-        "argmax_after_anneal": False,
+        "argmax_after_anneal": False,  # it anneals nothing: resets go on to the end
         "reset_trigger": "periodic",
         "mask_rnn": False,
     },

@@ -105,14 +105,17 @@ class ThresholdLinear(nn.Module):
         return kept * size
 
     @torch.no_grad()
+    def dropped(self) -> Bool[Tensor, "M out in"]:
+        """Weights that each mask drops."""
+        return self.weight.abs() <= torch.sigmoid(self.threshold)
+
     def sparsity(self) -> Float[Tensor, " M"]:
         """Share of the weights that each mask drops."""
-        return (self.weight.abs() <= torch.sigmoid(self.threshold)).flatten(1).float().mean(dim=1)
+        return self.dropped().flatten(1).float().mean(dim=1)
 
-    @torch.no_grad()
     def dropped_by_all(self) -> Bool[Tensor, "out in"]:
         """Weights that no mask keeps."""
-        return (self.weight.abs() <= torch.sigmoid(self.threshold)).all(dim=0)
+        return self.dropped().all(dim=0)
 
     @torch.no_grad()
     def reset(self, ratio: float, generator: torch.Generator) -> int:
