@@ -1,25 +1,31 @@
-"""The command line: `k24lab train | resume | sweep | notebooks | bench | doctor`."""
+"""The command line: `k24lab train | resume | sweep | status | notebooks | bench | doctor`."""
 
 import itertools
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from k24lab.backends import MEMORY_GB, BackendName, Resources
 from k24lab.config import METHODS, Config, build_config
 from k24lab.errors import K24Error
 
 
 def main() -> None:
     """Run a command; an error of the user's is one line and exit code 2."""
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # what a cluster or a shutdown sends ends a run like Ctrl-C
     try:
         tyro.extras.subcommand_cli_from_dict(
             {
                 "train": _train_command(sys.argv[1:]),
                 "resume": resume,
                 "sweep": sweep,
+                "status": status,
                 "notebooks": notebooks,
                 "bench": bench,
                 "doctor": doctor,
@@ -60,7 +66,7 @@ def _train_command(argv: list[str]):  # type: ignore[no-untyped-def]
     return train
 
 
-def resume(folder: Annotated[Path, tyro.conf.Positional], quiet: bool = False) -> None:
+def resume(folder: Annotated[Path, tyro.conf.Positional], quiet: bool = False, notebook: str | None = None) -> None:
     """Go on with a run from its folder.
 
     Example: k24lab resume runs/default/rolenav-k24-s0-1a2b3c4d
@@ -68,26 +74,64 @@ def resume(folder: Annotated[Path, tyro.conf.Positional], quiet: bool = False) -
     Args:
         folder: run folder with a config.json.
         quiet: no progress bar.
+        notebook: execute the run in this notebook, e.g. 02_train; the copy is kept in the run folder.
     """
+    if notebook is not None:
+        from k24lab.notebooks import execute_run
+
+        print(execute_run(folder, notebook))
+        return
     from k24lab.runs import read_config
     from k24lab.train import train as train_run
 
     print(train_run(read_config(folder), folder=folder, progress=not quiet))
 
 
-def sweep(grid: Annotated[Path, tyro.conf.Positional], jobs: int = os.cpu_count() or 1) -> None:
+def sweep(
+    grid: Annotated[Path, tyro.conf.Positional],
+    jobs: int | None = None,
+    retry: bool = False,
+    backend: BackendName = "local",
+    hours: float = 24.0,
+    memory_gb: float = MEMORY_GB,
+    gpus: float = 0.0,
+    options: dict[str, str] | None = None,
+) -> None:
     """Train every run of a grid file that is not finished yet.
 
     Example: k24lab sweep notebooks/grids/demo.yaml
+    Example: k24lab sweep grid.yaml --backend slurm --jobs 50 --hours 4 --options slurm_partition cpu
 
     Args:
-        grid: YAML file with name, common and grids.
-        jobs: processes at a time.
+        grid: YAML file of the runs, see README.md.
+        jobs: runs at a time; by default as many as this machine has cores and memory for, on SLURM and Ray 1000.
+        retry: try runs that failed once more; otherwise they are only listed.
+        backend: processes on this machine, a SLURM job array, or a Ray cluster; the last two need their extras.
+        hours: time limit of a SLURM job, which is queued again when it has passed.
+        memory_gb: memory of a run.
+        gpus: of a run; a fraction shares a GPU on Ray.
+        options: further parameters of submitit or of Ray's tasks.
     """
-    from k24lab.sweep import load_grid
+    from k24lab.backends import build_backend
+    from k24lab.grid import load_grid
     from k24lab.sweep import sweep as sweep_runs
 
-    sweep_runs(*load_grid(grid), jobs=jobs)
+    loaded = load_grid(grid)
+    resources = Resources(jobs, max(c.n_threads for c in loaded.configs), hours, memory_gb, gpus, options or {})
+    sweep_runs(loaded, build_backend(backend, resources, loaded.name), retry=retry)
+
+
+def status(grid: Annotated[Path, tyro.conf.Positional]) -> None:
+    """Show how far a grid is: runs finished, running, failed, begun and waiting, and the errors.
+
+    Example: k24lab status notebooks/grids/demo.yaml
+
+    Args:
+        grid: YAML file of the runs, or the name of a group under runs/.
+    """
+    from k24lab.status import print_status
+
+    print_status(grid)
 
 
 def notebooks(

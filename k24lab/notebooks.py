@@ -1,5 +1,6 @@
 """Running the notebooks as a batch does: checked parameters, this interpreter, no half-written results."""
 
+import dataclasses
 import shutil
 import sys
 import tempfile
@@ -13,8 +14,10 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from traitlets import default
 
+from k24lab.config import build_config
 from k24lab.errors import ConfigError, RunError, unknown
-from k24lab.paths import project_root
+from k24lab.paths import notebooks_dir, project_root
+from k24lab.runs import read_config
 
 # Those that draw figures of runs, or of the method itself; 02_train makes a run.
 DEFAULT_NOTEBOOKS = (
@@ -59,11 +62,39 @@ def notebook_path(name: str) -> Path:
     Raises:
         ConfigError: no such notebook.
     """
-    folder = project_root() / "notebooks"
+    folder = notebooks_dir()
     path = folder / f"{name.removesuffix('.ipynb')}.ipynb"
     if not path.is_file():
         raise ConfigError(unknown("notebook", name, [p.stem for p in folder.glob("*.ipynb")]))
     return path
+
+
+def check_notebook(name: str) -> None:
+    """Refuse a notebook that cannot be the target of a grid: it must take `name` and `overrides`.
+
+    Raises:
+        ConfigError: no such notebook, or one without these parameters.
+    """
+    missing = {"name", "overrides"} - parameter_names(name)
+    if missing:
+        raise ConfigError(f"notebook {name!r} takes no parameter {' or '.join(sorted(missing))}: no run can be its job")
+
+
+def execute_run(folder: Path, name: str) -> Path:
+    """Train the run of a folder inside a notebook; the executed copy is kept in the run folder.
+
+    Fields that the notebook has a parameter for go there, all others that are not a method's default into `overrides`.
+
+    Raises:
+        RunError: no run folder, or a cell failed.
+    """
+    config = read_config(folder)
+    fields, allowed = dataclasses.asdict(config), parameter_names(name)
+    defaults = dataclasses.asdict(build_config({"method": config.method, "learner": config.learner}))
+    own = {key: value for key, value in fields.items() if key in allowed}
+    overrides = {k: v for k, v in fields.items() if k not in allowed and v != defaults[k]}
+    parameters = own | {"overrides": overrides, "name": folder.parent.name}
+    return _execute(notebook_path(name), parameters, folder, notebook_path(name).stem)
 
 
 def execute_all(names: Sequence[str], runs: str, jobs: int) -> list[Path]:
@@ -105,9 +136,13 @@ def execute(name: str, parameters: Mapping[str, Any], label: str = "") -> Path:
     allowed = parameter_names(name)
     for key in parameters.keys() - allowed:
         raise ConfigError(f"{source.name}: " + unknown("parameter", key, allowed))
-    folder = project_root() / "executed"
-    folder.mkdir(exist_ok=True)
     stem = f"{source.stem}-{label}" if label else source.stem
+    return _execute(source, parameters, project_root() / "executed", stem)
+
+
+def _execute(source: Path, parameters: Mapping[str, Any], folder: Path, stem: str) -> Path:
+    """Run a notebook; only a clean copy gets the name `stem`."""
+    folder.mkdir(exist_ok=True)
     part, whole = folder / f"{stem}.part.ipynb", folder / f"{stem}.ipynb"
     try:
         papermill.execute_notebook(

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 HOME_VARIABLE = "K24LAB_HOME"
+CHECKOUT = Path(__file__).resolve().parent.parent  # of an editable install
 
 
 def project_root() -> Path:
@@ -14,8 +15,13 @@ def project_root() -> Path:
     """
     if home := os.environ.get(HOME_VARIABLE):
         return Path(home).expanduser().resolve()
-    checkout = Path(__file__).resolve().parent.parent
-    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+    return CHECKOUT if (CHECKOUT / "pyproject.toml").is_file() else Path.cwd()
+
+
+def notebooks_dir() -> Path:
+    """Folder of the notebooks: that of the project root, or where it has none that of the checkout."""
+    own = project_root() / "notebooks"
+    return own if own.is_dir() else CHECKOUT / "notebooks"
 
 
 def runs_dir() -> Path:

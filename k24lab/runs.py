@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from k24lab.config import NOT_HASHED, Config, build_config
 from k24lab.errors import ConfigError, RunError
@@ -19,6 +20,8 @@ from k24lab.paths import runs_dir
 
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
 CHECKPOINT_FORMAT = "k24lab-checkpoint-1"
+FAILED, LOCK = "FAILED", ".lock"  # the error of the last attempt; held by the process that trains the run
+LOCK_SECONDS = 1.0  # how long a run waits for its lock: one who asks whether it is held holds it for a moment
 
 
 @contextlib.contextmanager
@@ -64,6 +67,28 @@ class RunFolder:
     def done(self) -> bool:
         """Whether the run has finished."""
         return (self.path / "DONE").exists()
+
+    @contextlib.contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Hold the run while it is trained; an error that ends the attempt is kept in FAILED.
+
+        The system frees the lock when the process ends, however it ends.
+
+        Raises:
+            RunError: another process trains it.
+        """
+        try:
+            lock = FileLock(self.path / LOCK).acquire(timeout=LOCK_SECONDS, poll_interval=0.05)
+        except Timeout:
+            raise RunError(f"{self.path}: another process trains this run") from None
+        with lock:
+            (self.path / FAILED).unlink(missing_ok=True)
+            try:
+                yield
+            except Exception as error:
+                with contextlib.suppress(OSError), atomic_write(self.path / FAILED) as file:  # the disk may be full
+                    file.write(f"{type(error).__name__}: {error}\n".encode())
+                raise
 
     def write_json(self, name: str, data: dict[str, Any]) -> None:
         """Write a small JSON file, whole or not at all."""
@@ -127,6 +152,17 @@ class RunFolder:
         (self.path / PREVIOUS).unlink(missing_ok=True)
         with atomic_write(self.path / "DONE"):
             pass
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process trains the run in this folder, on this machine or another that shares it."""
+    if not (path / LOCK).exists():
+        return False
+    try:
+        with FileLock(path / LOCK).acquire(blocking=False):
+            return False
+    except Timeout:
+        return True
 
 
 def read_config(path: Path) -> Config:

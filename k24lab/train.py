@@ -39,21 +39,26 @@ def train(config: Config, name: str = "default", folder: Path | None = None, pro
 
     Raises:
         ConfigError: a task or device that cannot be used.
-        RunError: the folder holds another run, or damaged checkpoints only.
+        RunError: the folder holds another run or damaged checkpoints only, or another process trains it.
     """
     path = folder or run_folder(config, name)
     if not (path / "DONE").exists():
         _check_usable(config)  # a slip of the pen leaves no folder behind
     run = RunFolder(path, config)
     if not run.done:
-        torch.set_num_threads(config.n_threads)
-        keep_memory()
-        trainer = Trainer(config, run)
-        try:
-            trainer.run_to_end(progress)
-        finally:
-            trainer.close()
+        with run.attempt():
+            _train(config, run, progress)
     return run.path
+
+
+def _train(config: Config, run: RunFolder, progress: bool) -> None:
+    torch.set_num_threads(config.n_threads)
+    keep_memory()
+    trainer = Trainer(config, run)
+    try:
+        trainer.run_to_end(progress)
+    finally:
+        trainer.close()
 
 
 def _check_usable(config: Config) -> None:

@@ -7,10 +7,10 @@ import pytest
 import yaml
 from conftest import TINY
 
-from k24lab import cli, sweep
+from k24lab import cli
 from k24lab.config import build_config
 from k24lab.runs import read_config, run_folder
-from k24lab.train import Trainer, train
+from k24lab.train import Trainer
 
 FLAGS = list(
     itertools.chain.from_iterable(
@@ -77,17 +77,28 @@ def test_resume_finishes_an_interrupted_run(k24lab, monkeypatch):
     assert (folder / "DONE").exists()
 
 
-def test_sweep_trains_every_run_of_a_grid(k24lab, tmp_path, monkeypatch):
-    def run_here(path):
-        train(read_config(path), folder=path, progress=False)
-        return 0
-
-    monkeypatch.setattr(sweep, "_run", run_here)
+def test_sweep_trains_every_run_of_a_grid(k24lab, tmp_path):
     common = TINY | {"t_max": 200, "method": "fups"}
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"name": "g", "common": common, "grids": [{"seed": [4]}]}))
     code, *_ = k24lab("sweep", tmp_path / "grid.yaml", "--jobs", 1)
     assert code == 0
     assert (run_folder(build_config(common | {"seed": 4}), "g") / "DONE").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "part"),
+    [
+        (["--jobs", "0"], "jobs = 0 must be at least 1"),
+        (["--memory-gb", "0"], "memory_gb = 0.0 must be above 0"),
+        (["--hours", "-1"], "hours = -1.0 must be above 0"),
+        (["--options", "partition", "x"], "mean nothing to the backend 'local'"),
+        (["--backend", "slurm", "--gpus", "0.5"], "gpus = 0.5 of a SLURM job must be a whole number"),
+    ],
+)
+def test_sweep_refuses_resources_that_mean_nothing(args, part, k24lab, tmp_path, home):
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"grids": [{"seed": [4]}]}))
+    assert_one_line_error(k24lab("sweep", tmp_path / "grid.yaml", *args), part)
+    assert not (home / "runs").exists()
 
 
 @pytest.mark.parametrize(
@@ -125,7 +136,7 @@ def test_flag_that_cannot_be_parsed_is_exit_code_2_and_says_what_is_allowed(args
     assert not (home / "runs").exists()
 
 
-@pytest.mark.parametrize("command", ["train", "resume", "sweep", "bench"])
+@pytest.mark.parametrize("command", ["train", "resume", "sweep", "status", "bench"])
 def test_help_of_every_command_has_an_example(command, k24lab):
     code, out, _ = k24lab(command, "--help")
     assert code == 0 and f"Example: k24lab {command}" in " ".join(out.split())

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from k24lab import sweep
+from k24lab import grid
 from k24lab.config import METHODS
 from k24lab.paths import project_root
 
@@ -40,6 +40,6 @@ def test_commands_name_files_that_exist():
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
 def test_grid_file_can_run_and_is_named_after_its_group(path, monkeypatch):
     if "smax/" in path.read_text() and importlib.util.find_spec("jaxmarl") is None:
-        monkeypatch.setattr(sweep, "make_env", lambda *_: io.StringIO())  # it closes; the parameters are checked
-    name, configs = sweep.load_grid(path)
+        monkeypatch.setattr(grid, "make_env", lambda *_: io.StringIO())  # it closes; the parameters are checked
+    name, configs, _ = grid.load_grid(path)
     assert name == path.stem and configs

@@ -64,7 +64,7 @@ def test_paths_follow_the_home_variable_else_the_checkout(home, monkeypatch):
 
 def test_paths_of_a_package_outside_a_checkout_are_the_current_folder(home, monkeypatch):
     monkeypatch.delenv(paths.HOME_VARIABLE)
-    monkeypatch.setattr(paths, "__file__", str(home / "site-packages" / "k24lab" / "paths.py"))
+    monkeypatch.setattr(paths, "CHECKOUT", home / "site-packages")
     monkeypatch.chdir(home)
     assert paths.project_root() == home
 

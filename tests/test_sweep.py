@@ -1,114 +1,186 @@
-import itertools
+"""Sweeps: what is run, what is left alone, and what is said of runs that are not finished."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Future
+from pathlib import Path
+
+import psutil
 import pytest
 import yaml
+from conftest import TINY
 
-from k24lab import sweep as sweep_module
+from k24lab.backends import Local
 from k24lab.config import build_config
 from k24lab.errors import ConfigError, RunError
-from k24lab.runs import CHECKPOINT, run_folder
-from k24lab.sweep import expand, load_grid, sweep
+from k24lab.grid import Grid
+from k24lab.runs import CHECKPOINT, FAILED, RunFolder, read_config, run_folder
+from k24lab.status import run_status
+from k24lab.sweep import sweep
 from k24lab.train import train
 
-
-@pytest.fixture
-def grid_file(tmp_path):
-    """Write a grid file: `grid_file(grids=[...], common={...})`."""
-
-    def write(**data):
-        (tmp_path / "grid.yaml").write_text(yaml.safe_dump(data))
-        return tmp_path / "grid.yaml"
-
-    return write
+SHORT = {"t_max": 400, "method": "fups"}
 
 
-def test_grid_is_the_product_of_its_lists_over_the_common_parameters():
-    configs = expand({"t_max": 1000, "lr": 0.01}, {"method": ["k24", "fups"], "seed": [0, 1, 2], "lr": 0.1})
-    assert [(c.method, c.seed) for c in configs] == list(itertools.product(["k24", "fups"], [0, 1, 2]))
-    assert {(c.t_max, c.lr) for c in configs} == {(1000, 0.1)}
+class Here:
+    """A backend that trains in this process; `codes` are those of runs that it only pretends to run."""
+
+    def __init__(self, codes=()):
+        self.codes, self.commands, self.stopped = dict(codes), [], False
+
+    def submit(self, commands, logs):
+        self.commands += commands
+        return [self._job(Path(command[4])) for command in commands]
+
+    def _job(self, path):
+        job = Future()
+        code = self.codes.get(read_config(path).seed)
+        if isinstance(code, Exception):
+            job.set_exception(code)
+            return job
+        if code is None:
+            try:
+                train(read_config(path), folder=path, progress=False)
+            except RunError:
+                code = 2
+        job.set_result(code or 0)
+        return job
+
+    def stop(self):
+        self.stopped = True
 
 
-def test_method_defaults_apply_inside_a_grid():
-    a, b = expand({}, {"method": ["k24", "k24-alpha"]})
-    assert (a.score_weight_power, b.score_weight_power) == (1.0, 0.0)
+def grid_of(tiny_config, seeds, **changes):
+    return Grid("group", [tiny_config(seed=seed, **SHORT | changes) for seed in seeds])
 
 
-def test_file_with_several_grids_gives_all_of_their_runs(grid_file):
-    path = grid_file(name="mine", common={"t_max": 1000}, grids=[{"seed": [0, 1]}, {"method": "fups"}])
-    name, configs = load_grid(path)
-    assert name == "mine"
-    assert [(c.method, c.seed, c.t_max) for c in configs] == [("k24", 0, 1000), ("k24", 1, 1000), ("fups", 0, 1000)]
-
-
-def test_name_defaults_to_that_of_the_file_and_is_a_string(grid_file):
-    assert load_grid(grid_file(grids=[{}]))[0] == "grid"
-    assert load_grid(grid_file(name=2024, grids=[{}]))[0] == "2024"
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        ({"grids": [{"seed": []}]}, r"seed = \[\] has no value"),
-        ({"grids": [{"sed": [0]}]}, "unknown parameter 'sed'; did you mean 'seed'"),
-        ({"grids": [{"seed": ["0"]}]}, "seed = '0' is a str"),
-        ({"grids": [{"lr": [0.1, -1]}]}, r"lr = -1\.0 must be above 0"),
-        ({"common": {"lr": [0.1]}, "grids": [{}]}, "lr = .* is a list"),
-        ({"grids": [{"task": "rolenv"}]}, "unknown task 'rolenv'; did you mean 'rolenav'"),
-        ({"grids": [{"task": ["rolenav", "rolenav:n_agent=3"]}]}, "did you mean 'n_agents'"),
-        ({"grids": [{"task": "rolenav:n_agents"}]}, "not of the form key=value"),
-        ({"grids": [{"seed": [0, 1]}, {"seed": 1}]}, "k24, rolenav, seed 1 stands there twice"),
-        ({"grids": [{"seed": [2, 2]}]}, "seed 2 stands there twice"),
-        ({"grids": [{"n_threads": [1, 2]}]}, "stands there twice"),
-        ({"gridz": [], "grids": [{}]}, "unknown key 'gridz'; did you mean 'grids'"),
-        ({"common": {}}, "must have the keys"),
-        ({"grids": {"seed": [0]}}, "must have the keys name, common .* and grids, a list"),
-        ({"grids": []}, "at least one"),
-        ({"grids": ["seed"]}, "must map parameters to values"),
-        ({"common": ["seed"], "grids": [{}]}, "must map parameters to values"),
-    ],
-)
-def test_mistakes_in_a_grid_are_errors_before_anything_starts(data, message, grid_file, home):
-    with pytest.raises(ConfigError, match=message):
-        load_grid(grid_file(**data))
-    assert not (home / "runs").exists()
-
-
-@pytest.mark.parametrize("text", ["", "- 1", "a: [", "just text"])
-def test_file_that_is_no_grid_is_an_error(text, tmp_path):
-    (tmp_path / "bad.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=r"bad\.yaml"):
-        load_grid(tmp_path / "bad.yaml")
-
-
-def test_missing_grid_file_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match="no grid file"):
-        load_grid(tmp_path / "none.yaml")
-
-
-@pytest.mark.parametrize(("name", "jobs"), [("../x", 1), ("ok", 0)])
-def test_bad_name_or_number_of_processes_starts_nothing(name, jobs, home, monkeypatch):
-    monkeypatch.setattr(sweep_module, "_run", lambda path: pytest.fail("a run was started"))
-    with pytest.raises(ConfigError, match=r"name = |jobs = "):
-        sweep(name, [build_config({})], jobs)
-    assert not (home / "runs").exists()
+@pytest.mark.parametrize("name", ["../x", "a/b", ""])
+def test_bad_name_starts_nothing(name, home, tiny_config):
+    backend = Here()
+    with pytest.raises(ConfigError, match="name = "):
+        sweep(Grid(name, [tiny_config()]), backend)
+    assert not (home / "runs").exists() and not backend.commands
 
 
 def test_finished_runs_are_skipped_and_a_failing_one_does_not_stop_the_others(tiny_config, tmp_path):
-    short = {"t_max": 400, "method": "fups"}
-    done, good, bad = configs = [tiny_config(seed=seed, **short) for seed in range(3)]
+    done, good, bad = (grid := grid_of(tiny_config, range(3))).configs
     train(done, "group", progress=False)
     before = {p: p.stat().st_mtime_ns for p in run_folder(done, "group").rglob("*")}
     run_folder(bad, "group").mkdir(parents=True)
     (run_folder(bad, "group") / CHECKPOINT).write_bytes(b"damaged")
     with pytest.raises(RunError) as error:
-        sweep("group", configs, jobs=1)
+        sweep(grid, Local(1, 1), poll_seconds=0.05)
     message = str(error.value)
-    assert "1 of 3 runs failed" in message and str(run_folder(bad, "group")) in message
-    assert "checkpoint.pt cannot be read" in message  # the end of its log
+    assert "1 of 3 runs are not finished" in message and str(run_folder(bad, "group")) in message
+    assert "RunError" in message and "checkpoint.pt cannot be read" in message and "--retry" in message
     assert (run_folder(good, "group") / "DONE").exists() and not (run_folder(bad, "group") / "DONE").exists()
     assert {p: p.stat().st_mtime_ns for p in run_folder(done, "group").rglob("*")} == before
     alone = train(good, folder=tmp_path / "alone", progress=False)
     assert (run_folder(good, "group") / "metrics.jsonl").read_bytes() == (alone / "metrics.jsonl").read_bytes()
-    (run_folder(bad, "group") / CHECKPOINT).unlink()
-    train(bad, "group", progress=False)
-    assert sweep("group", configs, jobs=2) == [run_folder(config, "group") for config in configs]
+
+
+def test_failed_run_waits_until_it_is_to_be_retried(tiny_config):
+    grid = grid_of(tiny_config, [0])
+    folder = run_folder(grid.configs[0], "group")
+    folder.mkdir(parents=True)
+    (folder / CHECKPOINT).write_bytes(b"damaged")
+    with pytest.raises(RunError, match="cannot be read"):
+        sweep(grid, Here())
+    (folder / CHECKPOINT).unlink()
+    with pytest.raises(RunError, match="cannot be read"):  # the error that it failed with
+        sweep(grid, backend := Here())
+    assert not backend.commands and run_status(folder).state == "failed"
+    assert sweep(grid, Here(), retry=True) == [folder]
+    assert (folder / "DONE").exists() and not (folder / FAILED).exists()
+
+
+def test_grown_grid_adds_only_what_is_new(tiny_config):
+    sweep(grid_of(tiny_config, [0]), Here())
+    backend = Here()
+    sweep(grid_of(tiny_config, [0, 1]), backend)
+    assert [read_config(Path(command[4])).seed for command in backend.commands] == [1]
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [(130, "was stopped"), (-9, "killed by signal 9"), (3, "exit code 3: no output"), (OSError("lost"), "was stopped")],
+)
+def test_run_that_ends_otherwise_is_no_failure_of_its_own(code, message, tiny_config):
+    grid = grid_of(tiny_config, [0, 1])
+    with pytest.raises(RunError, match=message):
+        sweep(grid, Here({0: code}))
+    assert run_status(run_folder(grid.configs[0], "group")).state == "waiting"
+    sweep(grid, Here())
+
+
+def test_run_in_other_hands_is_left_to_them(tiny_config):
+    grid = grid_of(tiny_config, [0, 1])
+    with RunFolder(run_folder(grid.configs[0], "group"), grid.configs[0]).attempt():
+        with pytest.raises(RunError, match="1 of 2 runs are not finished") as error:
+            sweep(grid, backend := Here())
+        assert "another process has it in hand" in str(error.value) and len(backend.commands) == 1
+        with pytest.raises(RunError, match="another process trains this run"):
+            train(grid.configs[0], "group", progress=False)
+    assert not (run_folder(grid.configs[0], "group") / FAILED).exists()  # to be refused is no failure of the run
+
+
+def test_error_while_watching_stops_every_run(tiny_config, monkeypatch):
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("k24lab.sweep._watch", fail)
+    backend = Here()
+    with pytest.raises(KeyboardInterrupt):
+        sweep(grid_of(tiny_config, [0]), backend)
+    assert backend.stopped
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_signal_to_a_sweep_leaves_no_process_and_runs_that_go_on(stop, tmp_path, home):
+    common = TINY | {"t_max": 10**6, "method": "fups", "checkpoint_interval": 400}
+    file = tmp_path / "grid.yaml"
+    file.write_text(yaml.safe_dump({"name": "g", "common": common, "grids": [{"seed": [0, 1, 2]}]}))
+    folders = [run_folder(build_config(common | {"seed": seed}), "g") for seed in range(3)]
+    command = [sys.executable, "-m", "k24lab", "sweep", str(file), "--jobs", "2"]
+    with (tmp_path / "err").open("w") as err, subprocess.Popen(command, stderr=err) as process:
+        wait_for(lambda: all((folder / CHECKPOINT).exists() for folder in folders[:2]))
+        runs = psutil.Process(process.pid).children(recursive=True)
+        assert len(runs) == 2
+        with pytest.raises(RunError, match="another process trains"):
+            train(read_config(folders[0]), folder=folders[0], progress=False)
+        process.send_signal(stop)
+        assert process.wait(timeout=30) == 130, (tmp_path / "err").read_text()
+    assert not psutil.wait_procs(runs, timeout=1)[1]
+    assert [run_status(folder).state for folder in folders] == ["begun", "begun", "waiting"]
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_killed_run_goes_on_and_ends_as_if_it_had_never_been_killed(tiny_config, tmp_path):
+    config = tiny_config(**SHORT | {"t_max": 2000})
+    folder = RunFolder(run_folder(config, "group"), config).path
+    command = [sys.executable, "-m", "k24lab", "resume", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: (folder / CHECKPOINT).exists())
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    sweep(Grid("group", [config]), Here())
+    alone = train(config, folder=tmp_path / "alone", progress=False)
+    assert (folder / "metrics.jsonl").read_bytes() == (alone / "metrics.jsonl").read_bytes()
+
+
+def test_grid_with_a_notebook_keeps_the_executed_copy_of_each_run(tiny_config):
+    grid = Grid("group", [tiny_config(**SHORT, mixer="none", n_threads=2)], "02_train")
+    (folder,) = sweep(grid, Local(1, 1))
+    copy = json.loads((folder / "02_train.ipynb").read_text())
+    assert (folder / "DONE").exists() and read_config(folder) == grid.configs[0]
+    assert "execution_count" in json.dumps(copy) and not (folder / "02_train.part.ipynb").exists()

@@ -1,0 +1,100 @@
+"""How far runs are, from their folders alone: wherever they are computed, and by whom."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import pandas as pd
+
+from k24lab.errors import RunError
+from k24lab.grid import load_grid
+from k24lab.paths import runs_dir
+from k24lab.runs import FAILED, is_locked, read_config, run_folder
+
+State = Literal["finished", "running", "failed", "begun", "waiting"]
+STATES: tuple[State, ...] = ("finished", "running", "failed", "begun", "waiting")
+TAIL_BYTES = 16_384  # of the metrics file; its lines have a few hundred
+
+
+class RunStatus(NamedTuple):
+    """Where a run stands. Begun: it has metrics, and nobody is at work on it."""
+
+    path: Path
+    method: str
+    task: str
+    seed: int
+    state: State
+    t_env: int  # env steps at its last log line
+    t_max: int
+    error: str = ""  # of a failed run
+
+
+def run_status(path: Path) -> RunStatus:
+    """The status of one run folder.
+
+    Raises:
+        RunError: no configuration in it.
+    """
+    config = read_config(path)
+    finished = (path / "DONE").exists()
+    t_env = config.t_max if finished else min(last_t_env(path / "metrics.jsonl"), config.t_max)
+    error = ""
+    if finished:
+        state: State = "finished"
+    elif is_locked(path):
+        state = "running"
+    elif (path / FAILED).exists():
+        state, error = "failed", (path / FAILED).read_text(errors="replace").strip()
+    else:
+        state = "begun" if t_env else "waiting"
+    return RunStatus(path, config.method, config.task, config.seed, state, t_env, config.t_max, error)
+
+
+def last_t_env(path: Path) -> int:
+    """Env steps in the last whole line of a metrics file; 0 without one."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return 0
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line)["t_env"])
+        except (ValueError, KeyError, TypeError):  # torn, or still being written
+            continue
+    return 0
+
+
+def status_table(statuses: Iterable[RunStatus]) -> pd.DataFrame:
+    """One row per task and method: how many runs are in each state, and the share of their env steps that is done."""
+    rows = pd.DataFrame([status._asdict() for status in statuses])
+    if rows.empty:
+        raise RunError("no run there")
+    groups = rows.groupby(["task", "method"], sort=False)
+    table = groups["state"].value_counts().unstack(fill_value=0).reindex(columns=list(STATES), fill_value=0)
+    table["% done"] = (100 * groups["t_env"].sum() / groups["t_max"].sum()).round().astype(int)
+    return table.reset_index().rename_axis(columns=None)
+
+
+def print_status(grid: Path) -> None:
+    """Print the table of a grid file, or of a group of runs by its name, and the error of every run that failed.
+
+    Raises:
+        ConfigError: a grid file that cannot be used.
+        RunError: no run.
+    """
+    if grid.suffix in (".yaml", ".yml"):
+        name, configs, _ = load_grid(grid)
+        paths = [run_folder(config, name) for config in configs]
+        statuses = [
+            run_status(path) if path.exists() else RunStatus(path, c.method, c.task, c.seed, "waiting", 0, c.t_max)
+            for path, c in zip(paths, configs, strict=True)
+        ]
+    else:
+        statuses = [run_status(path.parent) for path in sorted((runs_dir() / grid).glob("*/config.json"))]
+    print(status_table(statuses).to_string(index=False))
+    for status in statuses:
+        if status.state == "failed":
+            print(f"failed: {status.path}: {status.error}")
