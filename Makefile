@@ -1,6 +1,6 @@
 # Every target sets up its environment itself: conda where it is present, else venv + pip.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo results results-smax test lint format lock clean
+.PHONY: help setup demo results results-smax test test-oracle lint format lock clean
 
 CONDA := $(shell command -v mamba || command -v conda)
 PYTHON ?= python3.11
@@ -46,12 +46,17 @@ results: setup  ## every run behind the README's results (some hours on 2 cores)
 	$(RUN) k24lab notebooks 07_unit_types --runs types
 	$(RUN) k24lab sweep notebooks/grids/separate.yaml
 	$(RUN) k24lab notebooks 09_what_separates --runs separate
-	$(RUN) k24lab notebooks 01_masks 03_mask_patterns 04_agent_similarity 06_ampere_speedup --runs rolenav3
+	$(RUN) k24lab notebooks 01_masks 03_mask_patterns 04_agent_similarity 06_ampere_speedup 08_paper_figures --runs rolenav3
 
 results-smax: setup  ## the study of SMAX (installs half a gigabyte more; one to two hours on 2 cores)
 	$(RUN) pip install --quiet --disable-pip-version-check -e '.[smax]'
 	$(RUN) k24lab sweep notebooks/grids/smax.yaml
 	$(RUN) k24lab notebooks 07_unit_types --runs smax
+
+test-oracle:  ## the aggregates against rliable, in an environment of its own (it needs pandas 2)
+	$(PYTHON) -m venv build/oracle
+	build/oracle/bin/pip install --quiet "rliable==1.2.0" "pandas<3" jaxtyping pytest
+	PYTHONPATH=. build/oracle/bin/python -m pytest -q -c /dev/null --rootdir=. --noconftest -p no:cacheprovider tests/test_oracle.py
 
 lint: setup  ## ruff and mypy alone
 	$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) mypy

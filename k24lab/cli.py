@@ -1,4 +1,4 @@
-"""The command line: `k24lab train | resume | sweep | status | notebooks | bench | doctor`."""
+"""The command line: `k24lab train | resume | sweep | status | notebooks | figures | export | bench | doctor`."""
 
 import itertools
 import os
@@ -27,6 +27,8 @@ def main() -> None:
                 "sweep": sweep,
                 "status": status,
                 "notebooks": notebooks,
+                "figures": figures,
+                "export": export,
                 "bench": bench,
                 "doctor": doctor,
             },
@@ -150,6 +152,47 @@ def notebooks(
 
     for path in execute_all(names or DEFAULT_NOTEBOOKS, runs, jobs):
         print(path)
+
+
+def figures(groups: Annotated[tuple[str, ...], tyro.conf.Positional] = (), jobs: int = os.cpu_count() or 1) -> None:
+    """Draw every figure and table of groups of runs, one by one and all together, from their folders alone.
+
+    Example: k24lab figures rolenav3 vmas_dispersion
+
+    Args:
+        groups: folders under runs/; by default all that have finished runs.
+        jobs: notebooks at a time.
+    """
+    from k24lab.errors import RunError
+    from k24lab.notebooks import paper_figures
+    from k24lab.paths import runs_dir
+
+    found = groups or tuple(sorted({path.parent.parent.name for path in runs_dir().glob("*/*/DONE")}))
+    if not found:
+        raise RunError(f"no finished run in {runs_dir()}")
+    for path in paper_figures(found, jobs):
+        print(path)
+
+
+def export(groups: Annotated[tuple[str, ...], tyro.conf.Positional], output: Path) -> None:
+    """Write the results of groups of runs as one JSON file in the layout of marl-eval.
+
+    Example: k24lab export rolenav3 vmas_dispersion --output results.json
+
+    Args:
+        groups: folders under runs/.
+        output: the file; one that is there is replaced.
+    """
+    import json
+
+    from k24lab.analysis.export import marl_eval
+    from k24lab.analysis.results import find_runs, load_metrics, load_summaries
+    from k24lab.runs import atomic_write
+
+    runs = [run for group in groups for run in find_runs(group)]
+    with atomic_write(output) as file:
+        file.write((json.dumps(marl_eval(load_metrics(runs), load_summaries(runs))) + "\n").encode())
+    print(output)
 
 
 def bench(what: Annotated[str, tyro.conf.Positional], rounds: int = 10, loops: bool = True) -> None:

@@ -82,7 +82,7 @@ class MaskConfig:
     noise: Literal["annealed", "literal", "none"] = "annealed"  # how a mask is drawn
     logit_scale: float = 10.0  # of the normalised pattern logits; no effect with noise="literal"
     logit_scale_final: float | None = None  # reached linearly at t_max; None: constant
-    temperature_schedule: Literal["two_phase", "linear"] = "two_phase"
+    temperature_schedule: Literal["two_phase", "linear", "constant"] = "two_phase"  # constant: temperature_init
     temperature_init: float = 5.0
     temperature_mid: float = 1.0  # between the two phases
     temperature_min: float = 0.1

@@ -14,6 +14,7 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from traitlets import default
 
+from k24lab.analysis.results import find_runs
 from k24lab.config import build_config
 from k24lab.errors import ConfigError, RunError, unknown
 from k24lab.paths import notebooks_dir, project_root
@@ -109,6 +110,27 @@ def execute_all(names: Sequence[str], runs: str, jobs: int) -> list[Path]:
     tasks = [(name, {"runs": runs} if "runs" in parameter_names(name) else {}) for name in names]
     with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(execute, name, parameters, runs if parameters else "") for name, parameters in tasks]
+    return [future.result() for future in futures]
+
+
+def paper_figures(groups: Sequence[str], jobs: int) -> list[Path]:
+    """Every figure that can be drawn from groups of runs, of each group and of all together; nothing is trained.
+
+    Raises:
+        RunError: a group without finished runs, or a notebook failed.
+    """
+    tasks: list[tuple[str, dict[str, Any], str]] = []
+    for group in groups:
+        runs = find_runs(group)
+        names = ["05_ablations"]
+        names += (
+            ["03_mask_patterns", "04_agent_similarity"] if any((r.path / "patterns").is_dir() for r in runs) else []
+        )
+        names += ["07_unit_types"] if any(run.config.get("mask_per") == "type" for run in runs) else []
+        tasks += [(name, {"runs": group}, group) for name in names]
+    tasks.append(("08_paper_figures", {"groups": list(groups)}, "-".join(groups)))
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(execute, *task) for task in tasks]
     return [future.result() for future in futures]
 
 

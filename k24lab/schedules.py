@@ -14,7 +14,7 @@ def linear(start: float, end: float, progress: float) -> float:
 def temperature(
     progress: float,
     *,
-    schedule: Literal["two_phase", "linear"],
+    schedule: Literal["two_phase", "linear", "constant"],
     init: float,
     mid: float,
     minimum: float,
@@ -24,9 +24,11 @@ def temperature(
     """Temperature of the mask draw at `progress` = t_env / t_max.
 
     `two_phase`: init -> mid over the first half of [anneal_start, anneal_end], mid -> minimum over the
-    second. `linear`: init -> minimum over the whole. Constant before and after. (METHOD section 4; the design
-    document scales the time by 0.8 twice.)
+    second. `linear`: init -> minimum over the whole. Constant before and after. `constant`: init all along.
+    (METHOD section 4; the design document scales the time by 0.8 twice.)
     """
+    if schedule == "constant":
+        return init
     share = (progress - anneal_start) / (anneal_end - anneal_start)
     if schedule == "linear":
         return linear(init, minimum, share)

@@ -1,4 +1,5 @@
 import itertools
+import json
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from conftest import TINY
 from k24lab import cli
 from k24lab.config import build_config
 from k24lab.runs import read_config, run_folder
-from k24lab.train import Trainer
+from k24lab.train import Trainer, train
 
 FLAGS = list(
     itertools.chain.from_iterable(
@@ -85,6 +86,14 @@ def test_sweep_trains_every_run_of_a_grid(k24lab, tmp_path):
     assert (run_folder(build_config(common | {"seed": 4}), "g") / "DONE").exists()
 
 
+def test_export_writes_the_results_of_groups(k24lab, tiny_config, tmp_path):
+    for name in ("one", "two"):
+        train(tiny_config(method="fups", t_max=400, seed=len(name) + (name == "two")), name, progress=False)
+    code, out, _ = k24lab("export", "one", "two", "--output", tmp_path / "x.json")
+    assert (code, out) == (0, f"{tmp_path / 'x.json'}\n")
+    assert json.loads((tmp_path / "x.json").read_text())["rolenav"]["rolenav"]["fups"].keys() == {"seed_3", "seed_4"}
+
+
 @pytest.mark.parametrize(
     ("args", "part"),
     [
@@ -112,6 +121,10 @@ def test_sweep_refuses_resources_that_mean_nothing(args, part, k24lab, tmp_path,
         (["train", "--name", "a/b"], ["name = 'a/b'"]),
         (["resume", "nowhere"], ["nowhere is no run folder"]),
         (["sweep", "nowhere.yaml"], ["no grid file nowhere.yaml"]),
+        (["figures"], ["no finished run in "]),
+        (["figures", "nothing"], ["no runs in "]),
+        (["export", "nothing", "--output", "x.json"], ["no runs in "]),
+        (["status", "nothing"], ["no run"]),
         (["bench", "tarin"], ["unknown benchmark 'tarin'; did you mean 'train'"]),
     ],
 )
@@ -136,7 +149,7 @@ def test_flag_that_cannot_be_parsed_is_exit_code_2_and_says_what_is_allowed(args
     assert not (home / "runs").exists()
 
 
-@pytest.mark.parametrize("command", ["train", "resume", "sweep", "status", "bench"])
+@pytest.mark.parametrize("command", ["train", "resume", "sweep", "status", "figures", "export", "bench"])
 def test_help_of_every_command_has_an_example(command, k24lab):
     code, out, _ = k24lab(command, "--help")
     assert code == 0 and f"Example: k24lab {command}" in " ".join(out.split())

@@ -9,9 +9,10 @@ import papermill
 import pytest
 
 from k24lab import notebooks
-from k24lab.config import Config
+from k24lab.config import Config, build_config
 from k24lab.errors import ConfigError, RunError
 from k24lab.paths import project_root
+from k24lab.runs import RunFolder, run_folder
 
 PATHS = sorted((project_root() / "notebooks").glob("*.ipynb"))
 FIELDS = {field.name for field in dataclasses.fields(Config)}
@@ -115,3 +116,48 @@ def test_unknown_parameter_is_refused_before_the_kernel_starts(home):
 def test_unknown_notebook_names_the_nearest(home):
     with pytest.raises(ConfigError, match="did you mean 'small'"):
         notebooks.execute("smal", {})
+
+
+def test_figures_of_groups_come_from_the_notebooks_that_their_runs_can_fill(home, monkeypatch):
+    for group, config, masks in (("a", {"method": "fups"}, False), ("b", {"method": "k24", "mask_per": "type"}, True)):
+        folder = home / "runs" / group / "run"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(config | {"task": "rolenav", "seed": 0}))
+        (folder / "DONE").touch()
+        if masks:
+            (folder / "patterns").mkdir()
+    calls = []
+    monkeypatch.setattr(notebooks, "execute", lambda *given: calls.append(given))
+    notebooks.paper_figures(["a", "b"], jobs=1)
+    of_b = ("05_ablations", "03_mask_patterns", "04_agent_similarity", "07_unit_types")
+    assert calls == [
+        ("05_ablations", {"runs": "a"}, "a"),
+        *((name, {"runs": "b"}, "b") for name in of_b),
+        ("08_paper_figures", {"groups": ["a", "b"]}, "a-b"),
+    ]
+    with pytest.raises(RunError, match="no runs in .*c; groups with runs: a, b"):
+        notebooks.paper_figures(["a", "c"], jobs=1)
+
+
+def test_notebook_of_a_run_gets_the_fields_it_takes_and_the_rest_as_overrides(home, monkeypatch, tiny_config):
+    cell = nbformat.v4.new_code_cell('name = ""\ntask = ""\noverrides = {}', metadata={"tags": ["parameters"]})
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), home / "notebooks" / "one.ipynb")
+    config = tiny_config(method="fups", seed=3)
+    folder = RunFolder(run_folder(config, "group"), config).path
+    calls = []
+    monkeypatch.setattr(notebooks, "_execute", lambda *given: calls.append(given))
+    notebooks.execute_run(folder, "one")
+    ((source, parameters, target, stem),) = calls
+    assert (source.stem, target, stem) == ("one", folder, "one")
+    assert (
+        parameters["name"] == "group"
+        and parameters["task"] == "rolenav"
+        and parameters.keys() - {"name"}
+        == {
+            "task",
+            "overrides",
+        }
+    )
+    overrides = parameters["overrides"]
+    assert build_config({"task": "rolenav", "method": "fups", **overrides}) == config and overrides["seed"] == 3
+    assert "gamma" not in overrides

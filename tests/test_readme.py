@@ -8,6 +8,7 @@ import pytest
 
 from k24lab import grid
 from k24lab.config import METHODS
+from k24lab.deploy.methods import method_costs
 from k24lab.paths import project_root
 
 ROOT = project_root()  # before a test moves it
@@ -43,3 +44,17 @@ def test_grid_file_can_run_and_is_named_after_its_group(path, monkeypatch):
         monkeypatch.setattr(grid, "make_env", lambda *_: io.StringIO())  # it closes; the parameters are checked
     name, configs, _ = grid.load_grid(path)
     assert name == path.stem and configs
+
+
+def test_costs_in_the_readme_are_those_that_are_counted():
+    for row in method_costs(18, 64, 5, 3).itertuples():
+        numbers = [f"{row.parameters:,}", "[^|]*", f"{row.multiply_adds:,}", f"{row.memory_bytes / 1000:.1f}"]
+        pattern = rf"`{row.method}`[^|]*\| " + r" \| ".join(numbers) + r" \|"
+        assert re.search(pattern, README), row.method
+
+
+def test_grid_of_the_readme_can_run(tmp_path):
+    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "grid.yaml").write_text(text)
+    name, configs, notebook = grid.load_grid(tmp_path / "grid.yaml")
+    assert (name, len(configs), notebook) == ("mine", 18, "02_train")

@@ -26,6 +26,11 @@ def test_linear_schedule_goes_straight_to_the_minimum(progress, value):
     assert temperature(progress, schedule="linear", **PHASES) == pytest.approx(value)
 
 
+@pytest.mark.parametrize("progress", [-1.0, 0.0, 0.4, 0.8, 2.0])
+def test_constant_schedule_stays_at_the_start(progress):
+    assert temperature(progress, schedule="constant", **PHASES) == 5.0
+
+
 @pytest.mark.parametrize("schedule", ["two_phase", "linear"])
 @pytest.mark.parametrize(("start", "end"), [(0.0, 0.8), (0.1, 1 / 3), (0.25, 1.0)])
 def test_temperature_never_rises_and_is_constant_outside_the_annealing(schedule, start, end):

@@ -40,7 +40,6 @@ def test_fewer_than_two_runs_have_no_interval(values, mean):
     estimate = stats.mean_interval(np.array(values))
     assert estimate.mean.item() == pytest.approx(mean, nan_ok=True)
     assert np.isnan([estimate.low, estimate.high]).all()
-    assert np.isnan(stats.bootstrap_interval([np.array(values)])).all()
 
 
 def test_interval_covers_the_truth_as_often_as_it_says():
@@ -63,23 +62,6 @@ def test_iqm_shifts_with_its_values_and_stays_within_them(values, shift):
     result = stats.iqm(values)
     assert values.min() - 1e-9 <= result <= values.max() + 1e-9
     assert stats.iqm(values + shift) == pytest.approx(result + shift, abs=1e-6)
-
-
-def test_bootstrap_is_reproducible_and_agrees_with_the_normal_interval():
-    values = np.random.default_rng(2).normal(size=400)
-    low, high = stats.bootstrap_interval([values], np.mean)
-    assert (low, high) == stats.bootstrap_interval([values], np.mean)
-    assert (low, high) != stats.bootstrap_interval([values], np.mean, seed=1)
-    half = 1.96 * values.std() / 20
-    assert [low, high] == pytest.approx([values.mean() - half, values.mean() + half], abs=0.25 * half)
-
-
-def test_bootstrap_draws_within_strata():
-    # Within each stratum all scores are equal, so no resample can differ; pooled resampling would.
-    strata = [np.zeros(3), np.full(3, 10.0)]
-    assert stats.bootstrap_interval(strata, np.mean) == (5.0, 5.0)
-    low, high = stats.bootstrap_interval([np.concatenate(strata)], np.mean)
-    assert low < 5 < high
 
 
 def test_difference_interval_agrees_with_welch():

@@ -1,6 +1,6 @@
 """Means over seeds with their uncertainty, in the vocabulary of rliable (Agarwal et al., 2021, arXiv:2108.13264)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,8 +12,6 @@ from k24lab.errors import RunError, unknown
 
 CONFIDENCE = 0.95
 GRID_POINTS = 101
-
-Statistic = Callable[[np.ndarray], float]
 
 
 class Estimate(NamedTuple):
@@ -47,27 +45,6 @@ def iqm(values: np.ndarray) -> float:
     values = np.asarray(values, dtype=float).ravel()
     values = values[~np.isnan(values)]
     return float(scipy_stats.trim_mean(values, 0.25)) if values.size else float("nan")
-
-
-def bootstrap_interval(
-    strata: Sequence[np.ndarray],
-    statistic: Statistic = iqm,
-    confidence: float = CONFIDENCE,
-    n_resamples: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile interval of a statistic of the pooled scores, runs drawn with replacement within each stratum.
-
-    A stratum holds the scores of one task, [n_runs]; across tasks they must have been put on one scale first. One
-    stratum gives the plain percentile bootstrap. (NaN, NaN) if any stratum has fewer than 2 runs.
-    """
-    scores = [np.asarray(s, dtype=float)[~np.isnan(s)] for s in strata]
-    if not scores or min(s.size for s in scores) < 2:
-        return float("nan"), float("nan")
-    rng = np.random.default_rng(seed)
-    draws = np.concatenate([s[rng.integers(s.size, size=(n_resamples, s.size))] for s in scores], axis=1)
-    low, high = np.quantile([statistic(draw) for draw in draws], [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return float(low), float(high)
 
 
 def difference_interval(a: np.ndarray, b: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, float, float]:

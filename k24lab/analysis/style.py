@@ -182,6 +182,11 @@ def save_table(data: pd.DataFrame, name: str, folder: str | os.PathLike[str] | N
     return _write(_folder(name, folder) / f"{name}.csv", data.to_csv(index=False, lineterminator="\n").encode())
 
 
+def save_text(text: str, file_name: str, folder: str | os.PathLike[str] | None = None) -> Path:
+    """Write a text file (a table for LaTeX, an export) under the same rules as `save_figure`."""
+    return _write(_folder(file_name, folder) / file_name, text.encode())
+
+
 def _folder(name: str, folder: str | os.PathLike[str] | None) -> Path:
     """Folder to write to, made if need be, once the name has proved to be a plain one."""
     if not re.fullmatch(r"[A-Za-z0-9_=-][A-Za-z0-9_.=-]*", name):

@@ -1,0 +1,64 @@
+"""Figures of several tasks at once; every function draws a table of `analysis.paper` and returns its axes."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from k24lab.analysis.plots import N_MARKERS, new_axes
+from k24lab.analysis.style import GREY, LineStyle, variant_styles
+
+
+def interval_marks(table: pd.DataFrame, ax: Axes, styles: Mapping[str, LineStyle], *, title: str = "") -> Axes:
+    """One aggregate: a mark and its interval per variant (columns variant, value, low, high), best at the top."""
+    names = [name for name in styles if name in set(table["variant"])]
+    rows = table.set_index("variant").loc[names]
+    for y, (name, row) in enumerate(rows.iterrows()):
+        look = styles[str(name)]
+        ax.barh(y, row["high"] - row["low"], left=row["low"], height=0.7, color=look.color, alpha=0.35, linewidth=0)
+        ax.plot(row["value"], y, marker=look.marker, color=look.color, markersize=3, markeredgewidth=0)
+    ax.set_yticks(range(len(rows)), [styles[str(name)].label for name in rows.index])
+    ax.set(title=title, ylim=(len(rows) - 0.5, -0.5))
+    ax.grid(axis="x", linewidth=0.3, color="0.85")
+    return ax
+
+
+def aggregate_panels(table: pd.DataFrame, axes: Sequence[Axes]) -> None:
+    """A panel per aggregate; the names of the variants stand at the first alone."""
+    styles = variant_styles(table["variant"].unique())
+    for k, (ax, name) in enumerate(zip(axes, table["aggregate"].unique(), strict=True)):
+        interval_marks(table[table["aggregate"] == name], ax, styles, title=str(name))
+        if k:
+            ax.set_yticklabels([])
+
+
+def lines(table: pd.DataFrame, x: str, y: str, ax: Axes | None = None, *, xlabel: str, ylabel: str) -> Axes:
+    """A line and its band per variant: a performance profile, or a sample-efficiency curve."""
+    ax = ax or new_axes()
+    for variant, look in variant_styles(table["variant"].unique()).items():
+        rows = table[table["variant"] == variant]
+        every = max(1, len(rows) // N_MARKERS)
+        ax.plot(
+            rows[x],
+            rows[y],
+            color=look.color,
+            linestyle=look.linestyle,
+            marker=look.marker,
+            markevery=every,
+            label=look.label,
+        )
+        ax.fill_between(rows[x], rows["low"], rows["high"], color=look.color, alpha=0.15, linewidth=0)
+    ax.set(xlabel=xlabel, ylabel=ylabel, xlim=(table[x].min(), table[x].max()))
+    return ax
+
+
+def improvement_marks(table: pd.DataFrame, label: str, ax: Axes | None = None) -> Axes:
+    """Probability that `label` beats each other variant, with its interval; 0.5 is a tie."""
+    ax = ax or new_axes()
+    styles = variant_styles(table["reference"])
+    interval_marks(table.rename(columns={"reference": "variant", "probability": "value"}), ax, styles)
+    ax.axvline(0.5, color=GREY, linestyle=":", linewidth=0.9)
+    ax.set(xlabel=f"P({label} > other)", xlim=(-0.02, 1.02))
+    ax.set_xticks(np.linspace(0, 1, 5))
+    return ax

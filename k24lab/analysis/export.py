@@ -1,0 +1,33 @@
+"""Results in the layouts of other tools."""
+
+from typing import Any
+
+import pandas as pd
+
+RETURN = "test_return_mean"
+
+
+def marl_eval(metrics: pd.DataFrame, summaries: pd.DataFrame) -> dict[str, Any]:
+    """The JSON layout of marl-eval (Gorsane et al., 2022): environment, task, algorithm, run, step.
+
+    `return` (and `win_rate`, where a world has wins) of the greedy team, at each evaluation the mean over its episodes;
+    `absolute_metrics` are the run's last. Names are in lower case, as marl-eval wants them.
+    """
+    data: dict[str, Any] = {}
+    names = {RETURN: "return", "test_battle_won_mean": "win_rate"}
+    for (task, variant, run, seed), rows in metrics.dropna(subset=[RETURN]).groupby(
+        ["task", "variant", "run", "seed"], sort=False
+    ):
+        present = {key: name for key, name in names.items() if key in rows and rows[key].notna().all()}
+        steps: dict[str, Any] = {}
+        for k, (t_env, row) in enumerate(rows.groupby("t_env")[list(present)].mean().iterrows()):
+            steps[f"step_{k}"] = {"step_count": int(str(t_env))} | {
+                name: [float(row[key])] for key, name in present.items()
+            }
+        last = summaries.loc[(summaries["run"] == run) & (summaries["task"] == task)].iloc[0]
+        steps["absolute_metrics"] = {name: [float(last[key])] for key, name in present.items()}
+        environment, _, own = str(task).lower().partition("/")
+        environment, own = (environment, own) if own else (environment.partition(":")[0], environment)
+        algorithms = data.setdefault(environment, {}).setdefault(own, {})
+        algorithms.setdefault(str(variant).lower(), {})[f"seed_{seed}"] = steps
+    return data

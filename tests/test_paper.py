@@ -1,0 +1,171 @@
+"""What a paper shows of several tasks: scales, scores, tables for LaTeX, the export, and the figures' data."""
+
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from k24lab.analysis import aggregate_plots, export, latex, paper
+from k24lab.analysis.plots import panels
+from k24lab.config import METHODS, build_config
+from k24lab.deploy.methods import method_costs
+from k24lab.errors import ConfigError, RunError
+from k24lab.marl.agents import build_agent
+
+FINAL = {  # variant -> task -> final returns
+    "k24": {"a": [3.0, 5.0], "vmas/b": [10.0, 10.0]},
+    "fups": {"a": [1.0, 1.0], "vmas/b": [0.0, 10.0]},
+    "nops": {"a": [4.0, 4.0]},
+}
+
+
+@pytest.fixture
+def frames():
+    """Metrics and summaries of runs that rise in a straight line from -1 to their final return in 100 env steps."""
+    rows, last = [], []
+    for variant, tasks in FINAL.items():
+        for task, values in tasks.items():
+            for seed, final in enumerate(values):
+                run = {"run": f"{task}-{variant}-{seed}", "task": task, "variant": variant, "seed": seed, "t_max": 100}
+                run["method"] = variant
+                last.append(run | {"test_return_mean": final})
+                rows += [run | {"t_env": t, "test_return_mean": -1 + (final + 1) * t / 100} for t in (0, 50, 100)]
+                rows.append(run | {"t_env": 60, "loss_td": 1.0})
+    return pd.DataFrame(rows), pd.DataFrame(last)
+
+
+def test_scale_runs_from_untrained_networks_to_the_best_mean_unless_it_is_given(frames):
+    assert paper.task_scale(*frames) == {"a": (-1.0, 4.0), "vmas/b": (-1.0, 10.0)}
+    assert paper.task_scale(*frames, {"a": [0.0, 2.0]})["a"] == (0.0, 2.0)
+    with pytest.raises(RunError, match="unknown task 'vmas/c'; did you mean 'vmas/b'"):
+        paper.task_scale(*frames, {"vmas/c": [0.0, 1.0]})
+    with pytest.raises(RunError, match=r"scale of 'a' = \[1\.0\]: must be two returns"):
+        paper.task_scale(*frames, {"a": [1.0]})
+
+
+def test_scores_lie_on_the_scale_and_incomplete_variants_stay_out_of_aggregates(frames):
+    metrics, summaries = frames
+    scale = paper.task_scale(metrics, summaries)
+    scores = paper.final_scores(summaries, scale)
+    assert scores["k24"]["a"].tolist() == pytest.approx([0.8, 1.2]) and scores["nops"].keys() == {"a"}
+    table = paper.aggregates(metrics, summaries, scale)
+    assert set(table["variant"]) == {"k24", "fups"}
+    values = table.set_index(["variant", "aggregate"])["value"]
+    assert values["k24", "mean"] == pytest.approx(1.0)
+    assert values["fups", "mean"] == pytest.approx((0.4 + (1 / 11 + 1) / 2) / 2)
+    assert values["k24", "area under curve"] == pytest.approx(0.5)  # straight lines: half of the final score
+    assert paper.run_counts(summaries).set_index("variant").loc["nops"].to_dict() == {"a": 2, "vmas/b": 0}
+
+
+def test_efficiency_is_the_score_against_the_share_of_the_budget(frames):
+    metrics, summaries = frames
+    table = paper.efficiency(metrics, paper.task_scale(metrics, summaries))
+    ours = table[table["variant"] == "k24"]
+    assert ours["iqm"].to_numpy() == pytest.approx(ours["budget"].to_numpy())  # of 0.8, 1.2, 1 and 1 it is 1
+    assert (ours["low"] <= ours["iqm"] + 1e-9).all() and (ours["high"] >= ours["iqm"] - 1e-9).all()
+
+
+def test_profiles_and_improvements_of_complete_variants(frames):
+    metrics, summaries = frames
+    scale = paper.task_scale(metrics, summaries)
+    profile = paper.profiles(summaries, scale)
+    assert set(profile["variant"]) == {"k24", "fups"}
+    at = profile[np.isclose(profile["threshold"], 0.5)].set_index("variant")["share"]
+    assert at.to_dict() == {"k24": 1.0, "fups": 0.25}
+    better = paper.improvements(summaries, scale, "k24")
+    assert better.to_dict("records")[0]["probability"] == pytest.approx((1 + 0.75) / 2)
+    with pytest.raises(RunError, match="unknown variant with runs in all tasks 'nops'"):
+        paper.improvements(summaries, scale, "nops")
+    with pytest.raises(RunError, match="no variant has runs in all tasks"):
+        paper.profiles(summaries[summaries["variant"] == "nops"], scale)
+
+
+def test_latex_table_marks_a_winner_only_where_intervals_separate(frames):
+    rows = [
+        {"task": task, "variant": v, "test_return_mean": x}
+        for task, groups in {
+            "clear_1": {"k24": [5.0, 5.1, 4.9], "fups": [1.0, 1.1, 0.9]},
+            "close": {"k24": [5.0, 1.0, 3.0], "fups": [1.0, 3.0, 4.0]},
+            "single": {"k24": [5.0], "fups": [1.0, 1.1]},
+        }.items()
+        for v, values in groups.items()
+        for x in values
+    ]
+    table = latex.return_table(pd.DataFrame(rows), names={"close": "Close & co"})
+    assert list(table.columns) == ["method", r"clear\_1", r"Close \& co", "single"]
+    ours = table.iloc[0]
+    assert ours["method"] == "K-2:4" and ours[r"clear\_1"] == r"$\mathbf{5.00} \pm 0.25$"
+    assert r"\mathbf" not in table[r"Close \& co"].str.cat() + table["single"].str.cat()
+    assert ours["single"] == "$5.00$"
+    assert latex.return_table(frames[1]).iloc[2]["vmas/b"] == "--"
+
+
+def test_booktabs_is_one_tabular_and_saved_alike_each_time(tmp_path):
+    table = pd.DataFrame({"method": ["a", "b"], "x": ["1", "2"]})
+    path = latex.save_tex(table, "t", tmp_path)
+    text = path.read_text()
+    rows = ["method & x", "a & 1", "b & 2"]
+    assert text.splitlines()[:2] == [r"\begin{tabular}{lr}", r"\toprule"] and text.endswith("\\end{tabular}\n")
+    assert [line.removesuffix(r" \\") for line in text.splitlines() if line.endswith("\\\\")] == rows
+    assert latex.save_tex(table, "t", tmp_path).read_text() == text
+
+
+def test_special_characters_are_escaped():
+    assert latex.escape(r"a_b & 5 % {x} α \ ~") == (r"a\_b \& 5 \% \{x\} $\alpha$ \textbackslash{} \textasciitilde{}")
+
+
+def test_export_has_the_layout_of_marl_eval(frames):
+    metrics, summaries = frames
+    metrics["test_battle_won_mean"] = np.where(metrics["task"] == "vmas/b", 0.5, np.nan)
+    summaries["test_battle_won_mean"] = np.where(summaries["task"] == "vmas/b", 0.75, np.nan)
+    data = json.loads(json.dumps(export.marl_eval(metrics, summaries)))
+    assert data.keys() == {"a", "vmas"} and data["vmas"].keys() == {"b"}
+    assert data["a"]["a"].keys() == {"k24", "fups", "nops"}
+    run = data["vmas"]["b"]["fups"]["seed_1"]
+    assert run["step_2"] == {"step_count": 100, "return": [10.0], "win_rate": [0.5]}
+    assert run["absolute_metrics"] == {"return": [10.0], "win_rate": [0.75]}
+    assert list(run) == ["step_0", "step_1", "step_2", "absolute_metrics"]
+    assert "win_rate" not in data["a"]["a"]["k24"]["seed_0"]["step_0"]
+
+
+def test_costs_count_the_parameters_that_are_trained():
+    costs = method_costs(18, 64, 5, 3).set_index("method")
+    for method in METHODS:
+        config = build_config({"method": method})
+        agent = build_agent(config, 18 + 3 * config.agent_id, 5, 3)
+        trained = sum(p.numel() for p in agent.parameters() if p.requires_grad)
+        assert costs.loc[method, "parameters"] == trained, method
+
+
+def test_costs_of_masks_by_hand():
+    costs = method_costs(8, 4, 2, 2).set_index("method")
+    weights, biases = 8 * 4 + 2 * 4 * 12 + 2 * 4 * 4 + 4 * 2, 4 + 12 + 12 + 4 + 4 + 2
+    assert costs.loc["fups", "multiply_adds"] == weights == 2 * costs.loc["k24", "multiply_adds"]
+    assert costs.loc["fups", "memory_bytes"] == 2 * (weights + biases)
+    assert costs.loc["nops", "memory_bytes"] == 2 * costs.loc["fups", "memory_bytes"]
+    assert costs.loc["k24", "kept"] == 0.5 and np.isnan(costs.loc["kaleidoscope", "kept"])
+    assert costs.loc["multih", "memory_bytes"] - costs.loc["fups", "memory_bytes"] == 2 * (4 * 2 + 2)
+    fc = 8 * 4 + 2 * 4 * 4 + 4 * 2
+    assert costs.loc["kaleidoscope", "memory_bytes"] - costs.loc["fups", "memory_bytes"] == 2 * fc / 8
+    assert method_costs(6, 4, 2, 2).set_index("method").loc["random24", "kept"] > 0.5  # a last group of two keeps both
+    with pytest.raises(ConfigError, match="obs_dim = 0"):
+        method_costs(0, 4, 2, 2)
+    assert latex.cost_table(method_costs(8, 4, 2, 2)).shape == (len(METHODS), 5)
+
+
+def test_figures_show_every_variant_with_its_interval(frames):
+    metrics, summaries = frames
+    scale = paper.task_scale(metrics, summaries)
+    table = paper.aggregates(metrics, summaries, scale)
+    fig, axes = panels(5, n_columns=5)
+    aggregate_plots.aggregate_panels(table, axes)
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["K-2:4", "shared"]
+    assert [len(ax.patches) for ax in axes] == [2] * 5
+    plt.close(fig)
+    ax = aggregate_plots.lines(paper.profiles(summaries, scale), "threshold", "share", xlabel="score", ylabel="share")
+    assert [line.get_label() for line in ax.get_lines()] == ["K-2:4", "shared"] and ax.get_xlabel() == "score"
+    ax = aggregate_plots.improvement_marks(paper.improvements(summaries, scale, "k24"), "K-2:4")
+    assert ax.get_xlabel() == "P(K-2:4 > other)" and len(ax.patches) == 1
+    plt.close("all")
