@@ -84,15 +84,15 @@ def check_notebook(name: str) -> None:
 def execute_run(folder: Path, name: str) -> Path:
     """Train the run of a folder inside a notebook; the executed copy is kept in the run folder.
 
-    Fields that the notebook has a parameter for go there, all others that are not a method's default into `overrides`.
+    Fields that the notebook has a parameter for go there, all others that are no default into `overrides`.
 
     Raises:
         RunError: no run folder, or a cell failed.
     """
     config = read_config(folder)
     fields, allowed = dataclasses.asdict(config), parameter_names(name)
-    defaults = dataclasses.asdict(build_config({"method": config.method, "learner": config.learner}))
     own = {key: value for key, value in fields.items() if key in allowed}
+    defaults = dataclasses.asdict(build_config({"method": config.method} if "method" in own else {}))
     overrides = {k: v for k, v in fields.items() if k not in allowed and v != defaults[k]}
     parameters = own | {"overrides": overrides, "name": folder.parent.name}
     return _execute(notebook_path(name), parameters, folder, notebook_path(name).stem)

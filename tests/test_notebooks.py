@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+from pathlib import Path
 
 import nbformat
 import papermill
@@ -127,7 +128,7 @@ def test_figures_of_groups_come_from_the_notebooks_that_their_runs_can_fill(home
         if masks:
             (folder / "patterns").mkdir()
     calls = []
-    monkeypatch.setattr(notebooks, "execute", lambda *given: calls.append(given))
+    monkeypatch.setattr(notebooks, "execute", lambda *given: calls.append(given) or Path())
     notebooks.paper_figures(["a", "b"], jobs=1)
     of_b = ("05_ablations", "03_mask_patterns", "04_agent_similarity", "07_unit_types")
     assert calls == [
@@ -135,17 +136,18 @@ def test_figures_of_groups_come_from_the_notebooks_that_their_runs_can_fill(home
         *((name, {"runs": "b"}, "b") for name in of_b),
         ("08_paper_figures", {"groups": ["a", "b"]}, "a-b"),
     ]
-    with pytest.raises(RunError, match="no runs in .*c; groups with runs: a, b"):
+    with pytest.raises(RunError, match=r"no runs in .*c; groups with runs: a, b"):
         notebooks.paper_figures(["a", "c"], jobs=1)
 
 
 def test_notebook_of_a_run_gets_the_fields_it_takes_and_the_rest_as_overrides(home, monkeypatch, tiny_config):
     cell = nbformat.v4.new_code_cell('name = ""\ntask = ""\noverrides = {}', metadata={"tags": ["parameters"]})
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), home / "notebooks" / "one.ipynb")
-    config = tiny_config(method="fups", seed=3)
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=metadata), home / "notebooks" / "one.ipynb")
+    config = tiny_config(method="fups", seed=3, learner="nq")
     folder = RunFolder(run_folder(config, "group"), config).path
     calls = []
-    monkeypatch.setattr(notebooks, "_execute", lambda *given: calls.append(given))
+    monkeypatch.setattr(notebooks, "_execute", lambda *given: calls.append(given) or Path())
     notebooks.execute_run(folder, "one")
     ((source, parameters, target, stem),) = calls
     assert (source.stem, target, stem) == ("one", folder, "one")
@@ -159,5 +161,5 @@ def test_notebook_of_a_run_gets_the_fields_it_takes_and_the_rest_as_overrides(ho
         }
     )
     overrides = parameters["overrides"]
-    assert build_config({"task": "rolenav", "method": "fups", **overrides}) == config and overrides["seed"] == 3
-    assert "gamma" not in overrides
+    assert build_config({"task": "rolenav", **overrides}) == config and overrides["seed"] == 3
+    assert "polyak" not in overrides
