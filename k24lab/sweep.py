@@ -36,7 +36,8 @@ def sweep(grid: Grid, backend: Backend, retry: bool = False, poll_seconds: float
     except BaseException:  # Ctrl-C, SIGTERM, or whatever went wrong: no run is left behind
         backend.stop()
         raise
-    problems = [f"  {path}: {_problem(run_status(path), codes.get(path))}" for path in folders if not _done(path)]
+    open_ones = [path for path in folders if not _done(path) or codes.get(path, 0) != 0]
+    problems = [f"  {path}: {_problem(run_status(path), codes.get(path))}" for path in open_ones]
     if problems:
         raise RunError(f"{len(problems)} of {len(folders)} runs are not finished:\n" + "\n".join(problems))
     return folders
@@ -84,6 +85,8 @@ def _problem(status: RunStatus, code: int | None) -> str:
     """Why a run is not finished."""
     if status.state == "failed":
         return f"{status.error} (details in log.txt; --retry tries it again)"
+    if status.state == "finished":  # in a notebook whose later cells failed
+        return f"is trained, but ended with exit code {code}: {_last_line(status.path)}"
     if status.state == "running":
         return "another process has it in hand"
     if code is None or code == INTERRUPTED:

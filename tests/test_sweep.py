@@ -117,6 +117,20 @@ def test_run_that_ends_otherwise_is_no_failure_of_its_own(code, message, tiny_co
     sweep(grid, Here())
 
 
+def test_trained_run_whose_process_failed_later_is_reported(tiny_config):
+    class Late(Here):
+        def _job(self, path):
+            super()._job(path)
+            job = Future()
+            job.set_result(1)
+            return job
+
+    grid = grid_of(tiny_config, [0])
+    with pytest.raises(RunError, match="is trained, but ended with exit code 1"):
+        sweep(grid, Late())
+    sweep(grid, Here())
+
+
 def test_run_in_other_hands_is_left_to_them(tiny_config):
     grid = grid_of(tiny_config, [0, 1])
     with RunFolder(run_folder(grid.configs[0], "group"), grid.configs[0]).attempt():

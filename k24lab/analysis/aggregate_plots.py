@@ -19,7 +19,10 @@ def interval_marks(table: pd.DataFrame, ax: Axes, styles: Mapping[str, LineStyle
         ax.barh(y, row["high"] - row["low"], left=row["low"], height=0.7, color=look.color, alpha=0.35, linewidth=0)
         ax.plot(row["value"], y, marker=look.marker, color=look.color, markersize=3, markeredgewidth=0)
     ax.set_yticks(range(len(rows)), [styles[str(name)].label for name in rows.index])
-    ax.set(title=title, ylim=(len(rows) - 0.5, -0.5))
+    ends = rows[["low", "value", "high"]].to_numpy(dtype=float)
+    left, right = float(np.nanmin(ends)), float(np.nanmax(ends))
+    pad = 0.06 * (right - left) or 0.5
+    ax.set(title=title, xlim=(left - pad, right + pad), ylim=(len(rows) - 0.5, -0.5))
     ax.grid(axis="x", linewidth=0.3, color="0.85")
     return ax
 
