@@ -47,7 +47,8 @@ def train(config: Config, name: str = "default", folder: Path | None = None, pro
     run = RunFolder(path, config)
     if not run.done:
         with run.attempt():
-            _train(config, run, progress)
+            if not run.done:  # another process may have finished it just now
+                _train(config, run, progress)
     return run.path
 
 

@@ -198,3 +198,16 @@ def test_grid_with_a_notebook_keeps_the_executed_copy_of_each_run(tiny_config):
     copy = json.loads((folder / "02_train.ipynb").read_text())
     assert (folder / "DONE").exists() and read_config(folder) == grid.configs[0]
     assert "execution_count" in json.dumps(copy) and not (folder / "02_train.part.ipynb").exists()
+
+
+def test_run_that_another_process_finished_in_the_meantime_is_left_as_it_is(tiny_config, monkeypatch):
+    config = tiny_config(**SHORT)
+    original = RunFolder.attempt
+
+    def attempt(run):
+        (run.path / "DONE").touch()  # while this process waited for the lock
+        return original(run)
+
+    monkeypatch.setattr(RunFolder, "attempt", attempt)
+    folder = train(config, "group", progress=False)
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "DONE", "config.json"]
