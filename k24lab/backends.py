@@ -22,6 +22,7 @@ BackendName = Literal["local", "slurm", "ray"]
 INTERRUPTED = 130  # exit code of a run that was told to stop; a signal's own is negative
 STOP_SECONDS = 10  # between asking a run to stop and killing it
 MEMORY_GB = 2.0  # of a run; the small networks of this field need less
+MOST_TIMEOUTS = 1000  # of a SLURM job: each time it goes on where it was
 CLUSTER_JOBS = 1000  # at a time, where the cluster's own limits decide
 
 
@@ -154,7 +155,7 @@ class Slurm:
         self.n_threads = resources.n_threads
         self._jobs: list[Any] = []
         try:
-            self._executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+            self._executor = submitit.AutoExecutor(folder, cluster=cluster, slurm_max_num_timeout=MOST_TIMEOUTS)
             self._executor.update_parameters(
                 timeout_min=math.ceil(60 * resources.hours),
                 mem_gb=resources.memory_gb,
