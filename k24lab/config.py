@@ -29,7 +29,7 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
         "alpha_lr_factor": 1.0,
         "score_gradient": "all",
         "temperature_schedule": "linear",
-        "argmax_after_anneal": False,
+        "after_anneal": "drawn",
         "diversity_coef": 0.1,
         "reset_trigger": "periodic",
         "reset_target": "random",
@@ -41,7 +41,7 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     "kaleidoscope": {
         "diversity_coef": 0.5,
         "diversity_coef_max": None,
-        "argmax_after_anneal": False,  # it anneals nothing: resets go on to the end
+        "after_anneal": "drawn",  # it anneals nothing: resets go on to the end
         "reset_trigger": "periodic",
         "mask_rnn": False,
     },
@@ -88,8 +88,9 @@ class MaskConfig:
     temperature_min: float = 0.1
     anneal_start: float = 0.0  # share of t_max
     anneal_end: float = 0.8  # share of t_max; the temperature is constant from here on
-    # From anneal_end on learn with the argmax masks that act; no temperature decides groups whose scores are all weak.
-    argmax_after_anneal: bool = True
+    # From anneal_end on learn with the argmax masks that act (no temperature decides groups whose scores are all weak),
+    # with these and no more changes to them, or go on with drawn masks.
+    after_anneal: Literal["argmax", "frozen", "drawn"] = "argmax"
     mask_rnn: bool = True  # mask the two matrices of the GRU as well
     mask_per: Literal["agent", "type"] = "agent"  # whose masks (and networks of nops): each agent's or each unit type's
     diversity_coef: float = 1.0  # base of the adaptive coefficient; 0 switches the loss off

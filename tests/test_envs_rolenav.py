@@ -193,6 +193,40 @@ def test_bounds_per_agent_are_those_of_as_many_agents_as_types():
     assert mean_return(typed, median_of_goals) / 6 == pytest.approx(mean_return(plain, median_of_goals) / 3, abs=0.02)
 
 
+# --- roles ------------------------------------------------------------------------------------------------------
+
+
+def test_agents_of_one_role_share_a_goal_for_good():
+    env, own = RoleNav(n_envs=4000, n_agents=6, n_roles=2), torch.arange(6) % 2
+    step = env.reset(2)
+    assert step.obs.shape == (4000, 6, 2 + 2 * 2) and step.unit_type is None and not env.spec.n_unit_types
+    position, goals = positions_and_goals(step.obs)
+    target = goals[:, 0, own]
+    before = torch.linalg.vector_norm(target - position, dim=-1)
+    after = env.step(towards(position, target))
+    moved = torch.linalg.vector_norm(target - after.obs[..., :2], dim=-1)
+    torch.testing.assert_close(after.reward, (before - moved).sum(dim=1))
+    pair = RoleNav(n_envs=4000, n_agents=2)  # the bounds per agent are those of as many agents as roles
+    for policy, of_pair in (
+        (median_of_goals, median_of_goals),
+        (lambda o: positions_and_goals(o)[1][:, 0, own], own_goals),
+    ):
+        assert mean_return(env, policy) / 6 == pytest.approx(mean_return(pair, of_pair) / 2, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("n_roles=4", r"n_roles = 4 must be in 0 … n_agents = 3"),
+        ("n_roles=-1", "n_roles = -1"),
+        ("n_roles=2,n_types=2", "belong to types or to roles"),
+    ],
+)
+def test_roles_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        make_env(f"rolenav:{options}", n_envs=2)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("task", ["rolenav:n_types=2", "vmas/navigation"])

@@ -195,9 +195,9 @@ def test_fixed_masks_and_a_trigger_that_is_off_are_never_reset(
     assert learner.n_resets == 0
 
 
-@pytest.mark.parametrize(("argmax_after_anneal", "expected"), [(True, 0), (False, 1)])
-def test_settled_masks_are_never_reset(argmax_after_anneal, expected, tiny_config, tiny_spec, random_episodes):
-    config = tiny_config(t_max=1000, reset_interval=50, argmax_after_anneal=argmax_after_anneal)
+@pytest.mark.parametrize(("after_anneal", "expected"), [("argmax", 0), ("frozen", 0), ("drawn", 1)])
+def test_settled_masks_are_never_reset(after_anneal, expected, tiny_config, tiny_spec, random_episodes):
+    config = tiny_config(t_max=1000, reset_interval=50, after_anneal=after_anneal)
     learner = K24QLearner(config, tiny_spec)
     learner.update(random_episodes(), t_env=900)  # after anneal_end
     assert learner.n_resets == expected

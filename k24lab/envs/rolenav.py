@@ -23,15 +23,22 @@ class RoleNav(VecEnv):
     With `n_types` the agents have unit types instead, drawn anew for each episode: an agent must reach the goal
     of its type, of `n_types` goals. Its index then tells nothing and its type everything, so the bounds per agent
     are those of `n_types` agents.
+
+    With `n_roles` agents share goals for good: agent i always has goal i modulo `n_roles`, of `n_roles` goals. Agents
+    of one role then have nothing to be different for. The bounds per agent are those of `n_roles` agents.
     """
 
-    def __init__(self, n_envs: int, n_agents: int = 3, n_types: int = 0, episode_limit: int = 25, device: str = "cpu"):
-        if n_agents < 1 or episode_limit < 1 or n_types < 0:
-            raise ConfigError(
-                f"rolenav: n_agents = {n_agents}, episode_limit = {episode_limit}: both must be at least 1; "
-                f"n_types = {n_types} at least 0"
-            )
-        self._n_goals = n_types or n_agents
+    def __init__(
+        self,
+        n_envs: int,
+        n_agents: int = 3,
+        n_types: int = 0,
+        n_roles: int = 0,
+        episode_limit: int = 25,
+        device: str = "cpu",
+    ):
+        _check(n_agents, n_types, n_roles, episode_limit)
+        self._n_goals = n_types or n_roles or n_agents
         obs_dim = 2 + 2 * self._n_goals
         self.spec = EnvSpec(
             n_envs=n_envs,
@@ -47,7 +54,8 @@ class RoleNav(VecEnv):
         self._directions = DIRECTIONS.to(device)
         self._available = torch.ones(n_envs, n_agents, len(DIRECTIONS), dtype=torch.bool, device=device)
         self._position = self._goals = torch.zeros(n_envs, n_agents, 2, device=device)
-        self._role = torch.arange(n_agents, device=device).expand(n_envs, -1)  # which goal is whose
+        # Which goal is whose.
+        self._role = torch.arange(n_agents, device=device).remainder(self._n_goals).expand(n_envs, -1)
         self._t = 0
 
     def reset(self, seed: int) -> Step:
@@ -90,6 +98,18 @@ class RoleNav(VecEnv):
             truncated=torch.full((n_envs,), self._t >= self.spec.episode_limit, device=self._device),
             unit_type=self._role if self.spec.n_unit_types else None,
         )
+
+
+def _check(n_agents: int, n_types: int, n_roles: int, episode_limit: int) -> None:
+    if n_agents < 1 or episode_limit < 1 or n_types < 0:
+        raise ConfigError(
+            f"rolenav: n_agents = {n_agents}, episode_limit = {episode_limit}: both must be at least 1; "
+            f"n_types = {n_types} at least 0"
+        )
+    if not 0 <= n_roles <= n_agents:
+        raise ConfigError(f"rolenav: n_roles = {n_roles} must be in 0 … n_agents = {n_agents}")
+    if n_types and n_roles:
+        raise ConfigError(f"rolenav: n_types = {n_types} and n_roles = {n_roles}: goals belong to types or to roles")
 
 
 def _uniform(n_envs: int, n: int, generator: torch.Generator) -> Float[Tensor, "E N 2"]:

@@ -24,7 +24,7 @@ from k24lab.marl.targets import double_q_values, greedy_actions, one_step, td_la
 from k24lab.seeding import Stream, derive_seed
 from k24lab.sparsity.baselines import LAYER_WEIGHTS, mask_distance
 from k24lab.sparsity.diversity import K24DiversityManager, PatternOrthogonalityLoss
-from k24lab.sparsity.masks import MaskDraw, argmax_masks, draw_masks
+from k24lab.sparsity.masks import MaskDraw, argmax_masks, draw_masks, pin_masks
 from k24lab.sparsity.reset import ResetTrigger, mean_policy, revival_candidates, revive
 
 # Parts of an update, as a profiler and `k24lab bench train` name them.
@@ -122,6 +122,7 @@ class K24QLearner:
 
     def update(self, batch: EpisodeBatch, t_env: int, log: bool = False) -> dict[str, float]:
         """One gradient step on a batch of episodes; returns its metrics (more of them if `log`)."""
+        self._freeze_if_due(t_env)
         with record_function("draw masks"):
             draw = self._draw(t_env)
             # Before the network runs, so that its gradient, as large as the masks, is made after the network's.
@@ -167,11 +168,21 @@ class K24QLearner:
         if not layers:
             return None
         noise = self.config.noise if self.config.learns_masks and not self._settled(t_env) else "none"
-        return draw_masks(layers, self.temperature(t_env), self.logit_scale(t_env), noise, self.generator)
+        with torch.set_grad_enabled(bool(self.alphas)):  # through masks that are fixed not even |W| learns
+            return draw_masks(layers, self.temperature(t_env), self.logit_scale(t_env), noise, self.generator)
 
     def _settled(self, t_env: int) -> bool:
         """Whether learning has gone over to the argmax masks."""
-        return self.config.argmax_after_anneal and t_env >= self.config.anneal_end * self.config.t_max
+        return self.config.after_anneal != "drawn" and t_env >= self.config.anneal_end * self.config.t_max
+
+    def _freeze_if_due(self, t_env: int) -> None:
+        """With after_anneal="frozen" fix the masks, from the end of the annealing on.
+
+        Nothing has to be remembered: after a resume the pinned coefficients give the same masks, pinned once more.
+        """
+        if self.config.after_anneal == "frozen" and self.alphas and self._settled(t_env):
+            pin_masks(list(self.masked_layers.values()))
+            self.alphas = []
 
     @torch.no_grad()
     def best_draw(self, t_env: int) -> MaskDraw:
@@ -239,7 +250,7 @@ class K24QLearner:
         """State that follows learned masks: selection frequency, running activations, resets."""
         if not self.config.learns_masks:
             return
-        if draw and self.config.score_ema_power:
+        if self.alphas and self.config.score_ema_power:
             self._update_ema(batch, rows, online)
         if self.config.reset_trigger == "off":
             return

@@ -26,6 +26,7 @@ Noise = Literal["annealed", "literal", "none"]
 # Below every real score: a group with padding keeps as many real weights as it has, at every temperature. With
 # zeros the loss of orthogonality would drive the coefficients of such groups down until padding is as good.
 PADDING_SCORE = -1e6
+PINNED_ALPHA = -60.0  # its sigmoid, 1e-26, lies below every score of an entry that is kept
 SMALLEST_SCORE = 1e-30  # mean scores below it count as zero: its inverse, times any logit_scale, is still a float32
 
 
@@ -122,6 +123,14 @@ def argmax_masks(layers: Sequence["SemiStructuredLinear24"]) -> list[Tensor]:
         return _split(fused.argmax(layers, _limits(config.logit_scale)), layers)
     z = network_logits(layers, config.logit_scale, normalise=config.noise != "literal")
     return _split(masks_from_index(best_index(z), z), layers)
+
+
+@torch.no_grad()
+def pin_masks(layers: Sequence["SemiStructuredLinear24"]) -> None:
+    """Fix the argmax masks: hetero_alpha learns no more, and what a mask drops can never outscore what it keeps."""
+    for layer, mask in zip(layers, argmax_masks(layers), strict=True):
+        layer.hetero_alpha.requires_grad_(False)
+        layer.hetero_alpha.masked_fill_(mask == 0, PINNED_ALPHA)
 
 
 def _split(grouped: Float[Tensor, "M groups 4"], layers: Sequence["SemiStructuredLinear24"]) -> list[Tensor]:
