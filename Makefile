@@ -1,6 +1,6 @@
 # Every target sets up its environment itself: conda where it is present, else venv + pip.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo results results-smax test test-oracle lint format lock clean
+.PHONY: help setup demo results results-smax test test-oracle test-cluster lint format lock clean
 
 CONDA := $(shell command -v mamba || command -v conda)
 PYTHON ?= python3.11
@@ -57,6 +57,11 @@ test-oracle:  ## the aggregates against rliable, in an environment of its own (i
 	$(PYTHON) -m venv build/oracle
 	build/oracle/bin/pip install --quiet "rliable==1.2.0" "pandas<3" jaxtyping pytest
 	PYTHONPATH=. build/oracle/bin/python -m pytest -q -c /dev/null --rootdir=. --noconftest -p no:cacheprovider tests/test_oracle.py
+
+test-cluster: setup  ## grids that are killed midway, on this machine, on a real SLURM and on a Ray of two nodes (half an hour on 2 cores)
+	$(RUN) pip install --quiet --disable-pip-version-check -e '.[slurm,ray]'
+	command -v slurmctld >/dev/null || { test "$$(id -u)" = 0 && apt-get install -qq -y slurmctld slurmd slurm-client munge; } || echo "no SLURM: its tests are skipped"
+	$(RUN) pytest -s -m cluster tests/test_cluster.py
 
 lint: setup  ## ruff and mypy alone
 	$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) mypy

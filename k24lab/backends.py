@@ -10,17 +10,21 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from k24lab.errors import ConfigError
+from k24lab.errors import ConfigError, RunError
 from k24lab.paths import HOME_VARIABLE, project_root, runs_dir
 
 BackendName = Literal["local", "slurm", "ray"]
 INTERRUPTED = 130  # exit code of a run that was told to stop; a signal's own is negative
 STOP_SECONDS = 10  # between asking a run to stop and killing it
+QUEUE_SECONDS = 10.0  # between two looks at SLURM's queue
+PARENT_VARIABLE = "K24LAB_PARENT"  # tells a run the process that started it
+PARENT_SECONDS = 1.0  # between two looks whether that is still there
 MEMORY_GB = 2.0  # of a run; the small networks of this field need less
 MOST_TIMEOUTS = 1000  # of a SLURM job: each time it goes on where it was
 CLUSTER_JOBS = 1000  # at a time, where the cluster's own limits decide
@@ -69,7 +73,7 @@ class Command:
     def start(self) -> "subprocess.Popen[bytes]":
         """Start it in a process group of its own: a Ctrl-C in the terminal reaches the sweep alone."""
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(self.n_threads))
-        environment = os.environ | threads | {HOME_VARIABLE: self.home}
+        environment = os.environ | threads | {HOME_VARIABLE: self.home, PARENT_VARIABLE: str(os.getpid())}
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 self.command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
@@ -91,6 +95,23 @@ class Command:
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
+
+
+def end_with_parent() -> None:
+    """Let this process end when the one that started it for a sweep has died: nobody else would end it.
+
+    A sweep that was killed outright, or a lost node of Ray, must leave no run behind that keeps its lock.
+    """
+    parent = os.environ.get(PARENT_VARIABLE)
+    if parent is None:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(PARENT_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
@@ -139,6 +160,46 @@ class Local:
         self._pool.shutdown()
 
 
+class SlurmQueue:
+    """Which jobs SLURM has not ended yet.
+
+    Submitit learns of a job that was killed from SLURM's accounts (sacct), and many clusters keep none.
+    """
+
+    def __init__(self) -> None:
+        self._looked_at = -math.inf
+        self._misses: dict[str, int] = {}  # looks in a row that did not find a job
+
+    def lost(self, job: str, all_jobs: Sequence[str]) -> bool:
+        """Whether two looks did not find it; after one its result may still be on its way over the file system."""
+        if time.monotonic() - self._looked_at >= QUEUE_SECONDS:
+            self._looked_at = time.monotonic()
+            arrays = ",".join({one.split("_")[0] for one in all_jobs})
+            command = ["squeue", "--noheader", "--array", "--format=%i", f"--jobs={arrays}"]
+            answer = subprocess.run(command, capture_output=True, text=True)
+            if answer.returncode == 0 or "Invalid job id" in answer.stderr:  # forgotten: it ended long ago
+                found = set(answer.stdout.split())
+                self._misses = {one: 0 if one in found else self._misses.get(one, 0) + 1 for one in all_jobs}
+        return self._misses.get(job, 0) > 1
+
+
+class SlurmJob:
+    """A job of submitit that notices when SLURM has lost it."""
+
+    def __init__(self, job: Any, queue: SlurmQueue, all_jobs: Sequence[str]):
+        self._job, self._queue, self._all_jobs = job, queue, all_jobs
+
+    def done(self) -> bool:
+        """Whether it has ended, in whichever way."""
+        return self._job.done() or self._queue.lost(self._job.job_id, self._all_jobs)
+
+    def result(self) -> int:
+        """Exit code; raises if there is none."""
+        if not self._job.done():  # submitit would wait for it
+            raise RunError(f"SLURM job {self._job.job_id} ended without a result")
+        return int(self._job.result())
+
+
 class Slurm:
     """One job array, through submitit; a job that SLURM ends early (time, preemption) is queued again and goes on.
 
@@ -154,6 +215,7 @@ class Slurm:
         submitit = self._submitit = _import("submitit", "slurm")
         self.n_threads = resources.n_threads
         self._jobs: list[Any] = []
+        self._queue = SlurmQueue() if cluster == "slurm" else None
         try:
             self._executor = submitit.AutoExecutor(folder, cluster=cluster, slurm_max_num_timeout=MOST_TIMEOUTS)
             self._executor.update_parameters(
@@ -177,7 +239,8 @@ class Slurm:
                 self._jobs = [self._executor.submit(task) for task in tasks]
         except self._submitit.core.utils.FailedJobError as error:  # sbatch says why
             raise ConfigError(f"SLURM cannot be used: {' '.join(str(error).split())}") from error
-        return self._jobs
+        names = [job.job_id for job in self._jobs]
+        return [SlurmJob(job, self._queue, names) for job in self._jobs] if self._queue else self._jobs
 
     def stop(self) -> None:
         """Cancel the jobs that have not ended."""

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from k24lab.backends import MEMORY_GB, BackendName, Resources
+from k24lab.backends import MEMORY_GB, BackendName, Resources, end_with_parent
 from k24lab.config import METHODS, Config, build_config
 from k24lab.errors import K24Error
 
@@ -78,6 +78,7 @@ def resume(folder: Annotated[Path, tyro.conf.Positional], quiet: bool = False, n
         quiet: no progress bar.
         notebook: execute the run in this notebook, e.g. 02_train; the copy is kept in the run folder.
     """
+    end_with_parent()
     if notebook is not None:
         from k24lab.notebooks import execute_run
 

@@ -21,7 +21,9 @@ from k24lab.paths import runs_dir
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
 CHECKPOINT_FORMAT = "k24lab-checkpoint-1"
 FAILED, LOCK = "FAILED", ".lock"  # the error of the last attempt; held by the process that trains the run
-LOCK_SECONDS = 1.0  # how long a run waits for its lock: one who asks whether it is held holds it for a moment
+# How long a run waits for its lock. One who asks whether it is held holds it for a moment; a run whose sweep was killed
+# ends within seconds.
+LOCK_SECONDS = 10.0
 
 
 @contextlib.contextmanager

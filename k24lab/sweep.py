@@ -18,7 +18,7 @@ POLL_SECONDS = 1.0
 def sweep(grid: Grid, backend: Backend, retry: bool = False, poll_seconds: float = POLL_SECONDS) -> list[Path]:
     """Train all runs that are not finished; what was begun goes on. Runs that failed wait for `retry`.
 
-    Runs that another process has in hand are left to it.
+    A run that another process has in hand is left to it, unless that lets go within seconds: after a killed sweep.
 
     Returns:
         The run folders.
@@ -28,7 +28,7 @@ def sweep(grid: Grid, backend: Backend, retry: bool = False, poll_seconds: float
     """
     folders = [RunFolder(run_folder(config, grid.name), config).path for config in grid.configs]
     before = {path: run_status(path) for path in folders}
-    leave = {"finished", "running"} if retry else {"finished", "running", "failed"}
+    leave = {"finished"} if retry else {"finished", "failed"}
     todo = [path for path, status in before.items() if status.state not in leave]
     try:
         jobs = backend.submit([command_of(path, grid.notebook) for path in todo], [path / "log.txt" for path in todo])
