@@ -20,7 +20,15 @@ Learner = Literal["q", "nq"]
 # What a method changes of the defaults below; a user's own value still wins.
 METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     "k24": {},
-    "k24-alpha": {"score_weight_power": 0.0, "score_ema_power": 0.0},
+    # The recommended recipe (study `notebooks/grids/regimes.yaml`): start from random masks and let the TD loss alone move
+    # them, slowly, learning always with the masks that act.
+    "k24-alpha": {
+        "score_weight_power": 0.0,
+        "score_ema_power": 0.0,
+        "noise": "none",
+        "diversity_coef": 0.0,
+        "alpha_lr_factor": 5.0,
+    },
     # The design document as written, but for its repeated annealing end (METHOD section 4).
     "k24-literal": {
         "noise": "literal",
