@@ -20,8 +20,8 @@ Learner = Literal["q", "nq"]
 # What a method changes of the defaults below; a user's own value still wins.
 METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     "k24": {},
-    # The recommended recipe (study `notebooks/grids/regimes.yaml`): start from random masks and let the TD loss alone move
-    # them, slowly, learning always with the masks that act.
+    # The recommended recipe (study `notebooks/grids/regimes.yaml`): masks that start at random and are moved by the TD
+    # loss alone, slowly; learning always uses the masks that act.
     "k24-alpha": {
         "score_weight_power": 0.0,
         "score_ema_power": 0.0,

@@ -26,6 +26,7 @@ def test_masks_move_until_the_end_of_the_annealing_and_then_stand_still(
     after_anneal, fixed, method, tiny_config, tiny_spec, random_episodes
 ):
     settings = {"method": method, "after_anneal": after_anneal, "reset_trigger": "off", "lr": 0.02, "lr_final": 0.02}
+    settings |= {"alpha_lr_factor": 20.0, "temperature_mid": 5.0, "temperature_min": 5.0}  # undecided to the end
     learner = K24QLearner(tiny_config(t_max=4000, **settings), tiny_spec)
     start = masks_of(learner)
     train(learner, random_episodes, 0, 32)
