@@ -56,6 +56,35 @@ def lines(table: pd.DataFrame, x: str, y: str, ax: Axes | None = None, *, xlabel
     return ax
 
 
+def difference_marks(table: pd.DataFrame, label: str, ax: Axes | None = None) -> Axes:
+    """Difference of every variant's return to that of `label`, a group of lines per task; 0 is a tie.
+
+    Columns task, variant, difference, low, high, as `stats.difference_table` gives them; no bar without an interval.
+    """
+    ax = ax or new_axes()
+    styles, tasks = variant_styles(table["variant"].unique()), list(table["task"].unique())
+    step = 0.8 / len(styles)
+    for k, (name, look) in enumerate(styles.items()):
+        rows = table[table["variant"] == name]
+        y = np.array([tasks.index(task) for task in rows["task"]]) + (k - (len(styles) - 1) / 2) * step
+        ends = np.abs(rows[["low", "high"]].to_numpy(dtype=float).T - rows["difference"].to_numpy(dtype=float))
+        ax.errorbar(
+            rows["difference"],
+            y,
+            xerr=np.nan_to_num(ends),
+            fmt=look.marker,
+            color=look.color,
+            markersize=3.5,
+            linewidth=1.2,
+            label=look.label,
+        )
+    ax.axvline(0.0, color=GREY, linestyle=":", linewidth=0.9)
+    ax.set_yticks(range(len(tasks)), tasks)
+    ax.set(xlabel=f"return − return of {label}", ylim=(len(tasks) - 0.5, -0.5))
+    ax.grid(axis="x", linewidth=0.3, color="0.85")
+    return ax
+
+
 def improvement_marks(table: pd.DataFrame, label: str, ax: Axes | None = None) -> Axes:
     """Probability that `label` beats each other variant, with its interval; 0.5 is a tie."""
     ax = ax or new_axes()

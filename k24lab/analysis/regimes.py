@@ -1,0 +1,66 @@
+"""Where a method pays: runs of one world under several regimes (widths, team sizes, shared roles), side by side."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from k24lab.analysis.results import Run, load_metrics, load_patterns, load_summaries
+from k24lab.analysis.similarity import all_layers, hamming_distance
+from k24lab.analysis.stats import mean_interval
+from k24lab.errors import RunError, unknown
+
+
+def load_regimes(runs: Sequence[Run], fields: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Metrics and summaries of runs in which a regime, a task with values of `fields`, takes the place of the task.
+
+    Variants are named within their regime, so that `k24` at two widths is the same method in two regimes.
+
+    Raises:
+        RunError: a field that is no part of a configuration.
+    """
+    regimes: dict[str, list[Run]] = {}
+    for run in runs:
+        for field in fields:
+            if field not in run.config:
+                raise RunError(unknown("parameter", field, run.config))
+        name = ", ".join([str(run.config["task"]), *(f"{field}={run.config[field]}" for field in fields)])
+        regimes.setdefault(name, []).append(run)
+    metrics, summaries = (
+        pd.concat([load(members).assign(task=name) for name, members in regimes.items()], ignore_index=True)
+        for load in (load_metrics, load_summaries)
+    )
+    return metrics, summaries
+
+
+def role_distances(runs: Sequence[Run], n_roles: int) -> pd.DataFrame:
+    """Mean Hamming distance of the masks of two agents, per run and layer: of one role, and of different roles.
+
+    Agent i has role i modulo `n_roles`, as in RoleNav. Columns run, seed, layer ("all" for all together), same,
+    different.
+
+    Raises:
+        RunError: no two agents of one role, or no two roles.
+    """
+    rows = []
+    for run in runs:
+        (layers,) = load_patterns(run, last_only=True).values()
+        for name, patterns in {"all": all_layers(layers), **layers}.items():
+            distance = hamming_distance(patterns.index)
+            role = np.arange(len(distance)) % n_roles
+            alike = (role[:, None] == role) & ~np.eye(len(role), dtype=bool)
+            if not alike.any() or n_roles < 2:
+                raise RunError(f"n_roles = {n_roles} of {len(role)} agents: no pair of one role and one of two roles")
+            different = distance[role[:, None] != role].mean()
+            rows.append((run.id, run.config["seed"], name, distance[alike].mean(), different))
+    return pd.DataFrame(rows, columns=["run", "seed", "layer", "same", "different"])
+
+
+def role_table(distances: pd.DataFrame) -> pd.DataFrame:
+    """Per layer, means over runs: columns layer, n, same, different, gap (different − same), low, high (95 %)."""
+    rows = []
+    for layer, runs in distances.groupby("layer", sort=False):
+        gap = mean_interval((runs["different"] - runs["same"]).to_numpy())
+        means = runs["same"].mean(), runs["different"].mean()
+        rows.append((layer, len(runs), *means, gap.mean.item(), gap.low.item(), gap.high.item()))
+    return pd.DataFrame(rows, columns=["layer", "n", "same", "different", "gap", "low", "high"])
