@@ -1,5 +1,6 @@
 """The command line: `k24lab train | resume | sweep | status | notebooks | figures | export | bench | doctor`."""
 
+import errno
 import itertools
 import os
 import signal
@@ -12,6 +13,9 @@ import tyro
 from k24lab.backends import MEMORY_GB, BackendName, Resources, end_with_parent
 from k24lab.config import METHODS, Config, build_config
 from k24lab.errors import K24Error
+
+# What is wrong with a disk or a path, not with the package: one line says it.
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 
 
 def main() -> None:
@@ -36,6 +40,11 @@ def main() -> None:
         )
     except K24Error as error:
         print(f"k24lab: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        print(f"k24lab: error: {error.strerror}: {error.filename or 'no file named'}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("k24lab: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)

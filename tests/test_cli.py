@@ -133,6 +133,20 @@ def test_mistake_is_one_line_on_standard_error_and_exit_code_2(args, parts, k24l
     assert not (home / "runs").exists()
 
 
+@pytest.mark.parametrize("command", [["train", "--quiet"], ["sweep"]])
+def test_disk_that_takes_nothing_is_one_line(command, k24lab, home, tmp_path):
+    (home / "runs").write_text("a file where a folder should be")
+    grid = tmp_path / "grid.yaml"
+    grid.write_text("grids: [{seed: 0}]")
+    assert_one_line_error(k24lab(*command, *([str(grid)] if command == ["sweep"] else [])), str(home / "runs"))
+
+
+def test_other_errors_of_the_system_keep_their_traceback(k24lab, monkeypatch):
+    monkeypatch.setattr("k24lab.status.print_status", lambda *_: (_ for _ in ()).throw(ConnectionResetError()))
+    with pytest.raises(ConnectionResetError):
+        k24lab("status", "nothing")
+
+
 @pytest.mark.parametrize(
     ("args", "part"),
     [
