@@ -127,8 +127,12 @@ def sweep(
     from k24lab.backends import build_backend
     from k24lab.grid import load_grid
     from k24lab.sweep import sweep as sweep_runs
+    from k24lab.train import check_device
 
     loaded = load_grid(grid)
+    if backend == "local":  # on a cluster the runs see other devices than this machine
+        for device in {config.device for config in loaded.configs}:
+            check_device(device)
     resources = Resources(jobs, max(c.n_threads for c in loaded.configs), hours, memory_gb, gpus, options or {})
     sweep_runs(loaded, build_backend(backend, resources, loaded.name), retry=retry)
 
@@ -164,13 +168,20 @@ def notebooks(
         print(path)
 
 
-def figures(groups: Annotated[tuple[str, ...], tyro.conf.Positional] = (), jobs: int = os.cpu_count() or 1) -> None:
+def figures(
+    groups: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    variant: str | None = None,
+    name: str = "08_paper",
+    jobs: int = os.cpu_count() or 1,
+) -> None:
     """Draw every figure and table of groups of runs, one by one and all together, from their folders alone.
 
     Example: k24lab figures rolenav3 vmas_dispersion
 
     Args:
         groups: folders under runs/; by default all that have finished runs.
+        variant: what all others are compared with; by default k24, or without it the first that has runs in all tasks.
+        name: begins the names of the files that show all groups together.
         jobs: notebooks at a time.
     """
     from k24lab.errors import RunError
@@ -180,7 +191,7 @@ def figures(groups: Annotated[tuple[str, ...], tyro.conf.Positional] = (), jobs:
     found = groups or tuple(sorted({path.parent.parent.name for path in runs_dir().glob("*/*/DONE")}))
     if not found:
         raise RunError(f"no finished run in {runs_dir()}")
-    for path in paper_figures(found, jobs):
+    for path in paper_figures(found, jobs, variant, name):
         print(path)
 
 
@@ -196,10 +207,12 @@ def export(groups: Annotated[tuple[str, ...], tyro.conf.Positional], output: Pat
     import json
 
     from k24lab.analysis.export import marl_eval
-    from k24lab.analysis.results import find_runs, load_metrics, load_summaries
+    from k24lab.analysis.groups import find_groups
+    from k24lab.analysis.results import load_metrics, load_summaries
     from k24lab.runs import atomic_write
 
-    runs = [run for group in groups for run in find_runs(group)]
+    runs = find_groups(groups)
+    output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(output) as file:
         file.write((json.dumps(marl_eval(load_metrics(runs), load_summaries(runs))) + "\n").encode())
     print(output)

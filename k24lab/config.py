@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -228,6 +229,8 @@ def _range_problems(config: Config) -> list[str]:
         problems.append(
             "score_weight_power and score_ema_power must be 0 with method = 'random24': its masks are fixed"
         )
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", config.device):
+        problems.append(f"device = {config.device!r} must be 'cpu', 'cuda' or 'cuda:<number>'")
     if config.per_type and config.agent_id:
         problems.append("agent_id = True tells agents of a type apart, which mask_per = 'type' does not want")
     for name in ("logit_scale_final", "diversity_coef_max"):
@@ -250,7 +253,7 @@ def build_config(params: Mapping[str, Any]) -> Config:
     values: dict[str, Any] = {}
     for key in params.keys() & hints.keys():
         try:
-            values[key] = _convert(hints[key], params[key])
+            values[key] = convert(hints[key], params[key])
         except TypeError as error:
             problems.append(f"{key} = {params[key]!r} {error}")
     if problems:
@@ -259,11 +262,12 @@ def build_config(params: Mapping[str, Any]) -> Config:
     return Config(**(defaults | values))
 
 
-def _convert(kind: Any, value: Any) -> Any:
+def convert(kind: Any, value: Any) -> Any:
     """`value` as the field's type; refuses what would lose or change it. Raises TypeError with the reason."""
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
-            raise TypeError(f"is not allowed: {unknown('choice', value, map(str, get_args(kind)))}")
+            hint = " (YAML takes off for False: write 'off')" if value is False and "off" in get_args(kind) else ""
+            raise TypeError(f"is not allowed: {unknown('choice', value, map(str, get_args(kind)))}{hint}")
         return value
     choices = get_args(kind) or (kind,)  # float | None
     if value is None and type(None) in choices:
@@ -274,6 +278,14 @@ def _convert(kind: Any, value: Any) -> Any:
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)  # 1.0e+5 in YAML, 1e5 in a notebook
     if type(value) is not kind:
-        hint = " (YAML takes 1e-3 for text: write 1.0e-3)" if isinstance(value, str) and kind in (int, float) else ""
+        hint = " (YAML takes 1e-3 for text: write 1.0e-3)" if kind in (int, float) and _is_number(value) else ""
         raise TypeError(f"is a {type(value).__name__}, not a {kind.__name__}{hint}")
     return value
+
+
+def _is_number(value: object) -> bool:
+    """Whether a text is a number that stands in quotes, or that YAML did not recognise."""
+    try:
+        return isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
+        return False

@@ -1,6 +1,7 @@
 """Grid files: which runs a sweep consists of, all checked before the first one starts."""
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,8 +10,10 @@ import yaml
 
 from k24lab.config import Config, build_config
 from k24lab.envs import make_env
+from k24lab.envs.base import check_types
 from k24lab.errors import ConfigError, unknown
 from k24lab.notebooks import check_notebook
+from k24lab.runs import check_name
 
 GRID_KEYS = ("name", "notebook", "common", "per_task", "grids")
 
@@ -30,36 +33,78 @@ def load_grid(path: Path) -> Grid:
         ConfigError: no such file, no YAML, unknown keys, a bad value, task or notebook, the same run twice.
     """
     data = _read(path)
-    common, per_task = (data.get(key) or {} for key in ("common", "per_task"))
-    if not isinstance(per_task, dict):
-        raise ConfigError(f"{path}: per_task must map tasks to parameters")
-    parts = (common, *per_task.values(), *data["grids"])
-    if not data["grids"] or not all(isinstance(part, dict) for part in parts):
-        raise ConfigError(f"{path}: common, each task and every one of grids (at least one) map parameters to values")
-    configs = [config for grid in data["grids"] for config in expand(common, grid, per_task)]
-    tasks = {config.task for config in configs}
+    try:
+        grid = _build(data, path.stem)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return grid
+
+
+def _build(data: Mapping[str, Any], stem: str) -> Grid:
+    common, per_task = (_mapping(key, data.get(key)) for key in ("common", "per_task"))
+    per_task = {task: _mapping(f"per_task: {task}", values) for task, values in per_task.items()}
+    configs = []
+    for number, entry in enumerate(data["grids"], start=1):
+        where = f"grids, entry {number}"
+        own = _mapping(where, entry)
+        try:
+            configs += expand(common, own, per_task)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+    tasks = dict.fromkeys(config.task for config in configs)
     for task in per_task.keys() - tasks:
-        raise ConfigError(f"{path}: per_task: " + unknown("task", task, tasks))
-    hashes = [config.hash() for config in configs]
-    for config, h in zip(configs, hashes, strict=True):
-        if hashes.count(h) > 1:
-            raise ConfigError(f"{path}: the run {config.method}, {config.task}, seed {config.seed} stands there twice")
-    for task in tasks:
-        make_env(task, 1).close()  # an unknown task or option is an error now, not in an hour
-    if notebook := data.get("notebook"):
+        raise ConfigError("per_task: " + unknown("task", task, tasks))
+    for h, n in Counter(config.hash() for config in configs).items():
+        if n > 1:
+            config = next(config for config in configs if config.hash() == h)
+            raise ConfigError(f"the run {config.method}, {config.task}, seed {config.seed} stands there twice")
+    specs = {}
+    for config in configs:  # an unknown task or option, or a world without unit types, is an error now, not in an hour
+        key = (config.task, config.n_workers)
+        if key not in specs:
+            env = make_env(config.task, 1, config.n_workers)
+            env.close()
+            specs[key] = env.spec
+        check_types(config, specs[key])
+    if (notebook := data.get("notebook")) is not None:
         check_notebook(notebook)
-    return Grid(str(data.get("name") or path.stem), configs, notebook)
+    name = stem if data.get("name") is None else data["name"]
+    if isinstance(name, bool) or not isinstance(name, str | int | float):
+        raise ConfigError(f"name = {name!r} must be text")
+    return Grid(check_name(str(name)), configs, notebook)
+
+
+def _mapping(what: str, value: Any) -> dict[str, Any]:
+    """Parameters and their values; nothing at all where a key has no value."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{what} = {value!r} must map names to values")
+    return value
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key stands once: of two, YAML itself silently keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        for key, n in Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)).items():
+            if n > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a safe loader
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"no grid file {path}") from None
-    except yaml.YAMLError as error:
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a folder, not a grid file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
-    if not isinstance(data, dict) or not isinstance(data.get("grids"), list):
-        raise ConfigError(f"{path} must have the key grids, a list (and may have {', '.join(GRID_KEYS[:-1])})")
+    if not isinstance(data, dict) or not isinstance(data.get("grids"), list) or not data["grids"]:
+        others = ", ".join(GRID_KEYS[:-1])
+        raise ConfigError(f"{path} must have the key grids, a list with at least one entry (and may have {others})")
     for key in data.keys() - set(GRID_KEYS):
         raise ConfigError(f"{path}: " + unknown("key", key, GRID_KEYS))
     return data
@@ -82,7 +127,7 @@ def expand(
         own: dict[str, Any] = {}
         for part in choice:
             for key in part.keys() & own.keys():
-                raise ConfigError(f"grid: {key} is given twice")
+                raise ConfigError(f"{key} is given twice")
             own |= part
         task = own.get("task", common.get("task", Config.task))
         of_task = (per_task or {}).get(task, {}) if isinstance(task, str) else {}
@@ -94,16 +139,16 @@ def _axis(key: str, value: Any) -> list[dict[str, Any]]:
     """One axis of a grid: the sets of parameters that it chooses from."""
     if key == "list":
         if not isinstance(value, list) or not value or not all(isinstance(part, dict) for part in value):
-            raise ConfigError("grid: list must be a list of mappings from parameters to values, at least one")
+            raise ConfigError(f"list = {value!r} must be a list of mappings from parameters to values, at least one")
         return value
     if key == "zip":
         if not isinstance(value, dict) or not value or not all(isinstance(v, list) for v in value.values()):
-            raise ConfigError("grid: zip must map parameters to lists")
+            raise ConfigError(f"zip = {value!r} must map parameters to lists")
         lengths = {name: len(values) for name, values in value.items()}
         if len(set(lengths.values())) > 1 or not min(lengths.values()):
-            raise ConfigError(f"grid: the lists under zip must be equally long and not empty: {lengths}")
+            raise ConfigError(f"the lists under zip must be equally long and not empty: {lengths}")
         return [dict(zip(value, values, strict=True)) for values in zip(*value.values(), strict=True)]
     values = value if isinstance(value, list) else [value]
     if not values:
-        raise ConfigError(f"grid: {key} = [] has no value")
+        raise ConfigError(f"{key} = [] has no value")
     return [{key: each} for each in values]

@@ -14,7 +14,9 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from traitlets import default
 
-from k24lab.analysis.results import find_runs
+from k24lab.analysis.groups import find_groups
+from k24lab.analysis.paper import complete_variants
+from k24lab.analysis.results import find_runs, load_summaries
 from k24lab.config import build_config
 from k24lab.errors import ConfigError, RunError, unknown
 from k24lab.paths import notebooks_dir, project_root
@@ -70,12 +72,14 @@ def notebook_path(name: str) -> Path:
     return path
 
 
-def check_notebook(name: str) -> None:
+def check_notebook(name: object) -> None:
     """Refuse a notebook that cannot be the target of a grid: it must take `name` and `overrides`.
 
     Raises:
         ConfigError: no such notebook, or one without these parameters.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"notebook = {name!r} must be the name of a notebook, e.g. 02_train")
     missing = {"name", "overrides"} - parameter_names(name)
     if missing:
         raise ConfigError(f"notebook {name!r} takes no parameter {' or '.join(sorted(missing))}: no run can be its job")
@@ -113,12 +117,20 @@ def execute_all(names: Sequence[str], runs: str, jobs: int) -> list[Path]:
     return [future.result() for future in futures]
 
 
-def paper_figures(groups: Sequence[str], jobs: int) -> list[Path]:
+def paper_figures(groups: Sequence[str], jobs: int, variant: str | None, figures: str) -> list[Path]:
     """Every figure that can be drawn from groups of runs, of each group and of all together; nothing is trained.
 
+    `variant` (None: k24, or else the first that can be) is compared with all others; `figures` begins the names of the
+    files over all groups.
+
     Raises:
-        RunError: a group without finished runs, or a notebook failed.
+        RunError: a group without finished runs, no (or not that) variant with runs in all tasks, a failed notebook.
     """
+    comparable = complete_variants(load_summaries(find_groups(groups)))
+    if variant is None:
+        variant = "k24" if "k24" in comparable else comparable[0]
+    elif variant not in comparable:
+        raise RunError(unknown("variant with runs in all tasks", variant, comparable))
     tasks: list[tuple[str, dict[str, Any], str]] = []
     for group in groups:
         runs = find_runs(group)
@@ -128,15 +140,23 @@ def paper_figures(groups: Sequence[str], jobs: int) -> list[Path]:
         )
         names += ["07_unit_types"] if any(run.config.get("mask_per") == "type" for run in runs) else []
         tasks += [(name, {"runs": group}, group) for name in names]
-    tasks.append(("08_paper_figures", {"groups": list(groups)}, "-".join(groups)))
+    tasks.append(("08_paper_figures", {"groups": list(groups), "variant": variant, "figures": figures}, figures))
     with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(execute, *task) for task in tasks]
     return [future.result() for future in futures]
 
 
 def parameter_names(name: str) -> set[str]:
-    """Names in a notebook's parameters cell."""
-    return set(papermill.inspect_notebook(str(notebook_path(name))))
+    """Names in a notebook's parameters cell.
+
+    Raises:
+        ConfigError: no such notebook, or none that papermill can read.
+    """
+    path = notebook_path(name)
+    try:
+        return set(papermill.inspect_notebook(str(path)))
+    except Exception as error:  # no JSON, no notebook, no kernel named in it: each has an error of its own
+        raise ConfigError(f"{path} cannot be read as a notebook: {error}") from error
 
 
 def execute(name: str, parameters: Mapping[str, Any], label: str = "") -> Path:
@@ -162,10 +182,18 @@ def execute(name: str, parameters: Mapping[str, Any], label: str = "") -> Path:
     return _execute(source, parameters, project_root() / "executed", stem)
 
 
+def executed_copies(folder: Path, name: str) -> tuple[Path, Path]:
+    """Where the executed copy of a notebook lies: one whose cells have all run, and one of which a cell failed."""
+    stem = name.removesuffix(".ipynb")
+    return folder / f"{stem}.ipynb", folder / f"{stem}.failed.ipynb"
+
+
 def _execute(source: Path, parameters: Mapping[str, Any], folder: Path, stem: str) -> Path:
     """Run a notebook; only a clean copy gets the name `stem`."""
     folder.mkdir(exist_ok=True)
-    part, whole = folder / f"{stem}.part.ipynb", folder / f"{stem}.ipynb"
+    part = folder / f"{stem}.part.ipynb"
+    whole, failed = executed_copies(folder, stem)
+    failed.unlink(missing_ok=True)
     try:
         papermill.execute_notebook(
             str(source),
@@ -177,7 +205,6 @@ def _execute(source: Path, parameters: Mapping[str, Any], folder: Path, stem: st
             kernel_manager_class=ThisInterpreter,
         )
     except Exception as error:
-        failed = part.with_name(f"{stem}.failed.ipynb")
         if part.exists():
             part.replace(failed)
         raise RunError(f"{source.name} failed, see {failed}: {error}") from error

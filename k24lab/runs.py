@@ -40,18 +40,27 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
+def check_name(name: str) -> str:
+    """The name of a group of runs, if it can be that of a folder.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ConfigError(
+            f"name = {name!r} must be letters, digits, '.', '_' or '-', beginning with one of the first two"
+        )
+    return name
+
+
 def run_folder(config: Config, name: str) -> Path:
     """`runs/<name>/<task>-<method>-s<seed>-<hash>`: readable, and the same for the same configuration.
 
     Raises:
         ConfigError: a name that is no plain folder name.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise ConfigError(
-            f"name = {name!r} must be letters, digits, '.', '_' or '-', beginning with one of the first two"
-        )
     task = re.sub(r"[^A-Za-z0-9.]+", "_", config.task).strip("_")
-    return runs_dir() / name / f"{task}-{config.method}-s{config.seed}-{config.hash()}"
+    return runs_dir() / check_name(name) / f"{task}-{config.method}-s{config.seed}-{config.hash()}"
 
 
 class RunFolder:

@@ -7,8 +7,10 @@ from typing import Literal, NamedTuple
 
 import pandas as pd
 
+from k24lab.analysis.results import no_runs
 from k24lab.errors import RunError
 from k24lab.grid import load_grid
+from k24lab.notebooks import executed_copies
 from k24lab.paths import runs_dir
 from k24lab.runs import FAILED, is_locked, read_config, run_folder
 
@@ -30,15 +32,17 @@ class RunStatus(NamedTuple):
     error: str = ""  # of a failed run
 
 
-def run_status(path: Path) -> RunStatus:
-    """The status of one run folder.
+def run_status(path: Path, notebook: str | None = None) -> RunStatus:
+    """The status of one run folder; a run in a notebook is finished once all cells of that have run.
 
     Raises:
         RunError: no configuration in it.
     """
     config = read_config(path)
-    finished = (path / "DONE").exists()
-    t_env = config.t_max if finished else min(last_t_env(path / "metrics.jsonl"), config.t_max)
+    trained = (path / "DONE").exists()
+    copy, failed_copy = executed_copies(path, notebook) if notebook else (path / "DONE", path / FAILED)
+    finished = trained and copy.exists()
+    t_env = config.t_max if trained else min(last_t_env(path / "metrics.jsonl"), config.t_max)
     error = ""
     if finished:
         state: State = "finished"
@@ -46,6 +50,8 @@ def run_status(path: Path) -> RunStatus:
         state = "running"
     elif (path / FAILED).exists():
         state, error = "failed", (path / FAILED).read_text(errors="replace").strip()
+    elif trained and failed_copy.exists():
+        state, error = "failed", f"trained, but its notebook failed: see {failed_copy}"
     else:
         state = "begun" if t_env else "waiting"
     return RunStatus(path, config.method, config.task, config.seed, state, t_env, config.t_max, error)
@@ -70,8 +76,6 @@ def last_t_env(path: Path) -> int:
 def status_table(statuses: Iterable[RunStatus]) -> pd.DataFrame:
     """One row per task and method: how many runs are in each state, and the share of their env steps that is done."""
     rows = pd.DataFrame([status._asdict() for status in statuses])
-    if rows.empty:
-        raise RunError("no run there")
     groups = rows.groupby(["task", "method"], sort=False)
     table = groups["state"].value_counts().unstack(fill_value=0).reindex(columns=list(STATES), fill_value=0)
     table["% done"] = (100 * groups["t_env"].sum() / groups["t_max"].sum()).round().astype(int)
@@ -86,15 +90,30 @@ def print_status(grid: Path) -> None:
         RunError: no run.
     """
     if grid.suffix in (".yaml", ".yml"):
-        name, configs, _ = load_grid(grid)
+        name, configs, notebook = load_grid(grid)
         paths = [run_folder(config, name) for config in configs]
         statuses = [
-            run_status(path) if path.exists() else RunStatus(path, c.method, c.task, c.seed, "waiting", 0, c.t_max)
+            run_status(path, notebook)
+            if path.exists()
+            else RunStatus(path, c.method, c.task, c.seed, "waiting", 0, c.t_max)
             for path, c in zip(paths, configs, strict=True)
         ]
     else:
-        statuses = [run_status(path.parent) for path in sorted((runs_dir() / grid).glob("*/config.json"))]
+        statuses = _of_group(grid)
     print(status_table(statuses).to_string(index=False))
     for status in statuses:
         if status.state == "failed":
             print(f"failed: {status.path}: {status.error}")
+
+
+def _of_group(name: Path) -> list[RunStatus]:
+    """All runs of a group; those whose configuration cannot be read are named and left out."""
+    statuses = []
+    for file in sorted((runs_dir() / name).glob("*/config.json")):
+        try:
+            statuses.append(run_status(file.parent))
+        except RunError as error:
+            print(f"left out: {error}")
+    if not statuses:
+        raise RunError(no_runs(runs_dir() / name))
+    return statuses

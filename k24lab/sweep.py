@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 from tqdm import tqdm
@@ -27,7 +28,7 @@ def sweep(grid: Grid, backend: Backend, retry: bool = False, poll_seconds: float
         RunError: runs that are not finished afterwards, each with its reason; the others are.
     """
     folders = [RunFolder(run_folder(config, grid.name), config).path for config in grid.configs]
-    before = {path: run_status(path) for path in folders}
+    before = {path: run_status(path, grid.notebook) for path in folders}
     leave = {"finished"} if retry else {"finished", "failed"}
     todo = [path for path, status in before.items() if status.state not in leave]
     try:
@@ -36,8 +37,9 @@ def sweep(grid: Grid, backend: Backend, retry: bool = False, poll_seconds: float
     except BaseException:  # Ctrl-C, SIGTERM, or whatever went wrong: no run is left behind
         backend.stop()
         raise
-    open_ones = [path for path in folders if not _done(path) or codes.get(path, 0) != 0]
-    problems = [f"  {path}: {_problem(run_status(path), codes.get(path))}" for path in open_ones]
+    after = [run_status(path, grid.notebook) for path in folders]
+    open_ones = [status for status in after if status.state != "finished" or codes.get(status.path, 0) != 0]
+    problems = [f"  {status.path}: {_problem(status, codes.get(status.path))}" for status in open_ones]
     if problems:
         raise RunError(f"{len(problems)} of {len(folders)} runs are not finished:\n" + "\n".join(problems))
     return folders
@@ -49,9 +51,9 @@ def _done(path: Path) -> bool:
 
 def _watch(
     name: str, before: Mapping[Path, RunStatus], jobs: Mapping[Path, Job], poll_seconds: float
-) -> dict[Path, int | None]:
-    """Wait for the jobs, showing how far the grid is; returns their exit codes, None where the backend lost the job."""
-    codes: dict[Path, int | None] = {}
+) -> dict[Path, int | str | None]:
+    """Wait for the jobs, showing how far the grid is; returns what `_result` says of them."""
+    codes: dict[Path, int | str | None] = {}
     steps = {path: status.t_env for path, status in before.items()}
     with tqdm(
         total=sum(status.t_max for status in before.values()),
@@ -74,18 +76,23 @@ def _watch(
             time.sleep(poll_seconds)
 
 
-def _result(job: Job) -> int | None:
+def _result(job: Job) -> int | str | None:
+    """A job's exit code, None if it was cancelled, or what the backend says of a job that it lost or never started."""
     try:
         return job.result()
-    except Exception:  # whatever a backend raises for a job that it cancelled or lost
+    except CancelledError:
         return None
+    except Exception as error:  # whatever a backend raises
+        return f"{type(error).__name__}: {error}"
 
 
-def _problem(status: RunStatus, code: int | None) -> str:
+def _problem(status: RunStatus, code: int | str | None) -> str:
     """Why a run is not finished."""
     if status.state == "failed":
         return f"{status.error} (details in log.txt; --retry tries it again)"
-    if status.state == "finished":  # in a notebook whose later cells failed
+    if isinstance(code, str):
+        return f"could not be computed ({code}); the same sweep goes on with it"
+    if status.state == "finished":
         return f"is trained, but ended with exit code {code}: {_last_line(status.path)}"
     if status.state == "running":
         return "another process has it in hand"

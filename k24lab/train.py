@@ -12,7 +12,7 @@ from tqdm import tqdm
 from k24lab import schedules
 from k24lab.config import Config
 from k24lab.envs import make_env
-from k24lab.envs.base import VecEnv
+from k24lab.envs.base import VecEnv, check_types
 from k24lab.errors import ConfigError
 from k24lab.kernels import describe, keep_memory, usable
 from k24lab.marl.learner import build_learner
@@ -62,11 +62,20 @@ def _train(config: Config, run: RunFolder, progress: bool) -> None:
         trainer.close()
 
 
+def check_device(device: str) -> None:
+    """Refuse a device that this machine does not have."""
+    n = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.startswith("cuda") and int(device.partition(":")[2] or 0) >= n:
+        there = ", ".join(["'cpu'", *(f"'cuda:{k}'" for k in range(n))])
+        raise ConfigError(f"device = {device!r}, but torch finds {n or 'no'} CUDA devices; allowed here: {there}")
+
+
 def _check_usable(config: Config) -> None:
     """Refuse a device or a task that is not there."""
-    if not torch.cuda.is_available() and config.device.startswith("cuda"):
-        raise ConfigError(f"device = {config.device!r}, but torch finds no CUDA device; allowed here: 'cpu'")
-    make_env(config.task, 1, config.n_workers, config.device).close()
+    check_device(config.device)
+    env = make_env(config.task, 1, config.n_workers, config.device)
+    env.close()
+    check_types(config, env.spec)
 
 
 class Trainer:

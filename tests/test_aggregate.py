@@ -36,6 +36,21 @@ def test_missing_seeds_shorten_a_task_and_are_counted():
     assert found.loc["mean", "value"] == 3.5 and found.loc["mean", "n_runs"] == 6
 
 
+def test_iqm_weighs_tasks_alike_however_many_seeds_they_have():
+    few, many = np.array([1.0, 2.0]), np.array([5.0, 6.0])
+    (alike,) = aggregate.interquartile_mean([few[None], many[None]])
+    assert alike == pytest.approx(scipy_stats.trim_mean([1, 2, 5, 6], 0.25)) == 3.5
+    (weighted,) = aggregate.interquartile_mean([np.repeat(few, 4)[None], many[None]])
+    # Ten runs, the first task's weigh 1/16 each, the second's 1/4; a fifth is cut at each end.
+    assert weighted == pytest.approx((0.05 * 1 + 0.25 * 2 + 0.25 * 5 + 0.05 * 6) / 0.6) == pytest.approx(alike)
+
+
+@given(st.lists(st.lists(st.floats(-5, 5), min_size=6, max_size=6), min_size=1, max_size=4))
+def test_iqm_of_as_many_runs_in_every_task_is_that_of_all_runs(tasks):
+    (found,) = aggregate.interquartile_mean([np.array(task)[None] for task in tasks])
+    assert found == pytest.approx(scipy_stats.trim_mean(np.concatenate(tasks), 0.25), abs=1e-12)
+
+
 def test_a_task_with_one_run_has_no_interval_and_one_without_is_an_error():
     assert table([np.array([1.0]), np.array([2.0, 3.0])])[["low", "high"]].isna().all(axis=None)
     with pytest.raises(ConfigError, match=r"at least one run; there are \[0, 1\]"):
@@ -75,6 +90,8 @@ def test_probability_of_improvement_is_mann_whitney():
     assert value == pytest.approx(np.mean(expected)) and low < value < high
     assert aggregate.probability_of_improvement(ours, ours)[0] == pytest.approx(0.5)
     assert aggregate.probability_of_improvement([np.ones(3)], [np.zeros(3)]) == (1.0, 1.0, 1.0)
+    value, low, high = aggregate.probability_of_improvement([np.array([2.0])], [np.array([1.0, 3.0])])
+    assert value == 0.5 and np.isnan(low) and np.isnan(high)
     with pytest.raises(ConfigError, match="1 and 2 tasks"):
         aggregate.probability_of_improvement(ours[:1], theirs)
 

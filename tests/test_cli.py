@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 from conftest import TINY
 
@@ -92,6 +93,15 @@ def test_export_writes_the_results_of_groups(k24lab, tiny_config, tmp_path):
     code, out, _ = k24lab("export", "one", "two", "--output", tmp_path / "x.json")
     assert (code, out) == (0, f"{tmp_path / 'x.json'}\n")
     assert json.loads((tmp_path / "x.json").read_text())["rolenav"]["rolenav"]["fups"].keys() == {"seed_3", "seed_4"}
+    k24lab("export", "one", "two", "one", "--output", tmp_path / "new" / "x.json")
+    assert (tmp_path / "new" / "x.json").read_bytes() == (tmp_path / "x.json").read_bytes()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_sweep_on_this_machine_refuses_a_device_that_it_lacks(k24lab, tmp_path, home):
+    (tmp_path / "grid.yaml").write_text("grids: [{device: ['cuda:1', cpu]}]")
+    assert_one_line_error(k24lab("sweep", tmp_path / "grid.yaml"), "device = 'cuda:1', but torch finds no CUDA devices")
+    assert not (home / "runs").exists()
 
 
 @pytest.mark.parametrize(
@@ -124,7 +134,8 @@ def test_sweep_refuses_resources_that_mean_nothing(args, part, k24lab, tmp_path,
         (["figures"], ["no finished run in "]),
         (["figures", "nothing"], ["no runs in "]),
         (["export", "nothing", "--output", "x.json"], ["no runs in "]),
-        (["status", "nothing"], ["no run"]),
+        (["status", "nothing"], ["no runs in ", "no group has any yet"]),
+        (["export", "--output", "x.json"], ["name at least one group"]),
         (["bench", "tarin"], ["unknown benchmark 'tarin'; did you mean 'train'"]),
     ],
 )

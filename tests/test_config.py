@@ -42,7 +42,10 @@ def test_numbers_that_lose_nothing_are_converted(key, given_value, value):
         ("t_max", True, "is a bool, not a int"),
         ("t_max", None, "is a NoneType, not a int"),
         ("t_max", math.inf, "is a float, not a int"),
-        ("lr", "1e-3", "is a str, not a float"),
+        ("lr", "1e-3", "is a str, not a float (YAML takes 1e-3 for text: write 1.0e-3)"),
+        ("reset_trigger", False, "(YAML takes off for False: write 'off')"),
+        ("device", "tpu", "must be 'cpu', 'cuda' or 'cuda:<number>'"),
+        ("device", "cuda:", "must be 'cpu', 'cuda' or 'cuda:<number>'"),
         ("lr", True, "is a bool, not a float"),
         ("lr", math.nan, "is not a finite number"),
         ("lr", -math.inf, "is not a finite number"),
@@ -145,7 +148,7 @@ def changed(field: dataclasses.Field, value: object) -> object:
         return not value
     if isinstance(value, str):
         choices = getattr(field.type, "__args__", None)
-        return next(c for c in choices if c != value) if choices else "other"
+        return next(c for c in choices if c != value) if choices else {"device": "cuda"}.get(field.name, "other")
     if value is None:
         return 2.0
     return value + 1 if isinstance(value, int) else value * 0.8 + 0.01

@@ -92,19 +92,31 @@ def test_name_defaults_to_that_of_the_file_and_is_a_string(grid_file):
         ({"common": {}}, "must have the key grids, a list"),
         ({"grids": {"seed": [0]}}, "must have the key grids, a list"),
         ({"grids": []}, "at least one"),
-        ({"grids": ["seed"]}, "map parameters to values"),
-        ({"common": ["seed"], "grids": [{}]}, "map parameters to values"),
-        ({"per_task": ["rolenav"], "grids": [{}]}, "per_task must map tasks to parameters"),
-        ({"per_task": {"rolenav": 3}, "grids": [{}]}, "each task and every one of grids"),
+        ({"grids": [{}, "seed"]}, "grids, entry 2 = 'seed' must map names to values"),
+        ({"common": ["seed"], "grids": [{}]}, r"common = \['seed'\] must map names to values"),
+        ({"per_task": ["rolenav"], "grids": [{}]}, r"per_task = \['rolenav'\] must map names to values"),
+        ({"per_task": {"rolenav": 3}, "grids": [{}]}, "per_task: rolenav = 3 must map names to values"),
         ({"per_task": {"rolenva": {"lr": 0.1}}, "grids": [{}]}, "unknown task 'rolenva'; did you mean 'rolenav'"),
         ({"grids": [{"zip": {"lr": [0.1], "seed": [0, 1]}}]}, r"equally long and not empty: {'lr': 1, 'seed': 2}"),
         ({"grids": [{"zip": {"lr": []}}]}, "equally long and not empty"),
-        ({"grids": [{"zip": {"lr": 0.1}}]}, "zip must map parameters to lists"),
+        ({"grids": [{"zip": {"lr": 0.1}}]}, r"zip = {'lr': 0.1} must map parameters to lists"),
         ({"grids": [{"list": [{"sed": 0}]}]}, "unknown parameter 'sed'"),
-        ({"grids": [{"list": [0, 1]}]}, "list must be a list of mappings"),
+        ({"grids": [{"list": [0, 1]}]}, r"list = \[0, 1\] must be a list of mappings"),
         ({"grids": [{"seed": 1, "zip": {"seed": [0]}}]}, "seed is given twice"),
         ({"notebook": "02_trian", "grids": [{}]}, "unknown notebook '02_trian'; did you mean '02_train'"),
         ({"notebook": "01_masks", "grids": [{}]}, "'01_masks' takes no parameter name or overrides"),
+        ({"notebook": 5, "grids": [{}]}, "notebook = 5 must be the name of a notebook"),
+        ({"notebook": ["02_train"], "grids": [{}]}, r"notebook = \['02_train'\] must be the name"),
+        ({"common": 0, "grids": [{}]}, "common = 0 must map names to values"),
+        ({"name": "a/b", "grids": [{}]}, "name = 'a/b' must be letters"),
+        ({"name": ["a"], "grids": [{}]}, r"name = \['a'\] must be text"),
+        ({"grids": [{"seed": 0}, {"seed": 1, "lr": [0.1, -1]}]}, r"grid\.yaml: grids, entry 2: lr = -1\.0 must be"),
+        ({"grids": [{"reset_trigger": False}]}, r"reset_trigger = False .*YAML takes off for False: write 'off'"),
+        ({"grids": [{"device": "tpu"}]}, "device = 'tpu' must be 'cpu', 'cuda' or 'cuda:<number>'"),
+        ({"grids": [{"mask_per": "type"}]}, "mask_per = 'type' needs a world with unit types; 'rolenav' has none"),
+        ({"grids": [{"n_workers": 2}]}, "n_workers = 2: 'rolenav' steps all its environments at once"),
+        ({"grids": [{"task": "rolenav:n_roles=two"}]}, "option n_roles = 'two' is a str, not a int$"),
+        ({"grids": [{"task": "rolenav:n_agents=2.5"}]}, "option n_agents = 2.5 is a float, not a int"),
     ],
 )
 def test_mistakes_in_a_grid_are_errors_before_anything_starts(data, message, grid_file, home):
@@ -120,6 +132,21 @@ def test_file_that_is_no_grid_is_an_error(text, tmp_path):
         load_grid(tmp_path / "bad.yaml")
 
 
+@pytest.mark.parametrize("text", ["seed: 0\n  seed: 1", "seed: 0\n  method: k24\n  seed: 0"])
+def test_key_that_stands_twice_is_an_error_not_the_last_of_them(text, tmp_path):
+    (tmp_path / "grid.yaml").write_text(f"grids:\n- {text}\n")
+    with pytest.raises(ConfigError, match="the key seed stands twice"):
+        load_grid(tmp_path / "grid.yaml")
+
+
 def test_missing_grid_file_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="no grid file"):
         load_grid(tmp_path / "none.yaml")
+    (tmp_path / "text").write_text("")
+    with pytest.raises(ConfigError, match="no grid file"):
+        load_grid(tmp_path / "text" / "none.yaml")
+    with pytest.raises(ConfigError, match="is a folder, not a grid file"):
+        load_grid(tmp_path)
+    (tmp_path / "latin").write_bytes(b"name: \xe9\ngrids: [{}]")
+    with pytest.raises(ConfigError, match="latin is not YAML"):
+        load_grid(tmp_path / "latin")

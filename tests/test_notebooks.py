@@ -124,20 +124,36 @@ def test_figures_of_groups_come_from_the_notebooks_that_their_runs_can_fill(home
         folder = home / "runs" / group / "run"
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps(config | {"task": "rolenav", "seed": 0}))
+        (folder / "summary.json").write_text('{"test_return_mean": 1.0}')
         (folder / "DONE").touch()
         if masks:
             (folder / "patterns").mkdir()
     calls = []
     monkeypatch.setattr(notebooks, "execute", lambda *given: calls.append(given) or Path())
-    notebooks.paper_figures(["a", "b"], jobs=1)
+    notebooks.paper_figures(["a", "b"], 1, None, "08_paper")
     of_b = ("05_ablations", "03_mask_patterns", "04_agent_similarity", "07_unit_types")
     assert calls == [
         ("05_ablations", {"runs": "a"}, "a"),
         *((name, {"runs": "b"}, "b") for name in of_b),
-        ("08_paper_figures", {"groups": ["a", "b"]}, "a-b"),
+        ("08_paper_figures", {"groups": ["a", "b"], "variant": "k24", "figures": "08_paper"}, "08_paper"),
     ]
+    calls.clear()
+    notebooks.paper_figures(["a"], 1, None, "mine")
+    assert calls[-1] == ("08_paper_figures", {"groups": ["a"], "variant": "fups", "figures": "mine"}, "mine")
+    with pytest.raises(RunError, match=r"unknown variant with runs in all tasks 'k24'.*allowed: fups"):
+        notebooks.paper_figures(["a"], 1, "k24", "mine")
     with pytest.raises(RunError, match=r"no runs in .*c; groups with runs: a, b"):
-        notebooks.paper_figures(["a", "c"], jobs=1)
+        notebooks.paper_figures(["a", "c"], 1, None, "08_paper")
+
+
+NO_KERNEL = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("name = 1", metadata={"tags": ["parameters"]})])
+
+
+@pytest.mark.parametrize("text", ["no JSON", nbformat.writes(NO_KERNEL)])
+def test_what_papermill_cannot_read_is_no_notebook(text, home):
+    (home / "notebooks" / "broken.ipynb").write_text(text)
+    with pytest.raises(ConfigError, match=r"broken\.ipynb cannot be read as a notebook"):
+        notebooks.check_notebook("broken")
 
 
 def test_notebook_of_a_run_gets_the_fields_it_takes_and_the_rest_as_overrides(home, monkeypatch, tiny_config):

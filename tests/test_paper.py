@@ -43,6 +43,11 @@ def test_scale_runs_from_untrained_networks_to_the_best_mean_unless_it_is_given(
         paper.task_scale(*frames, {"vmas/c": [0.0, 1.0]})
     with pytest.raises(RunError, match=r"scale of 'a' = \[1\.0\]: must be two returns"):
         paper.task_scale(*frames, {"a": [1.0]})
+    with pytest.raises(RunError, match=r"a: a return of 2 would count as 0 and 2 as 1, but must rise"):
+        paper.task_scale(*frames, {"a": [2.0, 2.0]})
+    metrics, summaries = frames
+    with pytest.raises(RunError, match=r"vmas/b: a return of -1 would count as 0 and -3 as 1.*scale\['vmas/b'\]"):
+        paper.task_scale(metrics, summaries.assign(test_return_mean=-3.0), {"a": [0.0, 1.0]})
 
 
 def test_scores_lie_on_the_scale_and_incomplete_variants_stay_out_of_aggregates(frames):
@@ -74,12 +79,19 @@ def test_profiles_and_improvements_of_complete_variants(frames):
     assert set(profile["variant"]) == {"k24", "fups"}
     at = profile[np.isclose(profile["threshold"], 0.5)].set_index("variant")["share"]
     assert at.to_dict() == {"k24": 1.0, "fups": 0.25}
-    better = paper.improvements(summaries, scale, "k24")
+    better = paper.improvements(summaries, "k24")
     assert better.to_dict("records")[0]["probability"] == pytest.approx((1 + 0.75) / 2)
     with pytest.raises(RunError, match="unknown variant with runs in all tasks 'nops'"):
-        paper.improvements(summaries, scale, "nops")
-    with pytest.raises(RunError, match="no variant has runs in all tasks"):
-        paper.profiles(summaries[summaries["variant"] == "nops"], scale)
+        paper.improvements(summaries, "nops")
+    nops = [frame[frame["variant"] == "nops"] for frame in frames]
+    both = r"no variant has finished runs in all of a, vmas/b \(there are: nops in a\)"
+    with pytest.raises(RunError, match=both):
+        paper.profiles(nops[1], scale)
+    with pytest.raises(RunError, match=both):
+        paper.aggregates(*nops, scale)
+    with pytest.raises(RunError, match=both):
+        paper.efficiency(nops[0], scale)
+    assert paper.complete_variants(summaries) == ["k24", "fups"] and paper.complete_variants(nops[1]) == ["nops"]
 
 
 def test_latex_table_marks_a_winner_only_where_intervals_separate(frames):
@@ -166,6 +178,6 @@ def test_figures_show_every_variant_with_its_interval(frames):
     plt.close(fig)
     ax = aggregate_plots.lines(paper.profiles(summaries, scale), "threshold", "share", xlabel="score", ylabel="share")
     assert [line.get_label() for line in ax.get_lines()] == ["K-2:4", "shared"] and ax.get_xlabel() == "score"
-    ax = aggregate_plots.improvement_marks(paper.improvements(summaries, scale, "k24"), "K-2:4")
+    ax = aggregate_plots.improvement_marks(paper.improvements(summaries, "k24"), "K-2:4")
     assert ax.get_xlabel() == "P(K-2:4 > other)" and len(ax.patches) == 1
     plt.close("all")

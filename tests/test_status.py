@@ -90,5 +90,14 @@ def test_status_of_a_group_and_of_nothing(make_run, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["k24lab", "status", "group"])
     cli.main()
     assert "25" in capsys.readouterr().out
-    with pytest.raises(RunError, match="no run"):
+    with pytest.raises(RunError, match=r"no runs in .*nothing; groups with runs: group"):
         print_status(Path("nothing"))
+
+
+def test_run_whose_configuration_is_damaged_does_not_hide_the_others(make_run, capsys):
+    make_run(steps=400)
+    damaged = make_run(1).path / "config.json"
+    damaged.write_text("{")
+    print_status(Path("group"))
+    out = capsys.readouterr().out
+    assert f"left out: {damaged} cannot be used" in out and "25" in out.splitlines()[-1]

@@ -6,9 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
 
+import nbformat
 import psutil
 import pytest
 import yaml
@@ -18,6 +19,7 @@ from k24lab.backends import Local
 from k24lab.config import build_config
 from k24lab.errors import ConfigError, RunError
 from k24lab.grid import Grid
+from k24lab.notebooks import execute_run
 from k24lab.runs import CHECKPOINT, FAILED, RunFolder, read_config, run_folder
 from k24lab.status import run_status
 from k24lab.sweep import sweep
@@ -112,7 +114,13 @@ def test_grown_grid_adds_only_what_is_new(tiny_config):
 
 @pytest.mark.parametrize(
     ("code", "message"),
-    [(130, "was stopped"), (-9, "killed by signal 9"), (3, "exit code 3: no output"), (OSError("lost"), "was stopped")],
+    [
+        (130, "was stopped"),
+        (-9, "killed by signal 9"),
+        (3, "exit code 3: no output"),
+        (OSError("lost"), r"could not be computed \(OSError: lost\)"),
+        (CancelledError(), "was stopped"),
+    ],
 )
 def test_run_that_ends_otherwise_is_no_failure_of_its_own(code, message, tiny_config):
     grid = grid_of(tiny_config, [0, 1])
@@ -217,6 +225,48 @@ def test_grid_with_a_notebook_keeps_the_executed_copy_of_each_run(tiny_config):
     copy = json.loads((folder / "02_train.ipynb").read_text())
     assert (folder / "DONE").exists() and read_config(folder) == grid.configs[0]
     assert "execution_count" in json.dumps(copy) and not (folder / "02_train.part.ipynb").exists()
+
+
+def test_trained_run_whose_notebook_failed_is_listed_and_goes_through_the_notebook_again(
+    tiny_config, home, monkeypatch
+):
+    cells = [
+        nbformat.v4.new_code_cell("name = 'x'\nmethod = 'k24'\noverrides = {}", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(
+            "import os\nfrom k24lab.config import build_config\nfrom k24lab.train import train\n"
+            "train(build_config(overrides | {'method': method}), name, progress=False)\n"
+            "assert not os.environ.get('BREAK_THE_CELL')"
+        ),
+    ]
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "x"}})
+    notebook.metadata["kernelspec"]["language"] = "python"
+    (home / "notebooks").mkdir()
+    nbformat.write(notebook, home / "notebooks" / "mine.ipynb")
+    monkeypatch.setattr("k24lab.notebooks.notebooks_dir", lambda: home / "notebooks")
+
+    class ThroughTheNotebook(Here):
+        def _job(self, path):
+            job = Future()
+            try:
+                execute_run(path, "mine")
+                job.set_result(0)
+            except RunError:
+                job.set_result(2)
+            return job
+
+    grid = Grid("group", [tiny_config(**SHORT)], "mine")
+    monkeypatch.setenv("BREAK_THE_CELL", "1")
+    with pytest.raises(RunError, match=r"trained, but its notebook failed: see .*mine\.failed\.ipynb"):
+        sweep(grid, ThroughTheNotebook())
+    (folder,) = [run_folder(config, "group") for config in grid.configs]
+    assert (folder / "DONE").exists() and run_status(folder, "mine").state == "failed"
+    assert run_status(folder).state == "finished"
+    monkeypatch.delenv("BREAK_THE_CELL")
+    with pytest.raises(RunError, match="its notebook failed"):
+        sweep(grid, backend := ThroughTheNotebook())
+    assert not backend.commands
+    sweep(grid, ThroughTheNotebook(), retry=True)
+    assert (folder / "mine.ipynb").exists() and not (folder / "mine.failed.ipynb").exists()
 
 
 def test_run_that_another_process_finished_in_the_meantime_is_left_as_it_is(tiny_config, monkeypatch):

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from scipy import stats as scipy_stats
 
 from k24lab.analysis.stats import CONFIDENCE
 from k24lab.errors import ConfigError
@@ -48,8 +47,18 @@ def median(draws: Draws) -> np.ndarray:
 
 
 def interquartile_mean(draws: Draws) -> np.ndarray:
-    """Mean of the middle half of all runs of all tasks."""
-    return np.asarray(scipy_stats.trim_mean(np.concatenate(draws, axis=1), 0.25, axis=1))
+    """Mean of the middle half of all runs of all tasks.
+
+    A run weighs one over its task's number of runs. With as many runs in every task it is rliable's, which weighs all
+    runs alike, so that tasks with more seeds count more.
+    """
+    values = np.concatenate(draws, axis=1)
+    weights = np.concatenate([np.full(task.shape[1], 1 / task.shape[1]) for task in draws]) / len(draws)
+    cut = int(0.25 * len(weights)) / len(weights)  # whole runs, as rliable and scipy cut them
+    order = np.argsort(values, axis=1)
+    upper = np.cumsum(weights[order], axis=1)
+    inside = np.clip(upper, cut, 1 - cut) - np.clip(upper - weights[order], cut, 1 - cut)
+    return np.asarray((np.take_along_axis(values, order, axis=1) * inside).sum(axis=1) / (1 - 2 * cut))
 
 
 def optimality_gap(draws: Draws) -> np.ndarray:
@@ -146,7 +155,8 @@ def probability_of_improvement(
 ) -> tuple[float, float, float]:
     """How likely a run beats one of the reference on the same task, ties half: mean over tasks, and its interval.
 
-    Task by task it is the Mann-Whitney U statistic over the number of pairs.
+    Task by task it is the Mann-Whitney U statistic over the number of pairs. The interval is NaN where a task has a
+    single run of either.
 
     Raises:
         ConfigError: not the same number of tasks.
@@ -161,7 +171,8 @@ def probability_of_improvement(
         value += better.mean() / len(ours)
         rows, columns = (rng.integers(n, size=(n_resamples, n)) for n in better.shape)
         draws += better[rows[:, :, None], columns[:, None, :]].mean(axis=(1, 2)) / len(ours)
-    low, high = _interval(draws, confidence)
+    certain = min(task.size for task in (*ours, *theirs)) > 1
+    low, high = _interval(draws, confidence) if certain else (np.nan, np.nan)
     return float(value), float(low), float(high)
 
 

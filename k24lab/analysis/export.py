@@ -11,7 +11,8 @@ def marl_eval(metrics: pd.DataFrame, summaries: pd.DataFrame) -> dict[str, Any]:
     """The JSON layout of marl-eval (Gorsane et al., 2022): environment, task, algorithm, run, step.
 
     `return` (and `win_rate`, where a world has wins) of the greedy team, at each evaluation the mean over its episodes;
-    `absolute_metrics` are the run's last. Names are in lower case, as marl-eval wants them.
+    `absolute_metrics` are the run's last. Names are in lower case, as marl-eval wants them. Of two runs with the same
+    task, variant and seed (`groups.unequal_settings` warns of them) the last one stands there.
     """
     data: dict[str, Any] = {}
     names = {RETURN: "return", "test_battle_won_mean": "win_rate"}

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 
 from k24lab.analysis.aggregate import (
-    CONFIDENCE,
     aggregate_table,
     area_under_curve,
     efficiency_curve,
@@ -31,7 +30,7 @@ def task_scale(
     `given` replaces the scale of the tasks that it names.
 
     Raises:
-        RunError: a task in `given` that has no runs, or not two numbers for it.
+        RunError: a task in `given` that has no runs, or not two numbers for it; a task whose scale does not rise.
     """
     given = given or {}
     for task, pair in given.items():
@@ -43,17 +42,24 @@ def task_scale(
     curves = metrics.dropna(subset=[RETURN])
     first = curves.sort_values("t_env").groupby(["task", "run"])[RETURN].first().groupby("task").mean()
     best = summaries.groupby(["task", "variant"])[RETURN].mean().groupby("task").max()
-    ends = {task: given.get(task, (first[task], best[task])) for task in tasks}
-    return {task: (float(low), float(high)) for task, (low, high) in ends.items()}
+    scale = {}
+    for task in map(str, tasks):
+        low, high = map(float, given.get(task, (first[task], best[task])))
+        if not low < high:
+            raise RunError(
+                f"{task}: a return of {low:.4g} would count as 0 and {high:.4g} as 1, but must rise: give both returns "
+                f"as scale[{task!r}]" + ("" if task in given else ", or leave out a task in which nothing is learned")
+            )
+        scale[task] = (low, high)
+    return scale
 
 
 def final_scores(summaries: pd.DataFrame, scale: Scale) -> Scores:
     """Final test returns on the scale, of every variant and task."""
-    scores: Scores = {}
-    for keys, runs in summaries.dropna(subset=[RETURN]).groupby(["variant", "task"], sort=False):
-        variant, task = map(str, keys)
-        scores.setdefault(variant, {})[task] = normalised(runs[RETURN].to_numpy(dtype=float), *scale[task])
-    return scores
+    return {
+        variant: {task: normalised(returns, *scale[task]) for task, returns in by_task.items()}
+        for variant, by_task in _raw(summaries).items()
+    }
 
 
 def curve_scores(metrics: pd.DataFrame, scale: Scale) -> Scores:
@@ -75,8 +81,34 @@ def _curves(metrics: pd.DataFrame, scale: Scale) -> Iterator[tuple[str, str, int
 
 
 def complete(scores: Scores, tasks: Sequence[str]) -> dict[str, list[np.ndarray]]:
-    """The variants with runs in all tasks, their scores in the order of the tasks; others have no aggregate."""
-    return {v: [by_task[task] for task in tasks] for v, by_task in scores.items() if set(tasks) <= by_task.keys()}
+    """The variants with runs in all tasks, their scores in the order of the tasks; others have no aggregate.
+
+    Raises:
+        RunError: there is none.
+    """
+    whole = {v: [by_task[task] for task in tasks] for v, by_task in scores.items() if set(tasks) <= by_task.keys()}
+    if not whole:
+        there = "; ".join(f"{variant} in {', '.join(by_task)}" for variant, by_task in scores.items())
+        raise RunError(f"no variant has finished runs in all of {', '.join(tasks)} (there are: {there})")
+    return whole
+
+
+def complete_variants(summaries: pd.DataFrame) -> list[str]:
+    """The variants that can be compared over all tasks.
+
+    Raises:
+        RunError: there is none.
+    """
+    return list(complete(_raw(summaries), list(summaries["task"].unique())))
+
+
+def _raw(summaries: pd.DataFrame) -> Scores:
+    """Final test returns of every variant and task."""
+    scores: Scores = {}
+    for keys, runs in summaries.dropna(subset=[RETURN]).groupby(["variant", "task"], sort=False):
+        variant, task = map(str, keys)
+        scores.setdefault(variant, {})[task] = runs[RETURN].to_numpy(dtype=float)
+    return scores
 
 
 def run_counts(summaries: pd.DataFrame) -> pd.DataFrame:
@@ -109,19 +141,20 @@ def efficiency(metrics: pd.DataFrame, scale: Scale) -> pd.DataFrame:
     for variant, task, t_max, curve in _curves(metrics, scale):
         heights = np.interp(SHARES * t_max, curve.index, curve)
         curves.setdefault(variant, {}).setdefault(task, []).append(heights)
-    whole = {v: [np.stack(by[task]) for task in scale] for v, by in curves.items() if set(scale) <= by.keys()}
+    stacked = {v: {task: np.stack(each) for task, each in by_task.items()} for v, by_task in curves.items()}
+    whole = complete(stacked, list(scale))
     return _stacked({variant: efficiency_curve(given, SHARES) for variant, given in whole.items()})
 
 
-def improvements(summaries: pd.DataFrame, scale: Scale, variant: str) -> pd.DataFrame:
-    """How likely a run of `variant` beats one of each other complete variant.
+def improvements(summaries: pd.DataFrame, variant: str) -> pd.DataFrame:
+    """How likely a run of `variant` beats one of each other complete variant; no scale is needed for that.
 
     Columns reference, probability, low, high.
 
     Raises:
         RunError: the variant has no run in some task.
     """
-    scores = complete(final_scores(summaries, scale), list(scale))
+    scores = complete(_raw(summaries), list(summaries["task"].unique()))
     if variant not in scores:
         raise RunError(unknown("variant with runs in all tasks", variant, scores))
     rows = [
@@ -133,8 +166,5 @@ def improvements(summaries: pd.DataFrame, scale: Scale, variant: str) -> pd.Data
 
 
 def _stacked(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    parts = [table.assign(variant=variant) for variant, table in tables.items()]
-    if not parts:
-        raise RunError(f"no variant has runs in all tasks: nothing to aggregate ({CONFIDENCE:.0%} intervals need them)")
-    frame = pd.concat(parts, ignore_index=True)
+    frame = pd.concat([table.assign(variant=variant) for variant, table in tables.items()], ignore_index=True)
     return frame[["variant", *frame.columns.drop("variant")]]

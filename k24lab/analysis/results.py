@@ -69,15 +69,15 @@ def find_runs(source: str | Path, *, finished_only: bool = True, **filters: obje
     folder = source if isinstance(source, Path) else runs_dir() / source
     runs = [_read_run(path.parent) for path in sorted(folder.glob("*/config.json"))]
     if not runs:
-        raise RunError(_no_runs(folder))
-    runs = _unique(_filter(runs, {k: v for k, v in filters.items() if v is not None}, folder), folder)
+        raise RunError(no_runs(folder))
+    runs = unique_runs(_filter(runs, {k: v for k, v in filters.items() if v is not None}, folder), folder)
     if not finished_only:
         return runs
     finished = [run for run in runs if run.finished]
     if not finished:
         raise RunError(f"none of the {len(runs)} runs in {folder} is finished (finished_only=False reads them anyway)")
     if len(finished) < len(runs):
-        _warn(f"{len(runs) - len(finished)} of {len(runs)} runs in {folder} are unfinished and left out")
+        warn(f"{len(runs) - len(finished)} of {len(runs)} runs in {folder} are unfinished and left out")
     return finished
 
 
@@ -163,12 +163,12 @@ def variants(runs: Sequence[Run]) -> list[str]:
 
 
 def _deviations(run: Run, keys: Sequence[str]) -> list[str]:
-    defaults = _defaults(str(run.config.get("method")), str(run.config.get("learner", "q")))
+    defaults = default_settings(str(run.config.get("method")), str(run.config.get("learner", "q")))
     return [f"{k}={run.config.get(k)}" for k in keys if k not in defaults or run.config.get(k) != defaults[k]]
 
 
 @functools.cache
-def _defaults(method: str, learner: str) -> dict[str, Any]:
+def default_settings(method: str, learner: str) -> dict[str, Any]:
     """Every setting of a method as the package has it; nothing for a method that it does not know."""
     try:
         return dataclasses.asdict(build_config({"method": method, "learner": learner}))
@@ -232,7 +232,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if isinstance(row, dict):
             yield number, {key: value for key, value in row.items() if value is not None}
         elif number < len(lines):
-            _warn(f"{path}:{number} is not a whole JSON object and is skipped")
+            warn(f"{path}:{number} is not a whole JSON object and is skipped")
 
 
 def _read_patterns(path: Path) -> dict[str, Patterns]:
@@ -260,7 +260,7 @@ def _filter(runs: list[Run], filters: dict[str, object], folder: Path) -> list[R
     return runs
 
 
-def _unique(runs: list[Run], folder: Path) -> list[Run]:
+def unique_runs(runs: list[Run], where: str | Path) -> list[Run]:
     """Of runs with the same config keep the finished one with the newest DONE (an older copy counts a seed twice)."""
     best: dict[str, Run] = {}
     for run in runs:
@@ -268,7 +268,7 @@ def _unique(runs: list[Run], folder: Path) -> list[Run]:
         if key not in best or _age(run) > _age(best[key]):
             best[key] = run
     if len(best) < len(runs):
-        _warn(f"{len(runs) - len(best)} of {len(runs)} runs in {folder} repeat a config and are left out")
+        warn(f"{len(runs) - len(best)} of {len(runs)} runs in {where} repeat a config and are left out")
     return sorted(best.values(), key=lambda run: run.id)
 
 
@@ -276,12 +276,14 @@ def _age(run: Run) -> tuple[bool, float]:
     return run.finished, (run.path / ("DONE" if run.finished else "config.json")).stat().st_mtime
 
 
-def _no_runs(folder: Path) -> str:
+def no_runs(folder: Path) -> str:
+    """What is wrong with a group that has no runs, and which groups have some."""
     groups = sorted({path.parent.parent.name for path in runs_dir().glob("*/*/config.json")})
     there = f"groups with runs: {', '.join(groups)}" if groups else "no group has any yet"
     make = f"`k24lab train --name {folder.name}` makes one, `k24lab sweep` with a grid of that name all of them"
     return f"no runs in {folder}; {there}. {make}"
 
 
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
+    """A `RunWarning`."""
     warnings.warn(message, RunWarning, stacklevel=3)

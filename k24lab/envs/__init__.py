@@ -4,6 +4,7 @@ import ast
 import inspect
 from collections.abc import Callable
 
+from k24lab.config import convert
 from k24lab.envs.base import EnvSpec, Step, VecEnv
 from k24lab.envs.rolenav import RoleNav
 from k24lab.errors import ConfigError, unknown
@@ -87,6 +88,12 @@ def make_env(task: str, n_envs: int, workers: int = 0, device: str = "cpu") -> V
         allowed = set(parameters) - {"n_envs", "workers", "device"}
         for key in kwargs.keys() - allowed:
             raise ConfigError(f"task {name!r}: " + unknown("option", key, allowed))
+    for key in kwargs.keys() & parameters.keys():
+        kind = parameters[key].annotation
+        try:
+            kwargs[key] = convert(kind, kwargs[key]) if kind in (bool, int, float, str) else kwargs[key]
+        except TypeError as error:
+            raise ConfigError(f"task {name!r}: option {key} = {kwargs[key]!r} {error}") from None
     if workers and "workers" not in parameters:
         raise ConfigError(f"n_workers = {workers}: {name!r} steps all its environments at once, allowed is 0")
     where = {"workers": workers, "device": device}

@@ -8,6 +8,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from k24lab.config import Config
+from k24lab.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class EnvSpec:
@@ -52,6 +55,12 @@ class Step:
     alive: Bool[Tensor, "E N"] | None = None
     unit_type: Int[Tensor, "E N"] | None = None  # as at reset, also when dead
     won: Bool[Tensor, " E"] | None = None
+
+
+def check_types(config: Config, spec: EnvSpec) -> None:
+    """Refuse masks or networks per unit type in a world that has none."""
+    if config.per_type and not spec.n_unit_types:
+        raise ConfigError(f"mask_per = 'type' needs a world with unit types; {config.task!r} has none")
 
 
 def check_actions(

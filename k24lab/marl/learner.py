@@ -11,8 +11,7 @@ from torch.profiler import record_function
 
 from k24lab import schedules
 from k24lab.config import Config
-from k24lab.envs.base import EnvSpec
-from k24lab.errors import ConfigError
+from k24lab.envs.base import EnvSpec, check_types
 from k24lab.marl.agents import RNNAgent, build_agent
 from k24lab.marl.diagnostics import gradient_norms, mask_metrics
 from k24lab.marl.mixers import build_mixer
@@ -47,8 +46,7 @@ class K24QLearner:
         self.config, self.spec = config, spec
         device = config.device
         input_dim = spec.obs_dim + (spec.n_agents if config.agent_id else 0)
-        if config.per_type and not spec.n_unit_types:
-            raise ConfigError(f"mask_per = 'type' needs a world with unit types; {config.task!r} has none")
+        check_types(config, spec)
         self.n_masks = spec.n_unit_types if config.per_type else spec.n_agents
         self.agent: RNNAgent = build_agent(config, input_dim, spec.action_dim, self.n_masks).to(device)
         state_dim = spec.state_dim if config.mixer == "qmix" else 0
