@@ -9,6 +9,7 @@ import pytest
 from k24lab import grid
 from k24lab.config import METHODS
 from k24lab.deploy.methods import method_costs
+from k24lab.envs.base import EnvSpec
 from k24lab.paths import project_root
 
 ROOT = project_root()  # before a test moves it
@@ -41,7 +42,8 @@ def test_commands_name_files_that_exist():
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
 def test_grid_file_can_run_and_is_named_after_its_group(path, monkeypatch):
     if "smax/" in path.read_text() and importlib.util.find_spec("jaxmarl") is None:
-        spec = SimpleNamespace(n_unit_types=6)  # the parameters are checked without the world
+        # The parameters are checked without the world.
+        spec = EnvSpec(1, 5, obs_dims=(9,) * 5, n_actions=(9,) * 5, state_dim=9, episode_limit=9, n_unit_types=6)
         monkeypatch.setattr(grid, "make_env", lambda *_: SimpleNamespace(close=lambda: None, spec=spec))
     name, configs, _ = grid.load_grid(path)
     assert name == path.stem and configs
