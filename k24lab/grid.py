@@ -101,7 +101,7 @@ def _read(path: Path) -> dict[str, Any]:
     except IsADirectoryError:
         raise ConfigError(f"{path} is a folder, not a grid file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict) or not isinstance(data.get("grids"), list) or not data["grids"]:
         others = ", ".join(GRID_KEYS[:-1])
         raise ConfigError(f"{path} must have the key grids, a list with at least one entry (and may have {others})")

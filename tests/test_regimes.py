@@ -55,6 +55,18 @@ def test_role_table_has_the_gap_with_its_interval():
     assert (row.low, row.high) == pytest.approx((0.2 - 4.3027 * 0.1 / 3**0.5, 0.2 + 4.3027 * 0.1 / 3**0.5), abs=1e-4)
 
 
+def test_improvement_over_the_reference_of_each_task():
+    runs = [("a", "random24", 1.0), ("a", "random24", 2.0), ("a", "k24", 3.0), ("a", "k24", 1.5), ("a", "nops", 0.0)]
+    frame = pd.DataFrame([*runs, ("b", "k24", 5.0)], columns=["task", "variant", "test_return_mean"])
+    table = regimes.improvement_table(frame, "random24")
+    assert table[["task", "variant", "n", "n_reference", "probability"]].to_numpy().tolist() == [
+        ["a", "k24", 2, 2, 0.75],
+        ["a", "nops", 1, 2, 0.0],
+    ]
+    assert table["low"][0] < 0.75 < table["high"][0] and table["low"].isna()[1]
+    assert regimes.improvement_table(frame[frame["task"] == "b"], "random24").empty
+
+
 def test_difference_marks_show_every_variant_of_every_task_and_its_interval():
     table = pd.DataFrame(
         {

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from k24lab.analysis.aggregate import probability_of_improvement
+from k24lab.analysis.paper import RETURN
 from k24lab.analysis.results import Run, load_metrics, load_patterns, load_summaries
 from k24lab.analysis.similarity import all_layers, hamming_distance
 from k24lab.analysis.stats import mean_interval
@@ -31,6 +33,23 @@ def load_regimes(runs: Sequence[Run], fields: Sequence[str]) -> tuple[pd.DataFra
         for load in (load_metrics, load_summaries)
     )
     return metrics, summaries
+
+
+def improvement_table(summaries: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """Per task, how likely a run of every other variant beats one of the variant `reference`.
+
+    Where single runs fail it says more than a difference of means. Columns task, variant, n, n_reference, probability,
+    low, high; tasks without the reference are left out.
+    """
+    rows = []
+    for task, runs in summaries.dropna(subset=[RETURN]).groupby("task", sort=False):
+        returns = {name: group[RETURN].to_numpy(dtype=float) for name, group in runs.groupby("variant", sort=False)}
+        if reference not in returns:
+            continue
+        base = returns.pop(reference)
+        for name, ours in returns.items():
+            rows.append((task, name, ours.size, base.size, *probability_of_improvement([ours], [base])))
+    return pd.DataFrame(rows, columns=["task", "variant", "n", "n_reference", "probability", "low", "high"])
 
 
 def role_distances(runs: Sequence[Run], n_roles: int) -> pd.DataFrame:
