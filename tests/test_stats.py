@@ -135,3 +135,17 @@ def test_long_table_puts_the_key_first():
     table = stats.long_table({"a": pd.DataFrame({"x": [1]}), "b": pd.DataFrame({"x": [2]})}, "name")
     assert table.values.tolist() == [["a", 1], ["b", 2]]
     assert stats.long_table({}, "name").columns.tolist() == ["name"]
+
+
+def test_paired_table_compares_seed_by_seed():
+    rows = [("a", "random24", seed, value) for seed, value in enumerate([1.0, 5.0, 9.0])]
+    rows += [("a", "k24", seed, value) for seed, value in enumerate([2.0, 7.0, 8.0])]
+    rows += [("a", "nops", 2, 10.0), ("a", "nops", 7, 10.0), ("a", "fups", 7, 1.0), ("b", "k24", 0, 1.0)]
+    frame = pd.DataFrame(rows, columns=["task", "variant", "seed", "test_return_mean"])
+    table = stats.paired_table(frame, "random24").set_index("variant")
+    assert list(table.index) == ["k24", "nops"] and (table["task"] == "a").all()
+    ours = table.loc["k24"]
+    test = scipy_stats.ttest_rel([2.0, 7.0, 8.0], [1.0, 5.0, 9.0]).confidence_interval(0.95)
+    assert (ours["n"], ours["n_better"]) == (3, 2)
+    assert (ours["difference"], ours["low"], ours["high"]) == pytest.approx((2 / 3, test.low, test.high))
+    assert table.loc["nops", "n"] == 1 and np.isnan(table.loc["nops", "low"])

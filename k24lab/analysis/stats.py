@@ -142,3 +142,21 @@ def difference_table(summaries: pd.DataFrame, reference: str, value: str = "test
     columns = ["task", "variant", "reference", "n", "n_reference", "difference", "low", "high"]
     table = pd.DataFrame(rows, columns=columns)
     return table.sort_values(["task", "reference", "difference"], ascending=[True, True, False], ignore_index=True)
+
+
+def paired_table(summaries: pd.DataFrame, reference: str, value: str = "test_return_mean") -> pd.DataFrame:
+    """Per task, every variant against the variant `reference`, seed by seed: mean of the differences with its interval.
+
+    Right where the same seed gives both the same start: learned masks begin as the random ones of their seed, with the
+    same weights and in the same worlds, so that the luck of a seed drops out. Columns task, variant, n (seeds that both
+    have), n_better (those in which the variant is ahead), difference, low, high (Student's t).
+    """
+    rows = []
+    for task, runs in summaries.dropna(subset=[value]).groupby("task", sort=False):
+        by_seed = runs.pivot_table(index="seed", columns="variant", values=value)
+        for name in by_seed.columns.drop(reference) if reference in by_seed else ():
+            gains = (by_seed[name] - by_seed[reference]).dropna().to_numpy()
+            if gains.size:
+                mean, low, high, n = (x.item() for x in mean_interval(gains))
+                rows.append((task, name, n, int((gains > 0).sum()), mean, low, high))
+    return pd.DataFrame(rows, columns=["task", "variant", "n", "n_better", "difference", "low", "high"])
