@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import yaml
 
 from k24lab.config import Config, build_config
 from k24lab.envs import make_env
-from k24lab.envs.base import check_types
+from k24lab.envs.base import EnvSpec, check_types
 from k24lab.errors import ConfigError, unknown
 from k24lab.notebooks import check_notebook
 from k24lab.runs import check_name
@@ -34,10 +34,9 @@ def load_grid(path: Path) -> Grid:
     """
     data = _read(path)
     try:
-        grid = _build(data, path.stem)
+        return _build(data, path.stem)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    return grid
 
 
 def _build(data: Mapping[str, Any], stem: str) -> Grid:
@@ -58,20 +57,25 @@ def _build(data: Mapping[str, Any], stem: str) -> Grid:
         if n > 1:
             config = next(config for config in configs if config.hash() == h)
             raise ConfigError(f"the run {config.method}, {config.task}, seed {config.seed} stands there twice")
-    specs = {}
-    for config in configs:  # an unknown task or option, or a world without unit types, is an error now, not in an hour
-        key = (config.task, config.n_workers)
-        if key not in specs:
-            env = make_env(config.task, 1, config.n_workers)
-            env.close()
-            specs[key] = env.spec
-        check_types(config, specs[key])
+    _check_worlds(configs)
     if (notebook := data.get("notebook")) is not None:
         check_notebook(notebook)
     name = stem if data.get("name") is None else data["name"]
     if isinstance(name, bool) or not isinstance(name, str | int | float):
         raise ConfigError(f"name = {name!r} must be text")
     return Grid(check_name(str(name)), configs, notebook)
+
+
+def _check_worlds(configs: Sequence[Config]) -> None:
+    """An unknown task or option, or a world without unit types, is an error now, not in an hour."""
+    specs: dict[tuple[str, int], EnvSpec] = {}
+    for config in configs:
+        key = (config.task, config.n_workers)
+        if key not in specs:
+            env = make_env(config.task, 1, config.n_workers)
+            env.close()
+            specs[key] = env.spec
+        check_types(config, specs[key])
 
 
 def _mapping(what: str, value: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What is logged about masks, from one draw."""
+"""What is logged about values and masks, as functions of one update."""
 
 from collections.abc import Mapping
 
@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from k24lab.sparsity.baselines import ThresholdLinear
 from k24lab.sparsity.diversity import similarity_stats
 from k24lab.sparsity.masks import MaskDraw
 from k24lab.sparsity.patterns import N_PATTERNS
@@ -49,3 +50,16 @@ def gradient_norms(losses: Mapping[str, Tensor | float], parameters: list[nn.Par
             grads = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
         norms[name] = nn.utils.get_total_norm(grads).item()
     return norms
+
+
+def value_metrics(td_error: Tensor, chosen_q: Tensor, targets: Tensor, filled: Tensor) -> dict[str, float]:
+    """Means over the filled steps: |TD error|, the Q-value of the chosen actions, and the targets."""
+    count = filled.sum()
+    named = {"td_error_abs": td_error.detach().abs(), "q_taken_mean": chosen_q, "target_mean": targets}
+    return {name: ((value * filled).sum() / count).item() for name, value in named.items()}
+
+
+def threshold_metrics(layers: Mapping[str, ThresholdLinear], n_resets: int) -> dict[str, float]:
+    """Of Kaleidoscope: the share that its masks drop of each layer, and resets so far; nothing without thresholds."""
+    sparsity = {f"sparsity_layer_{name}": layer.sparsity().mean().item() for name, layer in layers.items()}
+    return sparsity | ({"n_resets": float(n_resets)} if layers else {})

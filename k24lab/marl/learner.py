@@ -13,7 +13,7 @@ from k24lab import schedules
 from k24lab.config import Config
 from k24lab.envs.base import EnvSpec, check_types
 from k24lab.marl.agents import RNNAgent, build_agent
-from k24lab.marl.diagnostics import gradient_norms, mask_metrics
+from k24lab.marl.diagnostics import gradient_norms, mask_metrics, threshold_metrics, value_metrics
 from k24lab.marl.mixers import build_mixer
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.marl.rollout import agent_inputs
@@ -139,8 +139,9 @@ class K24QLearner:
             loss_td = self._mean_loss(td_error, filled)
         metrics = {"loss_td": loss_td.item()}
         if log:
-            metrics |= self._value_metrics(td_error, chosen_q, targets, filled)
-            metrics |= self._mask_metrics(batch, rows, q_values, draw, t_env) if draw else self._threshold_metrics()
+            metrics |= value_metrics(td_error, chosen_q, targets, filled)
+            metrics |= threshold_metrics(self.agent.threshold_layers, self.n_resets)
+            metrics |= self._mask_metrics(batch, rows, q_values, draw, t_env) if draw else {}
         with record_function("backward"):
             self.optimizer.zero_grad()
             diversity, values = self._diversity(similarity, loss_td.item())
@@ -289,17 +290,6 @@ class K24QLearner:
             revive(layer, candidates, c.reset_ratio, self.optimizer, self.generator)
         for thresholds in self.threshold_layers[1:]:
             thresholds.reset(c.reset_ratio, self.generator)
-
-    def _value_metrics(self, td_error: Tensor, chosen_q: Tensor, targets: Tensor, filled: Tensor) -> dict[str, float]:
-        count = filled.sum()
-        named = {"td_error_abs": td_error.detach().abs(), "q_taken_mean": chosen_q, "target_mean": targets}
-        return {name: ((value * filled).sum() / count).item() for name, value in named.items()}
-
-    def _threshold_metrics(self) -> dict[str, float]:
-        """Of Kaleidoscope: the share that its masks drop of each layer; nothing of methods without thresholds."""
-        layers = self.agent.threshold_layers
-        sparsity = {f"sparsity_layer_{name}": layer.sparsity().mean().item() for name, layer in layers.items()}
-        return sparsity | ({"n_resets": float(self.n_resets)} if layers else {})
 
     @torch.no_grad()
     def _mask_metrics(
