@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: one shrunken run, small enough to train in a second."""
 
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -8,6 +9,9 @@ import torch
 from k24lab.config import Config, build_config
 from k24lab.envs.base import EnvSpec
 from k24lab.marl.replay import EpisodeBatch
+
+# In the background of a script SIGINT is ignored, by this process and by all that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY = {
     "t_max": 1600,
