@@ -97,6 +97,8 @@ class RunFolder:
             try:
                 yield
             except Exception as error:
+                if _was_interrupted(error):
+                    raise KeyboardInterrupt from error
                 with contextlib.suppress(OSError), atomic_write(self.path / FAILED) as file:  # the disk may be full
                     file.write(f"{type(error).__name__}: {error}\n".encode())
                 raise
@@ -163,6 +165,12 @@ class RunFolder:
         (self.path / PREVIOUS).unlink(missing_ok=True)
         with atomic_write(self.path / "DONE"):
             pass
+
+
+def _was_interrupted(error: BaseException) -> bool:
+    """Whether an error only follows from Ctrl-C or SIGTERM: `torch.save`, stopped half-way, raises one of its own."""
+    context = error.__context__
+    return isinstance(context, KeyboardInterrupt) or (context is not None and _was_interrupted(context))
 
 
 def is_locked(path: Path) -> bool:

@@ -1,14 +1,17 @@
 """How far runs are, from their folders."""
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
 
 from k24lab import cli
 from k24lab.errors import RunError
-from k24lab.runs import FAILED, RunFolder, is_locked, run_folder
+from k24lab.runs import CHECKPOINT, FAILED, RunFolder, atomic_write, is_locked, run_folder
 from k24lab.status import last_t_env, print_status, run_status, status_table
 
 
@@ -42,6 +45,25 @@ def test_interrupted_attempt_is_no_failure_and_frees_the_run(make_run):
     with pytest.raises(KeyboardInterrupt), run.attempt():
         raise KeyboardInterrupt
     assert not (run.path / FAILED).exists() and not is_locked(run.path)
+
+
+def test_interruption_in_the_middle_of_a_checkpoint_is_no_failure_and_keeps_the_last_one(make_run, monkeypatch):
+    run = make_run()
+    state = {"weights": torch.arange(100_000.0)}
+    run.save_checkpoint(state)
+    whole = (run.path / CHECKPOINT).read_bytes()
+
+    @contextlib.contextmanager
+    def stopped_halfway(path):
+        with atomic_write(path) as file:
+            write = mock.Mock(side_effect=[len(b"PK"), KeyboardInterrupt])
+            yield mock.Mock(wraps=file, write=write)
+
+    monkeypatch.setattr("k24lab.runs.atomic_write", stopped_halfway)
+    with pytest.raises(KeyboardInterrupt), run.attempt():
+        run.save_checkpoint(state)
+    assert not (run.path / FAILED).exists() and not is_locked(run.path)
+    assert (run.path / CHECKPOINT).read_bytes() == whole
 
 
 def test_new_attempt_takes_the_error_of_the_last_one_away(make_run):
