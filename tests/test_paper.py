@@ -142,6 +142,19 @@ def test_export_has_the_layout_of_marl_eval(frames):
     assert "win_rate" not in data["a"]["a"]["k24"]["seed_0"]["step_0"]
 
 
+def test_each_run_is_a_line_with_its_settings_final_numbers_and_evaluations(frames, tmp_path):
+    metrics, summaries = frames
+    summaries["unit_type_names"] = [None] * (len(summaries) - 1) + [["x", "y"]]
+    (tmp_path / "runs.jsonl").write_text(export.run_lines(metrics, summaries))
+    read = pd.read_json(tmp_path / "runs.jsonl", lines=True)
+    pd.testing.assert_frame_equal(
+        read[["task", "variant", "seed", "t_max"]], summaries[["task", "variant", "seed", "t_max"]]
+    )
+    assert read["evaluations"][1] == {"t_env": [0, 50, 100], "test_return_mean": [-1, 2, 5]}
+    assert "unit_type_names" not in json.loads((tmp_path / "runs.jsonl").read_text().splitlines()[0])
+    assert read["unit_type_names"].iloc[-1] == ["x", "y"]
+
+
 def test_costs_count_the_parameters_that_are_trained():
     costs = method_costs(18, 64, 5, 3).set_index("method")
     for method in METHODS:

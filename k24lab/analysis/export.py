@@ -1,5 +1,6 @@
-"""Results in the layouts of other tools."""
+"""Results in the layouts of other tools, and as lines of JSON."""
 
+import json
 from typing import Any
 
 import pandas as pd
@@ -32,3 +33,18 @@ def marl_eval(metrics: pd.DataFrame, summaries: pd.DataFrame) -> dict[str, Any]:
         algorithms = data.setdefault(environment, {}).setdefault(own, {})
         algorithms.setdefault(str(variant).lower(), {})[f"seed_{seed}"] = steps
     return data
+
+
+def run_lines(metrics: pd.DataFrame, summaries: pd.DataFrame) -> str:
+    """One line of JSON per run: its settings, its final numbers, and under `evaluations` its returns over env steps.
+
+    `pandas.read_json(path, lines=True)` reads it.
+    """
+    evaluations = metrics.dropna(subset=[RETURN]).groupby(["task", "run"], sort=False)
+    lines = []
+    for row in summaries.to_dict("records"):
+        rows = evaluations.get_group((row["task"], row["run"]))
+        present = {key: value for key, value in row.items() if value == value and value is not None}  # NaN is not itself
+        present["evaluations"] = {key: rows[key].tolist() for key in ("t_env", RETURN)}
+        lines.append(json.dumps(present) + "\n")
+    return "".join(lines)
