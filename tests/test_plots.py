@@ -169,6 +169,15 @@ def test_bands_of_few_seeds_do_not_flatten_the_lines():
     assert plots.learning_curves(narrow).get_ylim() == pytest.approx((-0.14, 1.14))
 
 
+def test_more_than_eight_variants_have_no_bands():
+    one = pd.DataFrame({"t_env": [0, 1], "mean": [0.0, 1.0], "low": [-0.1, 0.9], "high": [0.1, 1.1], "n": 3})
+    for count, limits in ((8, (-0.14, 1.14)), (9, (-0.04, 1.04))):
+        curves = pd.concat([one.assign(variant=f"k24 seedless={k}") for k in range(count)])
+        ax = plots.learning_curves(curves)
+        assert len(ax.get_lines()) == count
+        assert ax.get_ylim() == pytest.approx(limits)
+
+
 def test_a_single_run_is_drawn_without_a_band():
     one = pd.DataFrame({"variant": "k24", "t_env": [0, 1], "mean": [0.0, 1.0], "low": np.nan, "high": np.nan, "n": 1})
     ax = plots.learning_curves(one)
@@ -204,6 +213,12 @@ def test_pair_scatter_draws_every_pair(curves):
 def test_panels_hide_the_spare_ones():
     fig, axes = plots.panels(5, n_columns=3)
     assert (len(axes), len(fig.axes), fig.axes[5].axison) == (5, 6, False)
+
+
+def test_lines_of_panels_have_heights_of_their_own():
+    fig, (low, high) = plots.panels(2, n_columns=1, height=[1.0, 3.0])
+    assert fig.get_figheight() == 4
+    assert high.get_position().height == pytest.approx(3 * low.get_position().height)
 
 
 @pytest.mark.parametrize("length", [3, 25, 60])

@@ -44,7 +44,7 @@ def run_lines(metrics: pd.DataFrame, summaries: pd.DataFrame) -> str:
     lines = []
     for row in summaries.to_dict("records"):
         rows = evaluations.get_group((row["task"], row["run"]))
-        present = {key: value for key, value in row.items() if value == value and value is not None}  # NaN is not itself
+        present = {key: value for key, value in row.items() if value is not None and value == value}  # NaN != NaN
         present["evaluations"] = {key: rows[key].tolist() for key in ("t_env", RETURN)}
         lines.append(json.dumps(present) + "\n")
     return "".join(lines)

@@ -1,7 +1,7 @@
 """Curves and comparisons; every function draws data it is given on `ax` (a new one if None) and returns it."""
 
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import matplotlib.pyplot as plt
@@ -18,6 +18,7 @@ from k24lab.analysis.style import GREY, ROW_HEIGHT, TEXT_WIDTH, LineStyle, varia
 N_MARKERS = 8  # on a line: enough to tell it in grey, few enough to see it
 LAYER_MARKERS = "osD^vP<>"
 SEEDS_OF_AN_INTERVAL = 3  # that is drawn: of two it is nine times their standard deviation to either side
+MOST_BANDS = 8  # in one panel: more would hide the lines and one another
 LABEL_WIDTH = 44  # letters of a label beside an axis, before a second line
 LEGEND_LINE = 0.15  # inches, of 7 pt letters
 
@@ -28,11 +29,13 @@ def new_axes(height: float = ROW_HEIGHT, width: float = TEXT_WIDTH) -> Axes:
     return ax
 
 
-def panels(n: int, n_columns: int = 3, height: float = ROW_HEIGHT) -> tuple[Figure, list[Axes]]:
-    """A figure of text width with `n` panels, at most `n_columns` in a line, each line `height` inches."""
+def panels(n: int, n_columns: int = 3, height: float | Sequence[float] = ROW_HEIGHT) -> tuple[Figure, list[Axes]]:
+    """A figure of text width with `n` panels, at most `n_columns` in a line; `height` of the lines in inches."""
     n_columns = min(n, n_columns)
     n_lines = -(-n // n_columns)
-    fig, grid = plt.subplots(n_lines, n_columns, figsize=(TEXT_WIDTH, height * n_lines), squeeze=False)
+    heights = [height] * n_lines if isinstance(height, int | float) else list(height)
+    size = (TEXT_WIDTH, sum(heights))
+    fig, grid = plt.subplots(n_lines, n_columns, figsize=size, squeeze=False, height_ratios=heights)
     for spare in grid.flat[n:]:
         spare.set_axis_off()
     return fig, list(grid.flat[:n])
@@ -50,14 +53,17 @@ def learning_curves(
 ) -> Axes:
     """Mean line and 95 % band per variant of one task, over env steps; the title says the number of seeds.
 
-    `curves` is what `stats.curves` returns (columns variant, t_env, mean, low, high, n). Two seeds have no band,
-    and one far wider than the range of the means is cut by the panel's edge, to keep the lines readable.
+    `curves` is what `stats.curves` returns (columns variant, t_env, mean, low, high, n). Two seeds have no band, nor
+    have more than eight variants, and one far wider than the range of the means is cut by the panel's edge: all to
+    keep the lines readable.
     `log`: of the vertical axis.
     `references` are dotted horizontal lines with their names (bounds, chance). Give all panels of a figure the same
     `styles` (`style.variant_styles` of all their variants).
     """
     ax = ax or new_axes()
     styles = styles or variant_styles(curves["variant"])
+    if curves["variant"].nunique() > MOST_BANDS:
+        curves = curves.assign(low=np.nan, high=np.nan)
     drawn = curves[curves["mean"] > 0] if log else curves
     for variant, style in styles.items():
         rows = drawn[drawn["variant"] == variant]
