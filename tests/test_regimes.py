@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from k24lab.analysis import aggregate_plots, regimes, results
+from k24lab.analysis import aggregate_plots, regimes, results, stats
 from k24lab.analysis.similarity import hamming_distance
 from k24lab.config import build_config
 from k24lab.errors import RunError
@@ -13,7 +13,7 @@ from k24lab.train import train
 
 @pytest.fixture
 def runs(tiny_config, home):
-    tiny = {"t_max": 400, "task": "rolenav:n_agents=4,n_roles=2"}
+    tiny = {"t_max": 400, "test_interval": 200, "task": "rolenav:n_agents=4,n_roles=2"}
     for method, width, seed in [("k24", 8, 0), ("k24", 8, 1), ("k24", 16, 0), ("fups", 8, 0), ("fups", 16, 0)]:
         train(tiny_config(**tiny, method=method, hidden_dim=width, seed=seed), "g", progress=False)
     return results.find_runs("g")
@@ -28,6 +28,12 @@ def test_a_regime_is_a_task_with_a_width_and_its_variants_are_methods(runs):
     counts = summaries.groupby(["task", "variant"]).size()
     assert counts[(names[0], "k24")] == 2 and counts.sum() == len(runs) == 5
     assert summaries.groupby("task")["hidden_dim"].nunique().eq(1).all()
+    first = summaries.iloc[0]
+    curve = metrics[metrics["run"] == first["run"]].dropna(subset=["test_return_mean"])
+    times, returns = curve["t_env"].to_numpy(), curve["test_return_mean"].to_numpy()
+    assert len(times) > 2 and summaries[regimes.OVER_TRAINING].notna().all()
+    height = sum((b - a) * (x + y) / 2 for a, b, x, y in zip(times, times[1:], returns, returns[1:], strict=False))
+    assert first[regimes.OVER_TRAINING] == pytest.approx(height / times[-1])
     with pytest.raises(RunError, match="did you mean 'hidden_dim'"):
         regimes.load_regimes(runs, ["hiden_dim"])
 
@@ -67,6 +73,19 @@ def test_improvement_over_the_reference_of_each_task():
     assert regimes.improvement_table(frame[frame["task"] == "b"], "random24").empty
 
 
+def test_both_measures_stand_below_each_other():
+    runs = pd.DataFrame({"task": "a", "variant": ["random24", "k24"], "method": ["random24", "k24"], "seed": 0})
+    runs = runs.assign(test_return_mean=[1.0, 3.0], test_return_over_training=[2.0, 1.0])
+    for table, column, values in [
+        (stats.difference_table, "difference", [2, -1]),
+        (stats.paired_table, "difference", [2, -1]),
+        (regimes.improvement_table, "probability", [1, 0]),
+    ]:
+        both = regimes.both_measures(table, runs, "random24")
+        assert list(both["measure"]) == ["final", "over training"]
+        assert list(both[column]) == values
+
+
 def test_difference_marks_show_every_variant_of_every_task_and_its_interval():
     table = pd.DataFrame(
         {
@@ -77,7 +96,8 @@ def test_difference_marks_show_every_variant_of_every_task_and_its_interval():
             "high": [1.5, 0.0, np.nan],
         }
     )
-    ax = aggregate_plots.difference_marks(table, "random masks")
+    ax = aggregate_plots.difference_marks(table, "random masks", title="final")
+    assert ax.get_title() == "final"
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "b"]
     k24, nops = ax.containers
     assert list(k24.lines[0].get_xdata()) == [1.0, 0.5]

@@ -1,5 +1,6 @@
 """Figures of several tasks at once; every function draws a table of `analysis.paper` and returns its axes."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -8,6 +9,8 @@ from matplotlib.axes import Axes
 
 from k24lab.analysis.plots import N_MARKERS, new_axes
 from k24lab.analysis.style import GREY, LineStyle, variant_styles
+
+TASK_WIDTH = 30  # letters of a task beside an axis, before a second line
 
 
 def interval_marks(table: pd.DataFrame, ax: Axes, styles: Mapping[str, LineStyle], *, title: str = "") -> Axes:
@@ -56,7 +59,7 @@ def lines(table: pd.DataFrame, x: str, y: str, ax: Axes | None = None, *, xlabel
     return ax
 
 
-def difference_marks(table: pd.DataFrame, label: str, ax: Axes | None = None) -> Axes:
+def difference_marks(table: pd.DataFrame, label: str, ax: Axes | None = None, *, title: str = "") -> Axes:
     """Difference of every variant's return to that of `label`, a group of lines per task; 0 is a tie.
 
     Columns task, variant, difference, low, high, as `stats.difference_table` gives them; no bar without an interval.
@@ -79,8 +82,8 @@ def difference_marks(table: pd.DataFrame, label: str, ax: Axes | None = None) ->
             label=look.label,
         )
     ax.axvline(0.0, color=GREY, linestyle=":", linewidth=0.9)
-    ax.set_yticks(range(len(tasks)), tasks)
-    ax.set(xlabel=f"return − return of {label}", ylim=(len(tasks) - 0.5, -0.5))
+    ax.set_yticks(range(len(tasks)), [textwrap.fill(task, TASK_WIDTH) for task in tasks])
+    ax.set(title=title, xlabel=f"return − return of {label}", ylim=(len(tasks) - 0.5, -0.5))
     ax.grid(axis="x", linewidth=0.3, color="0.85")
     return ax
 

@@ -1,22 +1,26 @@
 """Where a method pays: runs of one world under several regimes (widths, team sizes, shared roles), side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 
-from k24lab.analysis.aggregate import probability_of_improvement
+from k24lab.analysis.aggregate import area_under_curve, probability_of_improvement
 from k24lab.analysis.paper import RETURN
 from k24lab.analysis.results import Run, load_metrics, load_patterns, load_summaries
 from k24lab.analysis.similarity import all_layers, hamming_distance
-from k24lab.analysis.stats import mean_interval
+from k24lab.analysis.stats import long_table, mean_interval
 from k24lab.errors import RunError, unknown
+
+# Mean height of a run's learning curve: how early it learned, and how much.
+OVER_TRAINING = "test_return_over_training"
 
 
 def load_regimes(runs: Sequence[Run], fields: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Metrics and summaries of runs in which a regime, a task with values of `fields`, takes the place of the task.
 
-    Variants are named within their regime, so that `k24` at two widths is the same method in two regimes.
+    Variants are named within their regime, so that `k24` at two widths is the same method in two regimes. Summaries
+    also have `OVER_TRAINING`.
 
     Raises:
         RunError: a field that is no part of a configuration.
@@ -32,18 +36,35 @@ def load_regimes(runs: Sequence[Run], fields: Sequence[str]) -> tuple[pd.DataFra
         pd.concat([load(members).assign(task=name) for name, members in regimes.items()], ignore_index=True)
         for load in (load_metrics, load_summaries)
     )
-    return metrics, summaries
+    return metrics, summaries.merge(_over_training(metrics), on=["task", "run"], how="left")
 
 
-def improvement_table(summaries: pd.DataFrame, reference: str) -> pd.DataFrame:
+def _over_training(metrics: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    for (task, run), evaluations in metrics.dropna(subset=[RETURN]).groupby(["task", "run"], sort=False):
+        curve = evaluations.groupby("t_env")[RETURN].mean()
+        rows.append((task, run, area_under_curve(curve.index.to_numpy(), curve.to_numpy(dtype=float))))
+    return pd.DataFrame(rows, columns=["task", "run", OVER_TRAINING])
+
+
+def both_measures(table: Callable[..., pd.DataFrame], summaries: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """A table of differences of the final returns, and below it of the means `OVER_TRAINING`: a column `measure` first.
+
+    `table` is `stats.difference_table`, `stats.paired_table` or `improvement_table`.
+    """
+    measures = {"final": RETURN, "over training": OVER_TRAINING}
+    return long_table({name: table(summaries, reference, value) for name, value in measures.items()}, "measure")
+
+
+def improvement_table(summaries: pd.DataFrame, reference: str, value: str = RETURN) -> pd.DataFrame:
     """Per task, how likely a run of every other variant beats one of the variant `reference`.
 
     Where single runs fail it says more than a difference of means. Columns task, variant, n, n_reference, probability,
     low, high; tasks without the reference are left out.
     """
     rows = []
-    for task, runs in summaries.dropna(subset=[RETURN]).groupby("task", sort=False):
-        returns = {name: group[RETURN].to_numpy(dtype=float) for name, group in runs.groupby("variant", sort=False)}
+    for task, runs in summaries.dropna(subset=[value]).groupby("task", sort=False):
+        returns = {name: group[value].to_numpy(dtype=float) for name, group in runs.groupby("variant", sort=False)}
         if reference not in returns:
             continue
         base = returns.pop(reference)
