@@ -13,7 +13,7 @@ from k24lab.marl.replay import PER_EPISODE, EpisodeBatch
 from k24lab.sparsity.masks import draw_masks
 
 LAYERS = ("fc1", "rnn_input", "rnn_hidden", "fc2", "fc3", "fc4")
-VALUE_METRICS = {"loss_td", "loss", "grad_norm", "q_taken_mean", "target_mean", "td_error_abs"}
+VALUE_METRICS = {"loss_td", "loss", "grad_norm", "q_taken_mean", "target_mean", "td_error_abs", "dead_units"}
 MASK_METRICS = {
     "temperature",
     "pattern_mean_similarity",
@@ -90,6 +90,19 @@ def test_mask_metrics_have_the_values_of_their_definitions(make_learner, random_
     assert all(metrics[f"sparsity_layer_{name}"] == 0.5 for name in LAYERS[1:])
     assert metrics["sparsity_layer_fc1"] == pytest.approx(0.5, abs=0.17)  # six inputs: the last group is cut
     assert metrics["loss"] == pytest.approx(metrics["loss_td"] + metrics["div_coef"] * metrics["div_loss"])
+
+
+@pytest.mark.parametrize("method", ["fups", "k24", "nops", "multih"])
+def test_dead_units_are_those_that_no_step_of_the_batch_makes_positive(method, make_learner, random_episodes):
+    learner = make_learner(method=method)
+    layers = learner.agent.layers
+    with torch.no_grad():
+        for name, bias in (("fc1", 1e4), ("fc2", -1e6), ("fc3", 1.0)):  # fc3 sees zeros only
+            layers[name].bias.fill_(bias)
+        layers["fc1"].bias[..., 0] = -1e6
+    hidden = learner.config.hidden_dim
+    metrics = learner.update(random_episodes(), t_env=200, log=True)
+    assert metrics["dead_units"] == pytest.approx((1 + hidden) / (3 * hidden))
 
 
 def test_flip_rate_is_the_share_of_groups_whose_argmax_changed(make_learner, random_episodes):

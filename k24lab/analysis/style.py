@@ -107,6 +107,7 @@ METRIC_LABEL: dict[str, str] = {
     "mask_flip_rate": "flip rate (share)",
     "pattern_mean_similarity": "probability similarity",
     "train_eval_gap": "train-eval gap (share)",
+    "dead_units": "dead units (share)",
     "alpha_grad_td": "gradient to α, TD loss",
     "alpha_grad_div": "gradient to α, diversity",
     "test_battle_won_mean": "test win rate",

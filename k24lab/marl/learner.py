@@ -18,7 +18,7 @@ from k24lab.marl.mixers import build_mixer
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.marl.rollout import agent_inputs
 from k24lab.marl.rows import AgentRows, Rows, SharedRows, TypeRows
-from k24lab.marl.sequences import Episodes, unroll_episodes, weighted_abs_sums
+from k24lab.marl.sequences import Episodes, dead_units, played_steps, unroll_episodes, weighted_abs_sums
 from k24lab.marl.targets import double_q_values, greedy_actions, one_step, td_lambda
 from k24lab.seeding import Stream, derive_seed
 from k24lab.sparsity.baselines import LAYER_WEIGHTS, mask_distance
@@ -140,6 +140,7 @@ class K24QLearner:
         metrics = {"loss_td": loss_td.item()}
         if log:
             metrics |= value_metrics(td_error, chosen_q, targets, filled)
+            metrics["dead_units"] = dead_units(online, played_steps(batch, rows))
             metrics |= threshold_metrics(self.agent.threshold_layers, self.n_resets)
             metrics |= self._mask_metrics(batch, rows, q_values, draw, t_env) if draw else {}
         with record_function("backward"):
@@ -265,9 +266,7 @@ class K24QLearner:
     @torch.no_grad()
     def _update_ema(self, batch: EpisodeBatch, rows: Rows, online: Episodes) -> None:
         """Mean |x| per mask over the steps that were played by living units."""
-        played = torch.cat([batch.filled, torch.zeros_like(batch.filled[:, :1])], dim=1)  # [B, T+1]
-        weight = (played.unsqueeze(-1) & batch.alive).unsqueeze(-1).to(batch.reward.dtype)  # [B, T+1, N, 1]
-        weight = rows.split(weight).squeeze(1)  # [K, T+1, R]
+        weight = played_steps(batch, rows)
         count = weight.sum(dim=(1, 2))
         means = weighted_abs_sums(online, weight / count.clamp_min(1)[:, None, None], list(self.masked_layers))
         for name, layer in self.masked_layers.items():

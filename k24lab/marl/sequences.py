@@ -8,11 +8,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from k24lab.marl.agents import RNNAgent, Unrolled, Weights, unroll
+from k24lab.marl.replay import EpisodeBatch
 from k24lab.marl.rows import FULL, Rows
 from k24lab.sparsity.layers import weighted_abs_sum
 
 SHORTEST = 8  # time steps of a block
 WORTH_A_CUT = 0.8  # a new block begins where at most this share of the rows is left
+BEHIND_RELU = ("rnn_input", "fc3", "fc4")  # layers whose inputs are units with a ReLU
 
 
 class Block(NamedTuple):
@@ -69,6 +71,13 @@ def unroll_episodes(
     return Episodes(rows.merge(torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]), done)
 
 
+def played_steps(batch: EpisodeBatch, rows: Rows) -> Float[Tensor, "K T1 R"]:
+    """1 for the steps that living units played, by network; else 0."""
+    filled = torch.cat([batch.filled, torch.zeros_like(batch.filled[:, :1])], dim=1)  # [B, T+1]
+    weight = (filled.unsqueeze(-1) & batch.alive).unsqueeze(-1).to(batch.reward.dtype)  # [B, T+1, N, 1]
+    return rows.split(weight).squeeze(1)
+
+
 def weighted_abs_sums(
     episodes: Episodes, weight: Float[Tensor, "K T1 R"], layers: list[str]
 ) -> dict[str, Float[Tensor, "K in"]]:
@@ -84,3 +93,9 @@ def weighted_abs_sums(
                 of_tensor[key] = weighted_abs_sum(x.flatten(2), weights)
             sums[name] = sums[name] + of_tensor[key] if name in sums else of_tensor[key]
     return sums
+
+
+def dead_units(episodes: Episodes, played: Float[Tensor, "K T1 R"]) -> float:
+    """Share of the units with a ReLU that are 0 in every step played (1; 0 elsewhere), counted in every network."""
+    sums = weighted_abs_sums(episodes, played, list(BEHIND_RELU))
+    return (torch.cat([each.flatten() for each in sums.values()]) == 0).float().mean().item()
