@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 
 from k24lab.analysis import mask_plots, plots, similarity, stats, style
@@ -169,13 +170,18 @@ def test_bands_of_few_seeds_do_not_flatten_the_lines():
     assert plots.learning_curves(narrow).get_ylim() == pytest.approx((-0.14, 1.14))
 
 
-def test_more_than_eight_variants_have_no_bands():
-    one = pd.DataFrame({"t_env": [0, 1], "mean": [0.0, 1.0], "low": [-0.1, 0.9], "high": [0.1, 1.1], "n": 3})
-    for count, limits in ((8, (-0.14, 1.14)), (9, (-0.04, 1.04))):
+def test_more_than_eight_variants_have_intervals_at_the_end_in_place_of_bands():
+    one = pd.DataFrame({"t_env": [0, 100], "mean": [0.0, 1.0], "low": [-0.1, 0.9], "high": [0.1, 1.2], "n": 3})
+    for count, limits in ((8, (-0.14, 1.24)), (9, (-0.04, 1.24))):
         curves = pd.concat([one.assign(variant=f"k24 seedless={k}") for k in range(count)])
         ax = plots.learning_curves(curves)
         assert len(ax.get_lines()) == count
         assert ax.get_ylim() == pytest.approx(limits)
+    bars = [drawn for drawn in ax.collections if isinstance(drawn, LineCollection)]
+    whiskers = [each.get_segments()[0].tolist() for each in bars]
+    assert [top for _, (_, top) in whiskers] == [1.2] * 9 and [low for (_, low), _ in whiskers] == [0.9] * 9
+    places = [x for (x, _), _ in whiskers]
+    assert places == sorted(set(places)) and 100 < places[0] < places[-1] < 115
 
 
 def test_a_single_run_is_drawn_without_a_band():

@@ -19,6 +19,7 @@ N_MARKERS = 8  # on a line: enough to tell it in grey, few enough to see it
 LAYER_MARKERS = "osD^vP<>"
 SEEDS_OF_AN_INTERVAL = 3  # that is drawn: of two it is nine times their standard deviation to either side
 MOST_BANDS = 8  # in one panel: more would hide the lines and one another
+WHISKER_STEP = 0.012  # of the time axis, between two intervals at its end
 LABEL_WIDTH = 44  # letters of a label beside an axis, before a second line
 LEGEND_LINE = 0.15  # inches, of 7 pt letters
 
@@ -53,22 +54,26 @@ def learning_curves(
 ) -> Axes:
     """Mean line and 95 % band per variant of one task, over env steps; the title says the number of seeds.
 
-    `curves` is what `stats.curves` returns (columns variant, t_env, mean, low, high, n). Two seeds have no band, nor
-    have more than eight variants, and one far wider than the range of the means is cut by the panel's edge: all to
-    keep the lines readable.
+    `curves` is what `stats.curves` returns (columns variant, t_env, mean, low, high, n). Two seeds have no band,
+    and one far wider than the range of the means is cut by the panel's edge, to keep the lines readable; for the same
+    reason more than eight variants have bars with the intervals of their last points, to the right, in place of bands.
     `log`: of the vertical axis.
     `references` are dotted horizontal lines with their names (bounds, chance). Give all panels of a figure the same
     `styles` (`style.variant_styles` of all their variants).
     """
     ax = ax or new_axes()
     styles = styles or variant_styles(curves["variant"])
-    if curves["variant"].nunique() > MOST_BANDS:
-        curves = curves.assign(low=np.nan, high=np.nan)
+    crowded = curves["variant"].nunique() > MOST_BANDS
+    if crowded:
+        at_end = curves["t_env"] == curves.groupby("variant")["t_env"].transform("max")
+        curves = curves.assign(low=curves["low"].where(at_end), high=curves["high"].where(at_end))
     drawn = curves[curves["mean"] > 0] if log else curves
     for variant, style in styles.items():
         rows = drawn[drawn["variant"] == variant]
         if not rows.empty:
             _line_with_band(rows, ax, style)
+    if crowded:
+        _whiskers_at_the_end(drawn, ax, styles)
     if log:
         ax.set_yscale("log")
     else:
@@ -88,6 +93,15 @@ def _line_with_band(rows: pd.DataFrame, ax: Axes, style: LineStyle) -> None:
     ax.plot(rows["t_env"], rows["mean"], markevery=max(1, len(rows) // N_MARKERS), **line)
     band = rows[rows["n"] >= SEEDS_OF_AN_INTERVAL]
     ax.fill_between(band["t_env"], band["low"], band["high"], color=style.color, alpha=0.2, linewidth=0)
+
+
+def _whiskers_at_the_end(curves: pd.DataFrame, ax: Axes, styles: Mapping[str, LineStyle]) -> None:
+    """The interval of each variant's last point, side by side behind the ends of the lines."""
+    ends = curves[(curves["n"] >= SEEDS_OF_AN_INTERVAL) & curves["low"].notna()].set_index("variant")
+    step = WHISKER_STEP * (curves["t_env"].max() - curves["t_env"].min())
+    for k, name in enumerate([name for name in styles if name in ends.index], start=1):
+        row = ends.loc[name]
+        ax.vlines(row["t_env"] + k * step, row["low"], row["high"], color=styles[name].color, linewidth=1.2)
 
 
 def _limit_to_means(ax: Axes, curves: pd.DataFrame, margin: float = 0.3) -> None:
