@@ -42,11 +42,13 @@ results: setup  ## every run behind the README's results (some hours on 2 cores)
 	for grid in $(GRIDS); do \
 	  $(RUN) k24lab sweep notebooks/grids/$$grid.yaml && $(RUN) k24lab notebooks 05_ablations --runs $$grid || exit 1; \
 	done
+	$(RUN) k24lab notebooks 10_regimes --runs regimes
 	$(RUN) k24lab sweep notebooks/grids/types.yaml
 	$(RUN) k24lab notebooks 07_unit_types --runs types
 	$(RUN) k24lab sweep notebooks/grids/separate.yaml
 	$(RUN) k24lab notebooks 09_what_separates --runs separate
-	$(RUN) k24lab notebooks 01_masks 03_mask_patterns 04_agent_similarity 06_ampere_speedup 08_paper_figures --runs rolenav3
+	$(RUN) k24lab notebooks 01_masks 03_mask_patterns 04_agent_similarity 06_ampere_speedup --runs rolenav3
+	$(RUN) k24lab figures rolenav3 vmas_dispersion vmas_het_mass
 
 results-smax: setup  ## the study of SMAX (installs half a gigabyte more; one to two hours on 2 cores)
 	$(RUN) pip install --quiet --disable-pip-version-check -e '.[smax]'

@@ -57,7 +57,7 @@ def both_measures(table: Callable[..., pd.DataFrame], summaries: pd.DataFrame, r
 
 
 def improvement_table(summaries: pd.DataFrame, reference: str, value: str = RETURN) -> pd.DataFrame:
-    """Per task, how likely a run of every other variant beats one of the variant `reference`.
+    """Per task, how likely a run of every other variant beats one of the variant `reference`, in `value`.
 
     Where single runs fail it says more than a difference of means. Columns task, variant, n, n_reference, probability,
     low, high; tasks without the reference are left out.

@@ -133,16 +133,13 @@ class K24QLearner:
             masks = dict(zip(self.masked_layers, draw.masks, strict=True)) if draw else {}
             online = self._unroll(batch, rows, self.agent.weights(masks))
         with record_function("loss"):
-            q_values = online.q_values
-            td_error, chosen_q, targets = self._td_error(batch, q_values, target_q)
+            td_error, chosen_q, targets = self._td_error(batch, online.q_values, target_q)
             filled = batch.filled.T.expand_as(td_error)
             loss_td = self._mean_loss(td_error, filled)
         metrics = {"loss_td": loss_td.item()}
         if log:
             metrics |= value_metrics(td_error, chosen_q, targets, filled)
-            metrics["dead_units"] = dead_units(online, played_steps(batch, rows))
-            metrics |= threshold_metrics(self.agent.threshold_layers, self.n_resets)
-            metrics |= self._mask_metrics(batch, rows, q_values, draw, t_env) if draw else {}
+            metrics |= self._network_metrics(batch, rows, online, draw, t_env)
         with record_function("backward"):
             self.optimizer.zero_grad()
             diversity, values = self._diversity(similarity, loss_td.item())
@@ -291,6 +288,13 @@ class K24QLearner:
             thresholds.reset(c.reset_ratio, self.generator)
 
     @torch.no_grad()
+    def _network_metrics(
+        self, batch: EpisodeBatch, rows: Rows, online: Episodes, draw: MaskDraw | None, t_env: int
+    ) -> dict[str, float]:
+        metrics = {"dead_units": dead_units(online, played_steps(batch, rows))}
+        metrics |= threshold_metrics(self.agent.threshold_layers, self.n_resets)
+        return metrics | (self._mask_metrics(batch, rows, online.q_values, draw, t_env) if draw else {})
+
     def _mask_metrics(
         self, batch: EpisodeBatch, rows: Rows, q_values: Tensor, draw: MaskDraw, t_env: int
     ) -> dict[str, float]:
