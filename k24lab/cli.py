@@ -1,4 +1,4 @@
-"""The command line: `k24lab train | resume | sweep | status | notebooks | figures | export | bench | doctor`."""
+"""Commands: `k24lab train | resume | sweep | status | notebooks | figures | export | import | bench | doctor`."""
 
 import errno
 import itertools
@@ -33,6 +33,7 @@ def main() -> None:
                 "notebooks": notebooks,
                 "figures": figures,
                 "export": export,
+                "import": import_,
                 "bench": bench,
                 "doctor": doctor,
             },
@@ -216,6 +217,21 @@ def export(groups: Annotated[tuple[str, ...], tyro.conf.Positional], output: Pat
     with atomic_write(output) as file:
         file.write((json.dumps(marl_eval(load_metrics(runs), load_summaries(runs))) + "\n").encode())
     print(output)
+
+
+def import_(files: Annotated[tuple[Path, ...], tyro.conf.Positional], name: str | None = None) -> None:
+    """Make run folders of raw summaries, to draw others' results beside one's own.
+
+    Example: k24lab import figures/05_rolenav3_runs.jsonl
+
+    Args:
+        files: raw summaries, as notebook 05_ablations writes them.
+        name: group of the runs; by default the file's name, 05_rolenav3_runs.
+    """
+    from k24lab.importer import import_runs
+
+    for folder in dict.fromkeys(path.parent for path in import_runs(files, name)):
+        print(folder)
 
 
 def bench(what: Annotated[str, tyro.conf.Positional], rounds: int = 10, loops: bool = True) -> None:

@@ -1,9 +1,12 @@
 """Results in the layouts of other tools, and as lines of JSON."""
 
+import dataclasses
 import json
 from typing import Any
 
 import pandas as pd
+
+from k24lab.config import Config
 
 RETURN = "test_return_mean"
 
@@ -36,15 +39,22 @@ def marl_eval(metrics: pd.DataFrame, summaries: pd.DataFrame) -> dict[str, Any]:
 
 
 def run_lines(metrics: pd.DataFrame, summaries: pd.DataFrame) -> str:
-    """One line of JSON per run: its settings, its final numbers, and under `evaluations` its returns over env steps.
+    """One line of JSON per run: its settings, its final numbers, and under `evaluations` its tests over env steps.
 
-    `pandas.read_json(path, lines=True)` reads it.
+    `pandas.read_json(path, lines=True)` reads it, and `k24lab import` makes run folders of it again. A number that a
+    run lacks is left out; a setting that is None is null.
     """
     evaluations = metrics.dropna(subset=[RETURN]).groupby(["task", "run"], sort=False)
+    settings = {field.name for field in dataclasses.fields(Config)}
+    tests = [key for key in map(str, metrics) if key.startswith("test_") and key not in settings]
     lines = []
     for row in summaries.to_dict("records"):
         rows = evaluations.get_group((row["task"], row["run"]))
-        present = {key: value for key, value in row.items() if value is not None and value == value}  # NaN != NaN
-        present["evaluations"] = {key: rows[key].tolist() for key in ("t_env", RETURN)}
-        lines.append(json.dumps(present) + "\n")
+        given = {key: None if value is None or value != value else value for key, value in row.items()}  # NaN != NaN
+        line = {key: value for key, value in given.items() if value is not None or key in settings}
+        tests = [
+            key for key in map(str, rows) if key.startswith("test_") and key not in settings and rows[key].notna().all()
+        ]
+        line["evaluations"] = {key: rows[key].tolist() for key in ("t_env", *tests)}
+        lines.append(json.dumps(line) + "\n")
     return "".join(lines)

@@ -1,0 +1,95 @@
+"""Run folders from the raw summaries that come with figures: results of others beside one's own, without training."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from k24lab.config import Config, build_config
+from k24lab.errors import ConfigError, RunError
+from k24lab.paths import runs_dir
+from k24lab.runs import RunFolder, atomic_write, check_name, read_config
+
+FIELDS = [field.name for field in dataclasses.fields(Config)]
+Line = Mapping[str, Any]
+
+
+def import_runs(files: Sequence[Path], name: str | None = None) -> list[Path]:
+    """Make run folders of the lines of `*_runs.jsonl` files (`k24lab.analysis.export.run_lines`).
+
+    A folder has configuration, evaluations and final numbers, so every figure of returns can be drawn; masks, policies
+    and checkpoints are not there. A run that is there already stays as it is.
+
+    Args:
+        files: raw summaries.
+        name: group of the runs; by default that of a file is the file's name without suffix.
+
+    Raises:
+        ConfigError: a name that cannot be that of a folder.
+        RunError: a file or line that cannot be used, or a folder that holds another run. Nothing is written then.
+    """
+    if not files:
+        raise RunError("name at least one file of raw summaries, e.g. figures/05_rolenav3_runs.jsonl")
+    runs = [(_folder(path, name), line, _config(line, where)) for path in files for where, line in _lines(path)]
+    runs = [(group / str(line["run"]), line, config) for group, line, config in runs]
+    for folder, _, config in runs:
+        if (folder / "config.json").exists() and read_config(folder) != config:
+            raise RunError(f"{folder} holds a run with other settings: import under another --name")
+    for folder, line, config in runs:
+        if not (folder / "DONE").exists():
+            _write(RunFolder(folder, config), line)
+    return [folder for folder, _, _ in runs]
+
+
+def _folder(path: Path, name: str | None) -> Path:
+    return runs_dir() / check_name(path.stem if name is None else name)
+
+
+def _lines(path: Path) -> list[tuple[str, Line]]:
+    """Every line of a file, with its place for errors."""
+    if not path.is_file():
+        raise RunError(f"{path} does not exist; notebook 05_ablations writes such files, figures/05_<runs>_runs.jsonl")
+    lines = []
+    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        where = f"{path}:{number}"
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            raise RunError(f"{where} is not valid JSON: {error}") from error
+        _check_line(line, where)
+        lines.append((where, line))
+    if not lines:
+        raise RunError(f"{path} is empty")
+    return lines
+
+
+def _check_line(line: object, where: str) -> None:
+    """Refuse what no run can be made of."""
+    if not isinstance(line, dict) or not {"run", "task", "method", "seed", "evaluations"} <= line.keys():
+        raise RunError(f"{where} is no raw summary: it must be an object with run, task, method, seed, evaluations")
+    check_name(str(line["run"]))
+    evaluations = line["evaluations"]
+    columns = list(evaluations.values()) if isinstance(evaluations, dict) else []
+    lengths = {len(column) if isinstance(column, list) else None for column in columns}
+    if len(lengths) != 1 or None in lengths or "t_env" not in evaluations:
+        raise RunError(f"{where}: evaluations must be lists of one length, t_env among them")
+
+
+def _config(line: Line, where: str) -> Config:
+    """The configuration in a line; a field with the name of a metric stands there as `config_<field>`."""
+    fields = {key: line.get(f"config_{key}", line.get(key)) for key in FIELDS if key in line or f"config_{key}" in line}
+    try:
+        return build_config(fields)
+    except ConfigError as error:
+        raise RunError(f"{where} cannot be used: {error}") from error
+
+
+def _write(folder: RunFolder, line: Line) -> None:
+    evaluations = line["evaluations"]
+    rows = [dict(zip(evaluations, values, strict=True)) for values in zip(*evaluations.values(), strict=True)]
+    with atomic_write(folder.path / "metrics.jsonl") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+    clashing = {key for key in FIELDS if f"config_{key}" in line}
+    no_metric = {"run", "variant", "evaluations", *FIELDS, *(f"config_{key}" for key in clashing)} - clashing
+    folder.finish({key: value for key, value in line.items() if key not in no_metric})

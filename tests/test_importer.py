@@ -1,0 +1,89 @@
+"""Raw summaries and back: what a figure of returns needs is in them, and a file that cannot be used writes nothing."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from k24lab.analysis import export, results
+from k24lab.errors import ConfigError, RunError
+from k24lab.importer import import_runs
+from k24lab.paths import runs_dir
+from k24lab.runs import RunFolder, run_folder
+
+EVALUATIONS = [
+    {"t_env": 0, "test_return_mean": -1.5},
+    {"t_env": 100, "loss_td": 0.5},
+    {"t_env": 200, "test_return_mean": 2.25},
+]
+
+
+@pytest.fixture
+def lines(tiny_config, tmp_path):
+    """Two finished runs of the group `theirs` as a file of raw summaries."""
+    for changes in ({"diversity_coef_max": None, "seed": 3}, {"method": "fups"}):
+        config = tiny_config(**changes)
+        folder = RunFolder(run_folder(config, "theirs"), config)
+        text = "".join(json.dumps(row) + "\n" for row in EVALUATIONS)
+        (folder.path / "metrics.jsonl").write_text(text)
+        folder.finish(
+            {"test_return_mean": 2.25, "lr": 0.5, "unit_type_names": ["a"]}
+        )  # lr: a metric named as a setting
+    runs = results.find_runs("theirs")
+    path = tmp_path / "theirs_runs.jsonl"
+    path.write_text(export.run_lines(results.load_metrics(runs), results.load_summaries(runs)))
+    return path
+
+
+def test_imported_runs_read_like_those_that_were_exported(lines):
+    folders = import_runs([lines])
+    assert {folder.parent for folder in folders} == {runs_dir() / "theirs_runs"}
+    ours, theirs = results.find_runs("theirs_runs"), results.find_runs("theirs")
+    assert [(run.id, run.config) for run in ours] == [(run.id, run.config) for run in theirs]
+    pd.testing.assert_frame_equal(results.load_summaries(ours), results.load_summaries(theirs))
+    returns = results.load_metrics(theirs).dropna(subset=["test_return_mean"]).drop(columns="loss_td")
+    pd.testing.assert_frame_equal(results.load_metrics(ours), returns.reset_index(drop=True))
+
+
+def test_a_run_that_is_there_stays_as_it_is(lines):
+    folders = import_runs([lines], "theirs")
+    assert all("loss_td" in (folder / "metrics.jsonl").read_text() for folder in folders)
+    assert import_runs([lines, lines], "ours") == import_runs([lines], "ours") * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"run": "../../elsewhere"}, "name = '../../elsewhere'"),
+        ({"gamma": "fast"}, "runs.jsonl:2 cannot be used: gamma = 'fast'"),
+        ({"task": None}, "cannot be used: task = None"),
+        ({"evaluations": {"t_env": [0, 1], "test_return_mean": [1.0]}}, "lists of one length"),
+        ({"evaluations": {"test_return_mean": [1.0]}}, "t_env among them"),
+        ({"evaluations": 3}, "lists of one length"),
+    ],
+)
+def test_a_line_that_cannot_be_used_writes_nothing(lines, change, message):
+    first, second = map(json.loads, lines.read_text().splitlines())
+    lines.write_text(json.dumps(first) + "\n" + json.dumps(second | change) + "\n")
+    with pytest.raises((RunError, ConfigError), match=message.replace(".", r"\.")):
+        import_runs([lines], "ours")
+    assert not (runs_dir() / "ours").exists()
+
+
+def test_files_that_are_no_raw_summaries(lines, tmp_path):
+    with pytest.raises(RunError, match="at least one file"):
+        import_runs([])
+    with pytest.raises(RunError, match="does not exist"):
+        import_runs([tmp_path / "none_runs.jsonl"])
+    for text, message in (("", "is empty"), ("[1]\n", "no raw summary"), ("{\n", ":1 is not valid JSON")):
+        (tmp_path / "bad.jsonl").write_text(text)
+        with pytest.raises(RunError, match=message):
+            import_runs([lines, tmp_path / "bad.jsonl"], "ours")
+    assert not (runs_dir() / "ours").exists()
+
+
+def test_a_folder_with_another_run_is_not_mixed_with_an_imported_one(lines):
+    first = json.loads(lines.read_text().splitlines()[0])
+    lines.write_text(json.dumps(first | {"gamma": 0.5}) + "\n")
+    with pytest.raises(RunError, match="other settings: import under another --name"):
+        import_runs([lines], "theirs")
