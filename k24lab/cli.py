@@ -152,20 +152,25 @@ def status(grid: Annotated[Path, tyro.conf.Positional]) -> None:
 
 
 def notebooks(
-    names: Annotated[tuple[str, ...], tyro.conf.Positional] = (), runs: str = "demo", jobs: int = os.cpu_count() or 1
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    runs: str = "demo",
+    jobs: int = os.cpu_count() or 1,
+    parameters: dict[str, str] | None = None,
 ) -> None:
     """Execute notebooks on a group of runs: figures go to figures/, the executed copies to executed/.
 
     Example: k24lab notebooks 03_mask_patterns 05_ablations --runs demo
+    Example: k24lab notebooks 05_ablations --runs ablation --parameters reference k24
 
     Args:
         names: notebooks; by default all but 02_train.
         runs: group of runs for the notebooks that read runs.
         jobs: notebooks at a time.
+        parameters: names and values (YAML) for the notebooks' parameters cells.
     """
-    from k24lab.notebooks import DEFAULT_NOTEBOOKS, execute_all
+    from k24lab.notebooks import DEFAULT_NOTEBOOKS, execute_all, parse_parameters
 
-    for path in execute_all(names or DEFAULT_NOTEBOOKS, runs, jobs):
+    for path in execute_all(names or DEFAULT_NOTEBOOKS, runs, jobs, parse_parameters(parameters or {})):
         print(path)
 
 

@@ -12,14 +12,15 @@ from k24lab.paths import runs_dir
 from k24lab.runs import RunFolder, atomic_write, check_name, read_config
 
 FIELDS = [field.name for field in dataclasses.fields(Config)]
+SERIES = {"evaluations", "training"}
 Line = Mapping[str, Any]
 
 
 def import_runs(files: Sequence[Path], name: str | None = None) -> list[Path]:
     """Make run folders of the lines of `*_runs.jsonl` files (`k24lab.analysis.export.run_lines`).
 
-    A folder has configuration, evaluations and final numbers, so every figure of returns can be drawn; masks, policies
-    and checkpoints are not there. A run that is there already stays as it is.
+    A folder has configuration, evaluations, final numbers and what of the training was kept, so every figure of returns
+    can be drawn; masks, policies and checkpoints are not there. A run that is there already stays as it is.
 
     Args:
         files: raw summaries.
@@ -69,11 +70,11 @@ def _check_line(line: object, where: str) -> None:
     if not isinstance(line, dict) or not {"run", "task", "method", "seed", "evaluations"} <= line.keys():
         raise RunError(f"{where} is no raw summary: it must be an object with run, task, method, seed, evaluations")
     check_name(str(line["run"]))
-    evaluations = line["evaluations"]
-    columns = list(evaluations.values()) if isinstance(evaluations, dict) else []
-    lengths = {len(column) if isinstance(column, list) else None for column in columns}
-    if len(lengths) != 1 or None in lengths or "t_env" not in evaluations:
-        raise RunError(f"{where}: evaluations must be lists of one length, t_env among them")
+    for key in SERIES & line.keys():
+        columns = list(line[key].values()) if isinstance(line[key], dict) else [None]
+        lengths = {len(column) if isinstance(column, list) else None for column in columns}
+        if columns and (len(lengths) != 1 or None in lengths or "t_env" not in line[key]):
+            raise RunError(f"{where}: {key} must be lists of one length, t_env among them")
 
 
 def _config(line: Line, where: str) -> Config:
@@ -86,10 +87,10 @@ def _config(line: Line, where: str) -> Config:
 
 
 def _write(folder: RunFolder, line: Line) -> None:
-    evaluations = line["evaluations"]
-    rows = [dict(zip(evaluations, values, strict=True)) for values in zip(*evaluations.values(), strict=True)]
+    series = [line[key] for key in sorted(SERIES & line.keys())]
+    rows = [dict(zip(each, values, strict=True)) for each in series for values in zip(*each.values(), strict=True)]
     with atomic_write(folder.path / "metrics.jsonl") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+        file.write("".join(json.dumps(row) + "\n" for row in sorted(rows, key=lambda row: row["t_env"])).encode())
     clashing = {key for key in FIELDS if f"config_{key}" in line}
-    no_metric = {"run", "variant", "evaluations", *FIELDS, *(f"config_{key}" for key in clashing)} - clashing
+    no_metric = {"run", "variant", *SERIES, *FIELDS, *(f"config_{key}" for key in clashing)} - clashing
     folder.finish({key: value for key, value in line.items() if key not in no_metric})

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import papermill
+import yaml
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from traitlets import default
@@ -102,19 +103,44 @@ def execute_run(folder: Path, name: str) -> Path:
     return _execute(notebook_path(name), parameters, folder, notebook_path(name).stem)
 
 
-def execute_all(names: Sequence[str], runs: str, jobs: int) -> list[Path]:
+def execute_all(names: Sequence[str], runs: str, jobs: int, parameters: Mapping[str, Any] | None = None) -> list[Path]:
     """Run notebooks side by side, each in a kernel of its own; those that read runs get the group `runs`.
 
-    No notebook depends on its working folder, which threads of one process share.
+    No notebook depends on its working folder, which threads of one process share. `parameters` go to all of them.
 
     Raises:
-        ConfigError: no such notebook.
+        ConfigError: no such notebook, or one that does not have one of the parameters.
         RunError: a notebook failed (the others are finished first).
     """
-    tasks = [(name, {"runs": runs} if "runs" in parameter_names(name) else {}) for name in names]
+    tasks = []
+    for name in names:
+        allowed = parameter_names(name)
+        _check_parameters(name, parameters or {}, allowed)
+        group = {"runs": runs} if "runs" in allowed else {}
+        tasks.append((name, {**group, **(parameters or {})}, runs if group else ""))
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(execute, name, parameters, runs if parameters else "") for name, parameters in tasks]
+        futures = [pool.submit(execute, *task) for task in tasks]
     return [future.result() for future in futures]
+
+
+def parse_parameters(texts: Mapping[str, str]) -> dict[str, Any]:
+    """Values of a command line as YAML reads them: `[a, b]` is a list.
+
+    Raises:
+        ConfigError: a text that is no YAML.
+    """
+    values = {}
+    for key, text in texts.items():
+        try:
+            values[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{key} = {text!r} is not a value in YAML: {' '.join(str(error).split())}") from error
+    return values
+
+
+def _check_parameters(name: str, parameters: Mapping[str, Any], allowed: set[str]) -> None:
+    for key in parameters.keys() - allowed:
+        raise ConfigError(f"{notebook_path(name).name}: " + unknown("parameter", key, allowed))
 
 
 def paper_figures(groups: Sequence[str], jobs: int, variant: str | None, figures: str) -> list[Path]:
@@ -175,9 +201,7 @@ def execute(name: str, parameters: Mapping[str, Any], label: str = "") -> Path:
         RunError: a cell failed; the copy with the error is kept as `.failed.ipynb`.
     """
     source = notebook_path(name)
-    allowed = parameter_names(name)
-    for key in parameters.keys() - allowed:
-        raise ConfigError(f"{source.name}: " + unknown("parameter", key, allowed))
+    _check_parameters(name, parameters, parameter_names(name))
     stem = f"{source.stem}-{label}" if label else source.stem
     return _execute(source, parameters, project_root() / "executed", stem)
 

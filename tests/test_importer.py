@@ -13,9 +13,12 @@ from k24lab.runs import RunFolder, run_folder
 
 EVALUATIONS = [
     {"t_env": 0, "test_return_mean": -1.5},
-    {"t_env": 100, "loss_td": 0.5},
+    {"t_env": 100, "loss_td": 0.5, "dead_units": 0.25},
+    {"t_env": 150, "loss_td": 0.5, "dead_units": None, "mask_flip_rate": 0.125},
     {"t_env": 200, "test_return_mean": 2.25},
 ]
+
+DYNAMICS = ["dead_units", "mask_flip_rate", "no_such_metric"]
 
 
 @pytest.fixture
@@ -31,7 +34,7 @@ def lines(tiny_config, tmp_path):
         )  # lr: a metric named as a setting
     runs = results.find_runs("theirs")
     path = tmp_path / "theirs_runs.jsonl"
-    path.write_text(export.run_lines(results.load_metrics(runs), results.load_summaries(runs)))
+    path.write_text(export.run_lines(results.load_metrics(runs), results.load_summaries(runs), DYNAMICS))
     return path
 
 
@@ -41,8 +44,8 @@ def test_imported_runs_read_like_those_that_were_exported(lines):
     ours, theirs = results.find_runs("theirs_runs"), results.find_runs("theirs")
     assert [(run.id, run.config) for run in ours] == [(run.id, run.config) for run in theirs]
     pd.testing.assert_frame_equal(results.load_summaries(ours), results.load_summaries(theirs))
-    returns = results.load_metrics(theirs).dropna(subset=["test_return_mean"]).drop(columns="loss_td")
-    pd.testing.assert_frame_equal(results.load_metrics(ours), returns.reset_index(drop=True))
+    logged = results.load_metrics(theirs).drop(columns="loss_td")
+    pd.testing.assert_frame_equal(results.load_metrics(ours)[list(logged)], logged)
 
 
 def test_a_run_that_is_there_stays_as_it_is(lines):
@@ -59,7 +62,8 @@ def test_a_run_that_is_there_stays_as_it_is(lines):
         ({"task": None}, "cannot be used: task = None"),
         ({"evaluations": {"t_env": [0, 1], "test_return_mean": [1.0]}}, "lists of one length"),
         ({"evaluations": {"test_return_mean": [1.0]}}, "t_env among them"),
-        ({"evaluations": 3}, "lists of one length"),
+        ({"evaluations": 3}, "evaluations must be lists of one length"),
+        ({"training": {"t_env": [0], "dead_units": 0.5}}, "training must be lists of one length"),
     ],
 )
 def test_a_line_that_cannot_be_used_writes_nothing(lines, change, message):

@@ -114,6 +114,17 @@ def test_unknown_parameter_is_refused_before_the_kernel_starts(home):
     assert not (home / "executed").exists()
 
 
+def test_parameters_of_a_batch_are_yaml_and_known_before_the_first_kernel_starts(home, monkeypatch):
+    assert notebooks.parse_parameters({"a": "k24", "b": "[x, 1.5]"}) == {"a": "k24", "b": ["x", 1.5]}
+    with pytest.raises(ConfigError, match=r"a = '\[x' is not a value in YAML"):
+        notebooks.parse_parameters({"a": "[x"})
+    with pytest.raises(ConfigError, match=r"small\.ipynb: unknown parameter 'xx'; did you mean 'x'"):
+        notebooks.execute_all(["small"], "demo", 1, {"xx": 2})
+    assert not (home / "executed").exists()
+    (path,) = notebooks.execute_all(["small"], "demo", 1, {"x": 2})
+    assert "".join(json.loads(path.read_text())["cells"][-1]["outputs"][0]["text"]).split()[0] == "0.5"
+
+
 def test_unknown_notebook_names_the_nearest(home):
     with pytest.raises(ConfigError, match="did you mean 'small'"):
         notebooks.execute("smal", {})

@@ -194,3 +194,16 @@ def test_figures_show_every_variant_with_its_interval(frames):
     ax = aggregate_plots.improvement_marks(paper.improvements(summaries, "k24"), "K-2:4")
     assert ax.get_xlabel() == "P(K-2:4 > other)" and len(ax.patches) == 1
     plt.close("all")
+
+
+def test_effects_far_beyond_the_others_are_numbers_at_the_edge():
+    names = ["k24 a=1", "k24 a=2", "k24 a=3", "random24"]
+    rows = zip(names, [0.5, -0.25, -9.0, np.nan], [0.1, -1.0, -9.5, np.nan], [0.9, 0.5, -8.5, np.nan], strict=True)
+    table = pd.DataFrame(rows, columns=["variant", "difference", "low", "high"])
+    ax = aggregate_plots.effect_marks(table, panels(1)[1][0], names, title="task")
+    assert ax.get_xlim() == pytest.approx((-1.1, 1.1))
+    assert [text.get_text() for text in ax.texts] == ["\N{MINUS SIGN}9.0"]
+    bars = [bar.get_segments()[0][:, 0].tolist() for bar in ax.collections]
+    assert bars == [pytest.approx([0.1, 0.9]), pytest.approx([-1.0, 0.5])]
+    assert [label.get_text() for label in ax.get_yticklabels()][-1] == "random 2:4"  # a variant that a task lacks
+    plt.close("all")

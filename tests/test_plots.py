@@ -131,6 +131,9 @@ def test_variant_styles_keep_the_methods_look_and_tell_variants_apart():
     assert (small.label, small.color) == ("K-2:4 (hidden_dim=16)", style.METHOD_STYLE["k24"].color)
     assert sum(to_rgb(large.color)) > sum(to_rgb(small.color))
     assert styles["mine"].label == "mine"
+    many = style.variant_styles(["random24", "k24", *(f"k24 seedless={k}" for k in range(8))])
+    assert many["k24"] == style.METHOD_STYLE["k24"] and many["random24"] == style.METHOD_STYLE["random24"]
+    assert len({s.color for s in many.values()}) == 10
     alone = style.variant_styles([f"k24 seedless={k}" for k in range(5)])
     assert len({s.color for s in alone.values()}) == 5
 

@@ -131,6 +131,42 @@ def test_difference_table_compares_every_variant_with_the_reference():
     assert stats.difference_table(summaries(), "random24").empty
 
 
+def variants_of_one_task(**returns):
+    """A run per value: `variants_of_one_task(k24=[1.0, 2.0], **{"k24 lr=0.1": [3.0]})`."""
+    rows = [("a", name.split(" ")[0], name, x) for name, values in returns.items() for x in values]
+    return pd.DataFrame(rows, columns=["task", "method", "variant", "test_return_mean"])
+
+
+def test_a_variant_is_compared_with_the_references_of_the_same_settings():
+    means = {
+        "random24": 1.0,
+        "random24 mask_rnn=False": 2.0,
+        "k24": 4.0,
+        "k24 mask_rnn=False": 7.0,
+        "k24 noise=none": 9.0,
+    }
+    frame = variants_of_one_task(**{name: [mean] for name, mean in means.items()})
+    pairs = stats.difference_table(frame, "random24").set_index("variant")[["reference", "difference"]]
+    assert pairs.to_dict("index") == {
+        "k24": {"reference": "random24", "difference": 3.0},
+        "k24 mask_rnn=False": {"reference": "random24 mask_rnn=False", "difference": 5.0},
+        "k24 noise=none": {"reference": "random24", "difference": 8.0},
+        "random24 mask_rnn=False": {"reference": "random24", "difference": 1.0},
+    }
+    ablation = stats.difference_table(frame, "k24").set_index("variant")["reference"]
+    assert ablation["k24 mask_rnn=False"] == ablation["k24 noise=none"] == "k24" and "k24" not in ablation
+
+
+def test_a_figure_of_curves_holds_the_methods_and_what_is_furthest_from_the_reference():
+    means = {"k24": 5.0, "k24 a=1": 5.1, "k24 a=2": 9.0, "k24 a=3": 5.2, "random24": 5.0, "k24 a=4": 1.0}
+    frame = variants_of_one_task(**{name: [mean] for name, mean in means.items()})
+    assert stats.most_different(frame, "k24", most=4) == ["k24", "k24 a=2", "random24", "k24 a=4"]
+    assert stats.most_different(frame, "k24", most=6) == list(means)
+    # Another task on a larger scale counts no more than this one.
+    other = variants_of_one_task(**{"k24": [500.0], "k24 a=1": [510.0], "fups": [0.0]}).assign(task="b")
+    assert "k24 a=1" not in stats.most_different(pd.concat([frame, other]), "k24", most=5)
+
+
 def test_long_table_puts_the_key_first():
     table = stats.long_table({"a": pd.DataFrame({"x": [1]}), "b": pd.DataFrame({"x": [2]})}, "name")
     assert table.values.tolist() == [["a", 1], ["b", 2]]

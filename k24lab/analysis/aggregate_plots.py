@@ -2,14 +2,16 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from k24lab.analysis.plots import N_MARKERS, new_axes
-from k24lab.analysis.style import GREY, LineStyle, variant_styles
+from k24lab.analysis.style import GREY, LineStyle, method_style, variant_styles
 
+FAR = 6.0  # times the median length: further differences are numbers
 TASK_WIDTH = 30  # letters of a task beside an axis, before a second line
 
 
@@ -86,6 +88,42 @@ def difference_marks(table: pd.DataFrame, label: str, ax: Axes | None = None, *,
     ax.set(title=title, xlabel=f"return − return of {label}", ylim=(len(tasks) - 0.5, -0.5))
     ax.grid(axis="x", linewidth=0.3, color="0.85")
     return ax
+
+
+def effect_marks(table: pd.DataFrame, ax: Axes, order: Sequence[str], *, title: str = "") -> Axes:
+    """Difference of every variant's return to the reference's in one task, a line per variant in the given order.
+
+    Columns variant, difference, low, high (`stats.difference_table`). A difference far beyond the others is a number at
+    the edge: it would press them together.
+    """
+    styles, rows = variant_styles(order), table.set_index("variant").reindex(list(order))
+    ends = rows[["difference", "low", "high"]].abs().max(axis=1)
+    reach = 1.1 * float(ends[ends <= FAR * ends.median()].max()) or 1.0
+    for y, (name, row) in enumerate(rows.iterrows()):
+        look, at = method_style(str(name).split(" ")[0]), row["difference"]
+        if abs(at) <= reach:
+            ax.errorbar(at, y, xerr=_bar(row), fmt=look.marker, color=look.color, markersize=3.5, linewidth=1.2)
+        elif at == at:
+            place: dict[str, Any] = {"ha": "left" if at < 0 else "right", "va": "center", "textcoords": "offset points"}
+            ax.plot(np.sign(at) * reach, y, marker="<" if at < 0 else ">", color=look.color, clip_on=False)
+            ax.annotate(
+                f"{at:.1f}".replace("-", "\N{MINUS SIGN}"),
+                (np.sign(at) * reach, y),
+                (-5 * np.sign(at), 0),
+                fontsize=6.5,
+                **place,
+            )
+    ax.axvline(0.0, color=GREY, linestyle=":", linewidth=0.9)
+    ax.set_yticks(range(len(rows)), [styles[str(name)].label for name in rows.index], fontsize=6.5)
+    ax.set(title=title, xlim=(-reach, reach), ylim=(len(rows) - 0.5, -0.5))
+    ax.grid(axis="x", linewidth=0.3, color="0.85")
+    return ax
+
+
+def _bar(row: pd.Series) -> np.ndarray:
+    """Lengths of an error bar to both sides, 0 without an interval."""
+    ends = np.array([row["difference"] - row["low"], row["high"] - row["difference"]], dtype=float)
+    return np.nan_to_num(ends)[:, None]
 
 
 def improvement_marks(table: pd.DataFrame, label: str, ax: Axes | None = None) -> Axes:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -38,23 +39,28 @@ def marl_eval(metrics: pd.DataFrame, summaries: pd.DataFrame) -> dict[str, Any]:
     return data
 
 
-def run_lines(metrics: pd.DataFrame, summaries: pd.DataFrame) -> str:
-    """One line of JSON per run: its settings, its final numbers, and under `evaluations` its tests over env steps.
+def run_lines(metrics: pd.DataFrame, summaries: pd.DataFrame, dynamics: Sequence[str] = ()) -> str:
+    """One line of JSON per run: settings, final numbers, under `evaluations` its tests and under `training` `dynamics`.
 
     `pandas.read_json(path, lines=True)` reads it, and `k24lab import` makes run folders of it again. A number that a
     run lacks is left out; a setting that is None is null.
     """
-    evaluations = metrics.dropna(subset=[RETURN]).groupby(["task", "run"], sort=False)
     settings = {field.name for field in dataclasses.fields(Config)}
     tests = [key for key in map(str, metrics) if key.startswith("test_") and key not in settings]
+    logged = metrics.groupby(["task", "run"], sort=False)
     lines = []
     for row in summaries.to_dict("records"):
-        rows = evaluations.get_group((row["task"], row["run"]))
+        rows = logged.get_group((row["task"], row["run"]))
         given = {key: None if value is None or value != value else value for key, value in row.items()}  # NaN != NaN
         line = {key: value for key, value in given.items() if value is not None or key in settings}
-        tests = [
-            key for key in map(str, rows) if key.startswith("test_") and key not in settings and rows[key].notna().all()
-        ]
-        line["evaluations"] = {key: rows[key].tolist() for key in ("t_env", *tests)}
+        line["evaluations"] = _series(rows[rows[RETURN].notna()], tests)
+        line["training"] = _series(rows, dynamics)
         lines.append(json.dumps(line) + "\n")
     return "".join(lines)
+
+
+def _series(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, list[Any]]:
+    """Those of some metrics that a run has, as columns over env steps; null where one was not logged."""
+    present = [name for name in names if name in rows and rows[name].notna().any()]
+    rows = rows.dropna(subset=present, how="all")
+    return {key: [None if x != x else x for x in rows[key].tolist()] for key in ("t_env", *present)} if present else {}

@@ -12,6 +12,7 @@ from k24lab.errors import RunError, unknown
 
 CONFIDENCE = 0.95
 GRID_POINTS = 101
+MOST_CURVES = 12  # in one figure
 
 
 class Estimate(NamedTuple):
@@ -126,22 +127,47 @@ def long_table(tables: Mapping[str, pd.DataFrame], name: str) -> pd.DataFrame:
 
 
 def difference_table(summaries: pd.DataFrame, reference: str, value: str = "test_return_mean") -> pd.DataFrame:
-    """Per task, every variant against the variants of the method `reference`: difference of means with its interval.
+    """Per task, every variant against the method `reference`: difference of means with its interval.
 
-    Columns task, variant, reference, n, n_reference, difference, low, high; empty if no run used the reference.
+    Where the reference has several variants a variant is compared with the one of the same settings (`k24
+    mask_rnn=False` with `random24 mask_rnn=False`), or if there is none with the plain one. Columns task, variant,
+    reference, n, n_reference, difference, low, high, the largest difference first; empty if no run used the reference.
     """
     rows = []
-    scores = summaries.dropna(subset=[value])
-    for task, runs in scores.groupby("task", sort=False):
+    for task, runs in summaries.dropna(subset=[value]).groupby("task", sort=False):
         groups = {name: group[value].to_numpy(dtype=float) for name, group in runs.groupby("variant", sort=False)}
-        for base in runs.loc[runs["method"] == reference, "variant"].unique():
-            for name in groups.keys() - {base}:
-                difference, low, high = difference_interval(groups[name], groups[base])
+        bases = sorted(runs.loc[runs["method"] == reference, "variant"].unique())
+        for name in groups if bases else ():
+            base = _comparable(str(name), reference, bases)
+            if base != name:
                 sizes = (groups[name].size, groups[base].size)
-                rows.append((task, name, base, *sizes, difference, low, high))
+                rows.append((task, name, base, *sizes, *difference_interval(groups[name], groups[base])))
     columns = ["task", "variant", "reference", "n", "n_reference", "difference", "low", "high"]
     table = pd.DataFrame(rows, columns=columns)
-    return table.sort_values(["task", "reference", "difference"], ascending=[True, True, False], ignore_index=True)
+    return table.sort_values(["task", "difference"], ascending=[True, False], ignore_index=True)
+
+
+def _comparable(variant: str, reference: str, bases: Sequence[str]) -> str:
+    """Which of the reference's variants, the plain one first, a variant is compared with; the plain one with itself."""
+    method, _, settings = variant.partition(" ")
+    same = f"{reference} {settings}".strip()
+    return same if method != reference and same in bases else bases[0]
+
+
+def most_different(summaries: pd.DataFrame, reference: str, most: int = MOST_CURVES) -> list[str]:
+    """The variants that a figure of curves can hold: all, or of more than `most` the methods in their plain form and
+    those others whose final return is furthest from that of `reference`, on the scale of each task's means.
+    """
+    variants = list(summaries["variant"].unique())
+    differences = difference_table(summaries, reference)
+    if len(variants) <= most:
+        return variants
+    span = summaries.groupby(["task", "variant"])["test_return_mean"].mean().groupby("task").agg(np.ptp)
+    distance = differences["difference"].abs() / differences["task"].map(span).replace(0.0, np.nan)
+    furthest = distance.groupby(differences["variant"]).max().reindex(variants).fillna(0.0)
+    plain = [variant in set(summaries["method"]) for variant in variants]
+    order = sorted(range(len(variants)), key=lambda k: (not plain[k], -furthest.iloc[k]))
+    return [variants[k] for k in sorted(order[:most])]
 
 
 def paired_table(summaries: pd.DataFrame, reference: str, value: str = "test_return_mean") -> pd.DataFrame:

@@ -73,6 +73,8 @@ class FigureError(K24Error):
     """A figure that cannot be saved under the name asked for."""
 
 
+_MANY_COLORS = [*_COLORS, "#8C6D31", "#5D3A9B", "#999933", GREY]
+MOST_SHADES = 4  # of one colour that can be told apart
 _MORE_LINES: tuple[tuple[str, str], ...] = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))
 
 
@@ -129,20 +131,24 @@ def method_style(method: str) -> LineStyle:
 def variant_styles(variants: Iterable[str]) -> dict[str, LineStyle]:
     """A style per variant name (`results.variants`), in the order of `METHOD_STYLE`, so that legends agree.
 
-    A method's first variant looks like the method, later ones get a lighter colour and another line and marker;
-    variants of one method only get a colour each. Labels name the fields that vary.
+    A method's first variant looks like the method, later ones get another line and marker and, if there are few of
+    them, a lighter colour; of many, or if there is no other method, each gets a colour that is no method's here.
+    Labels name the fields that vary.
     """
     known = list(METHOD_STYLE)
     methods = {variant: variant.split(" ")[0] for variant in variants}
     order = sorted(methods, key=lambda v: (known.index(methods[v]) if methods[v] in known else len(known), v))
     seen: Counter[str] = Counter()
+    present = Counter(methods.values())
+    spare = [color for color in _MANY_COLORS if color not in {method_style(method).color for method in present}]
     styles = {}
     for variant in order:
         base, rank = method_style(methods[variant]), seen[methods[variant]]
         seen[methods[variant]] += 1
         fields = variant.partition(" ")[2].replace(" ", ", ")
         label = f"{base.label} ({fields})" if fields else base.label
-        color = _COLORS[rank % len(_COLORS)] if len(set(methods.values())) == 1 < len(order) else _lighter(base, rank)
+        many = present[methods[variant]] > MOST_SHADES or len(present) == 1
+        color = spare[(rank - 1) % len(spare)] if rank and many else _lighter(base, rank)
         line, marker = (base.linestyle, base.marker) if rank == 0 else _MORE_LINES[rank % len(_MORE_LINES)]
         styles[variant] = LineStyle(label, color, line, marker)
     return styles
