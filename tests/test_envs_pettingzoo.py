@@ -14,11 +14,11 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Se
 
 from k24lab.envs import Step, make_env, task_names
 from k24lab.envs.pettingzoo import MPE2_TASKS, PettingZooWorld, import_builder, mpe2_builder
-from k24lab.envs.scripted import Mpe2World, flee
+from k24lab.envs.scripted import Mpe2World, flee, wander
 from k24lab.envs.vector import SerialVector
 from k24lab.errors import ConfigError, RunError
 
-SCRIPTED = [name for name, (_, script) in MPE2_TASKS.items() if script is not None]
+SCRIPTED = [name for name, (_, has_prey) in MPE2_TASKS.items() if has_prey]
 
 
 class World:
@@ -428,19 +428,19 @@ def test_mpe2_instances_do_not_disturb_each_other(mpe2_task, mpe2_env):
 
 @pytest.mark.parametrize("name", MPE2_TASKS)
 def test_mpe2_equals_its_own_parallel_env(name: str):
-    module, script = MPE2_TASKS[name]
+    module, has_prey = MPE2_TASKS[name]
     reference, env = importlib.import_module(f"mpe2.{module}").parallel_env(), make_env(f"mpe2/{name}", n_envs=2)
     # In episode 24 the random predators of simple_tag meet the prey once.
-    steps, generator = play(env, seed=24), torch.Generator().manual_seed(0)
+    steps, generator, rng = play(env, seed=24), torch.Generator().manual_seed(0), np.random.default_rng(0)
     obs, _ = reference.reset(seed=int(np.random.SeedSequence([24, 1]).generate_state(1)[0]))
-    team, total = [agent for agent in reference.agents if not script or "adversary" in agent], 0.0
+    team, total = [agent for agent in reference.agents if not has_prey or "adversary" in agent], 0.0
     for before, step in itertools.pairwise(steps):
         actions = dict(zip(team, random_actions(before, generator)[1].tolist(), strict=True))
-        obs, reward, *_ = reference.step(actions | (script(reference.unwrapped.world) if script else {}))
+        obs, reward, *_ = reference.step(actions | (flee(reference.unwrapped.world, rng) if has_prey else {}))
         for i, agent in enumerate(team):
             assert torch.equal(step.obs[1, i, : env.spec.obs_dims[i]], torch.from_numpy(obs[agent]))
         assert step.reward[1].item() == pytest.approx(sum(reward[agent] for agent in team), abs=1e-5)
-        if not script:
+        if not has_prey:
             assert torch.equal(step.state[1], torch.from_numpy(reference.state()))
         total += step.reward[1].item()
     assert reference.agents == [] and total != 0
@@ -494,6 +494,8 @@ def test_mpe2_options_are_the_world_s_own():
         ("simple_spread:max_cycles=0", "at least 1"),
         ("simple_spread:continuous_actions=True", "agent 'agent_0'.*Box.*continuous_actions=False"),
         ("simple_tag:num_good=0", "no good agent"),
+        ("simple_tag:prey=randm", "unknown prey 'randm'; did you mean 'random'"),
+        ("simple_spread:prey=random", "unknown option 'prey'"),
         ("simple_tag:num_adversaries=0", "refuses the options|no agents"),
     ],
 )
@@ -542,13 +544,14 @@ def hunt(name: str, prey, episodes: int = 40) -> float:
 
 @pytest.mark.parametrize("name", SCRIPTED)
 def test_the_scripted_prey_is_much_harder_to_catch_than_a_random_one(name: str):
-    rng = np.random.default_rng(0)
-
-    def wander(world):
-        return {agent.name: int(rng.integers(5)) for agent in world.agents if not agent.adversary}
-
     # Measured: about 65 and 196 in tag, 85 and 238 in world_comm, each +- 8 over 100 episodes.
     assert 10 < hunt(name, flee) < 0.6 * hunt(name, wander)  # and it can be caught
+
+
+def test_random_prey_is_the_same_for_the_same_seed():
+    env = make_env("mpe2/simple_tag:prey=random", n_envs=1)
+    ways = [np.stack([step.obs.numpy() for step in rollout(env, seed, action_seed=0)]) for seed in (3, 4, 3)]
+    assert np.array_equal(ways[0], ways[2]) and not np.array_equal(ways[0], ways[1])
 
 
 @pytest.mark.parametrize("name", SCRIPTED)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from k24lab.envs.base import EnvSpec, VecEnv
-from k24lab.envs.scripted import Mpe2World, Script, flee
+from k24lab.envs.scripted import PREY, Mpe2World
 from k24lab.envs.vector import Row, SingleEnv, lift
 from k24lab.errors import ConfigError, unknown
 
@@ -22,15 +22,15 @@ LIMIT_ATTRIBUTES = ("max_cycles", "max_steps", "max_episode_steps", "episode_lim
 EPISODE_LIMIT = inspect.Parameter("episode_limit", inspect.Parameter.KEYWORD_ONLY, default=None)
 SCREEN_OPTIONS = {"render_mode", "dynamic_rescaling", "benchmark_data"}  # of mpe2: they change nothing in an episode
 
-MPE2_TASKS: dict[str, tuple[str, Script | None]] = {  # name -> module of mpe2, script of the other side
-    "collect_treasure": ("collect_treasure_v1", None),
-    "simple_formation": ("simple_formation_v1", None),
-    "simple_line": ("simple_line_v1", None),
-    "simple_reference": ("simple_reference_v3", None),
-    "simple_speaker_listener": ("simple_speaker_listener_v4", None),
-    "simple_spread": ("simple_spread_v3", None),
-    "simple_tag": ("simple_tag_v3", flee),
-    "simple_world_comm": ("simple_world_comm_v3", flee),
+MPE2_TASKS: dict[str, tuple[str, bool]] = {  # name -> module of mpe2, whether it has prey that a script plays
+    "collect_treasure": ("collect_treasure_v1", False),
+    "simple_formation": ("simple_formation_v1", False),
+    "simple_line": ("simple_line_v1", False),
+    "simple_reference": ("simple_reference_v3", False),
+    "simple_speaker_listener": ("simple_speaker_listener_v4", False),
+    "simple_spread": ("simple_spread_v3", False),
+    "simple_tag": ("simple_tag_v3", True),
+    "simple_world_comm": ("simple_world_comm_v3", True),
 }
 
 
@@ -247,18 +247,22 @@ def mpe2_builder(name: str) -> Builder:
 
 
 def _load_mpe2(name: str) -> tuple[Callable[..., ParallelEnv], list[inspect.Parameter]]:
-    module_name, script = MPE2_TASKS[name]
+    module_name, has_prey = MPE2_TASKS[name]
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "hide")  # or pygame greets on standard output
     try:
         raw_env = importlib.import_module(f"mpe2.{module_name}").raw_env
     except ImportError as error:
         raise ConfigError(f"task 'mpe2/{name}' needs mpe2 ({error}): pip install 'mpe2>=1.1'") from error
     options = [option for option in _options(raw_env) if option.name not in SCREEN_OPTIONS]
-    return partial(_mpe2_world, raw_env, script), options
+    if has_prey:
+        options.append(inspect.Parameter("prey", inspect.Parameter.KEYWORD_ONLY, default="flee"))
+    return partial(_mpe2_world, raw_env, has_prey), options
 
 
-def _mpe2_world(raw_env: Callable[..., Any], script: Script | None, **options: Any) -> ParallelEnv:
-    return Mpe2World(raw_env(**options), script)
+def _mpe2_world(raw_env: Callable[..., Any], has_prey: bool, prey: str = "flee", **options: Any) -> ParallelEnv:
+    if prey not in PREY:
+        raise ConfigError(unknown("prey", prey, PREY))
+    return Mpe2World(raw_env(**options), PREY[prey] if has_prey else None)
 
 
 def import_builder(path: str) -> Builder:

@@ -5,20 +5,22 @@ from typing import Any
 
 import numpy as np
 
-Script = Callable[[Any], dict[str, int]]  # the world -> actions by name of the agents that it plays
+# The world and random numbers of its episode -> actions by name of the agents that it plays.
+Script = Callable[[Any, np.random.Generator], dict[str, int]]
 
 MOVES = np.array([[0.0, 0.0], [-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])  # mpe2's five actions
 LOOK_AHEAD = 0.2  # seconds (two env steps): the rule works on where the prey's own velocity takes it
 EDGE = 0.8  # of the square [-1, 1]^2: beyond it the walls push harder than a distant predator
 
 
-def flee(world: Any) -> dict[str, int]:
+def flee(world: Any, rng: np.random.Generator) -> dict[str, int]:
     """Actions by agent name of all good agents of an mpe2 world (`simple_tag`, `simple_world_comm`).
 
     A prey at p goes in the direction nearest to Σ_a (p - p_a) / |p - p_a|³ - 2 sign(p) exp(8 (|p| - EDGE)):
     away from predators, the near ones most, and away from the walls, as its own reward asks. It is
     deterministic, knows all positions (in `simple_world_comm` also those inside forests), ignores
-    obstacles and food, and obeys the world's own limits of speed.
+    obstacles and food, and obeys the world's own limits of speed. A team that moves at random meets it in one of
+    hundreds of episodes.
     """
     predators = np.array([agent.state.p_pos for agent in world.agents if agent.adversary])
     actions = {}
@@ -30,6 +32,14 @@ def flee(world: Any) -> dict[str, int]:
             walls = 2 * np.sign(position) * np.exp(8 * (np.abs(position) - EDGE))
             actions[prey.name] = int(np.argmax(MOVES @ ((away / distance**3).sum(axis=0) - walls)))
     return actions
+
+
+def wander(world: Any, rng: np.random.Generator) -> dict[str, int]:
+    """Random actions of all good agents: a prey that a team meets by chance, and can learn to hunt."""
+    return {agent.name: int(rng.integers(len(MOVES))) for agent in world.agents if not agent.adversary}
+
+
+PREY: dict[str, Script] = {"flee": flee, "random": wander}
 
 
 class Mpe2World:
@@ -44,7 +54,8 @@ class Mpe2World:
         self._script = script
         self.max_cycles = world_env.max_cycles
         self.observation_space, self.action_space = world_env.observation_space, world_env.action_space
-        scripted = script(world_env.world) if script else {}
+        self._rng = np.random.default_rng(0)
+        scripted = script(world_env.world, self._rng) if script else {}
         if script and not scripted:
             raise ValueError("the world has no good agent that the team could hunt")
         self.possible_agents = [agent for agent in world_env.possible_agents if agent not in scripted]
@@ -53,13 +64,14 @@ class Mpe2World:
     def reset(self, seed: int) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
         """Observations of the agents that are not scripted, and no infos."""
         self._env.reset(seed=seed)
+        self._rng = np.random.default_rng(seed)
         self.agents = self.possible_agents[:]
         return {agent: self._env.observe(agent) for agent in self.agents}, {}
 
     def step(self, actions: dict[str, int]) -> tuple[dict, dict, dict, dict, dict]:
         """PettingZoo's five dictionaries (observations, rewards, terminated, truncated, no infos)."""
         env, team = self._env, self.agents
-        actions = actions | (self._script(env.world) if self._script else {})
+        actions = actions | (self._script(env.world, self._rng) if self._script else {})
         for agent in env.agents:  # the world moves after the last one
             env.step(actions[agent])
         terminated = {agent: env.terminations[agent] for agent in team}
