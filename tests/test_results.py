@@ -195,6 +195,20 @@ def test_variants_name_the_fields_that_vary_within_task_and_method_only(make_run
     assert results.variants(runs) == ["k24 hidden_dim=16", "k24", "fups", "fups"]  # 64 is the default
 
 
+def test_what_most_runs_of_a_task_share_is_no_deviation(make_run):
+    """A task's own mixer is not the learner's default; what a method has of its own, other methods do not decide."""
+    make_run("a", learner="nq", mixer="vdn", alpha_lr_factor=20.0, noise="annealed")
+    make_run("b", learner="nq", mixer="qmix", alpha_lr_factor=20.0)  # the default of this learner
+    make_run("c", learner="nq", mixer="vdn", alpha_lr_factor=20.0, noise="none")
+    make_run("d", method="k24-alpha", learner="nq", mixer="vdn", alpha_lr_factor=20.0)
+    make_run("e", method="k24-alpha", learner="nq", mixer="vdn", alpha_lr_factor=5.0)
+    make_run("f", task="other", learner="nq", mixer="vdn")
+    make_run("g", task="other", learner="nq", mixer="qmix")  # no majority: the default
+    names = results.variants(results.find_runs("demo"))
+    assert names[:3] == ["k24", "k24 mixer=qmix", "k24 noise=none"]
+    assert names[3:] == ["k24-alpha alpha_lr_factor=20.0", "k24-alpha", "k24 mixer=vdn", "k24"]
+
+
 def test_patterns_come_in_time_order_with_their_types(make_run):
     add_masks(make_run("a"), {100_000: [[[1]], [[2]]], 0: [[[0]], [[5]]]})
     (run,) = results.find_runs("demo")

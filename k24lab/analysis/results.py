@@ -4,8 +4,8 @@ import dataclasses
 import functools
 import json
 import warnings
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, UInt8
 
-from k24lab.config import NOT_HASHED, build_config
+from k24lab.config import METHOD_DEFAULTS, NOT_HASHED, build_config
 from k24lab.errors import ConfigError, RunError, unknown
 from k24lab.paths import runs_dir
 
@@ -151,20 +151,40 @@ def mask_names(run: Run) -> list[str]:
 def variants(runs: Sequence[Run]) -> list[str]:
     """A name per run under which seeds may be averaged: the method, and what makes it differ from others of its task.
 
-    Fields that vary within task and method are named where they are not the method's default: `k24` beside
-    `k24 hidden_dim=16 mask_rnn=False`.
+    Fields that vary within task and method are named where they are not the method's default, or where most runs of the
+    task share another value (a task's own mixer, say) not that one: `k24` beside `k24 hidden_dim=16 mask_rnn=False`.
     """
     values: dict[tuple[object, object], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for run in runs:
         for key in run.config:
             values[_family(run)][key].add(repr(run.config[key]))
-    deviations = [_deviations(run, _varying(values[_family(run)])) for run in runs]
+    common = _common_settings(runs)
+    deviations = [_deviations(run, _varying(values[_family(run)]), common[run.config.get("task")]) for run in runs]
     return [" ".join([str(run.config.get("method")), *named]) for run, named in zip(runs, deviations, strict=True)]
 
 
-def _deviations(run: Run, keys: Sequence[str]) -> list[str]:
-    defaults = default_settings(str(run.config.get("method")), str(run.config.get("learner", "q")))
-    return [f"{k}={run.config.get(k)}" for k in keys if k not in defaults or run.config.get(k) != defaults[k]]
+def _common_settings(runs: Sequence[Run]) -> dict[object, dict[str, object]]:
+    """By task, the values that more than half of its runs share."""
+    tasks: dict[object, list[Run]] = defaultdict(list)
+    for run in runs:
+        tasks[run.config.get("task")].append(run)
+    common: dict[object, dict[str, object]] = {}
+    for task, members in tasks.items():
+        common[task] = {}
+        for key in {key for run in members for key in run.config}:
+            value, count = Counter(json.dumps(run.config.get(key)) for run in members).most_common(1)[0]
+            if 2 * count > len(members):
+                common[task][key] = json.loads(value)
+    return common
+
+
+def _deviations(run: Run, keys: Sequence[str], common: Mapping[str, object]) -> list[str]:
+    method = str(run.config.get("method"))
+    own = METHOD_DEFAULTS.get(method, {}).keys()  # what a method has of its own, the runs of others do not decide
+    usual = default_settings(method, str(run.config.get("learner", "q"))) | {
+        key: value for key, value in common.items() if key not in own
+    }
+    return [f"{k}={run.config.get(k)}" for k in keys if k not in usual or run.config.get(k) != usual[k]]
 
 
 @functools.cache
