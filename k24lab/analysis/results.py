@@ -172,7 +172,7 @@ def _common_settings(runs: Sequence[Run]) -> dict[object, dict[str, object]]:
     for task, members in tasks.items():
         common[task] = {}
         for key in {key for run in members for key in run.config}:
-            value, count = Counter(json.dumps(run.config.get(key)) for run in members).most_common(1)[0]
+            value, count = Counter(json.dumps(r.config[key]) for r in members if key in r.config).most_common(1)[0]
             if 2 * count > len(members):
                 common[task][key] = json.loads(value)
     return common
