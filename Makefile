@@ -42,6 +42,7 @@ results: setup  ## every run behind the README's results (some hours on 2 cores)
 	for grid in $(GRIDS); do \
 	  $(RUN) k24lab sweep notebooks/grids/$$grid.yaml && $(RUN) k24lab notebooks 05_ablations --runs $$grid || exit 1; \
 	done
+	$(RUN) k24lab notebooks 05_ablations --runs ablation --parameters reference k24
 	$(RUN) k24lab notebooks 10_regimes --runs regimes
 	$(RUN) k24lab sweep notebooks/grids/types.yaml
 	$(RUN) k24lab notebooks 07_unit_types --runs types

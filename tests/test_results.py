@@ -198,7 +198,7 @@ def test_variants_name_the_fields_that_vary_within_task_and_method_only(make_run
 def test_what_most_runs_of_a_task_share_is_no_deviation(make_run):
     """A task's own mixer is not the learner's default; what a method has of its own, other methods do not decide."""
     make_run("a", learner="nq", mixer="vdn", alpha_lr_factor=20.0, noise="annealed")
-    make_run("b", learner="nq", mixer="qmix", alpha_lr_factor=20.0)  # the default of this learner
+    make_run("b", learner="nq", mixer="qmix", alpha_lr_factor=20.0, noise="annealed")  # the default of this learner
     make_run("c", learner="nq", mixer="vdn", alpha_lr_factor=20.0, noise="none")
     make_run("d", method="k24-alpha", learner="nq", mixer="vdn", alpha_lr_factor=20.0)
     make_run("e", method="k24-alpha", learner="nq", mixer="vdn", alpha_lr_factor=5.0)
