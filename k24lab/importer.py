@@ -9,7 +9,7 @@ from typing import Any
 from k24lab.config import Config, build_config
 from k24lab.errors import ConfigError, RunError
 from k24lab.paths import runs_dir
-from k24lab.runs import RunFolder, atomic_write, check_name, read_config
+from k24lab.runs import CHECKPOINT, RunFolder, atomic_write, check_name, read_config
 
 FIELDS = [field.name for field in dataclasses.fields(Config)]
 SERIES = {"evaluations", "training"}
@@ -20,7 +20,8 @@ def import_runs(files: Sequence[Path], name: str | None = None) -> list[Path]:
     """Make run folders of the lines of `*_runs.jsonl` files (`k24lab.analysis.export.run_lines`).
 
     A folder has configuration, evaluations, final numbers and what of the training was kept, so every figure of returns
-    can be drawn; masks, policies and checkpoints are not there. A run that is there already stays as it is.
+    can be drawn; masks, policies and checkpoints are not there. A run that is there already, finished or with a
+    checkpoint, stays as it is.
 
     Args:
         files: raw summaries.
@@ -28,7 +29,8 @@ def import_runs(files: Sequence[Path], name: str | None = None) -> list[Path]:
 
     Raises:
         ConfigError: a name that cannot be that of a folder.
-        RunError: a file or line that cannot be used, or a folder that holds another run. Nothing is written then.
+        RunError: a file or line that cannot be used, or a folder that holds another run: nothing is written then. Or a
+            process that trains one of the runs.
     """
     if not files:
         raise RunError("name at least one file of raw summaries, e.g. figures/05_rolenav3_runs.jsonl")
@@ -38,8 +40,10 @@ def import_runs(files: Sequence[Path], name: str | None = None) -> list[Path]:
         if (folder / "config.json").exists() and read_config(folder) != config:
             raise RunError(f"{folder} holds a run with other settings: import under another --name")
     for folder, line, config in runs:
-        if not (folder / "DONE").exists():
-            _write(RunFolder(folder, config), line)
+        run = RunFolder(folder, config)
+        if not (run.done or (folder / CHECKPOINT).exists()):
+            with run.attempt():
+                _write(run, line)
     return [folder for folder, _, _ in runs]
 
 

@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 
+from k24lab import runs
 from k24lab.analysis import export, results
 from k24lab.errors import ConfigError, RunError
 from k24lab.importer import import_runs
@@ -32,9 +33,9 @@ def lines(tiny_config, tmp_path):
         folder.finish(
             {"test_return_mean": 2.25, "lr": 0.5, "unit_type_names": ["a"]}
         )  # lr: a metric named as a setting
-    runs = results.find_runs("theirs")
+    found = results.find_runs("theirs")
     path = tmp_path / "theirs_runs.jsonl"
-    path.write_text(export.run_lines(results.load_metrics(runs), results.load_summaries(runs), DYNAMICS))
+    path.write_text(export.run_lines(results.load_metrics(found), results.load_summaries(found), DYNAMICS))
     return path
 
 
@@ -84,6 +85,18 @@ def test_files_that_are_no_raw_summaries(lines, tmp_path):
         with pytest.raises(RunError, match=message):
             import_runs([lines, tmp_path / "bad.jsonl"], "ours")
     assert not (runs_dir() / "ours").exists()
+
+
+def test_a_run_in_training_is_not_taken_over(lines, tiny_config, monkeypatch):
+    monkeypatch.setattr(runs, "LOCK_SECONDS", 0.1)
+    config = tiny_config(method="fups")
+    begun = RunFolder(run_folder(config, "ours"), config)
+    (begun.path / "metrics.jsonl").write_text("what it has logged\n")
+    with begun.attempt(), pytest.raises(RunError, match="another process trains this run"):
+        import_runs([lines], "ours")
+    (begun.path / runs.CHECKPOINT).touch()
+    import_runs([lines], "ours")
+    assert not begun.done and (begun.path / "metrics.jsonl").read_text() == "what it has logged\n"
 
 
 def test_a_folder_with_another_run_is_not_mixed_with_an_imported_one(lines):

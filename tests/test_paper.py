@@ -206,4 +206,6 @@ def test_effects_far_beyond_the_others_are_numbers_at_the_edge():
     bars = [bar.get_segments()[0][:, 0].tolist() for bar in ax.collections]
     assert bars == [pytest.approx([0.1, 0.9]), pytest.approx([-1.0, 0.5])]
     assert [label.get_text() for label in ax.get_yticklabels()][-1] == "random 2:4"  # a variant that a task lacks
+    ax = aggregate_plots.effect_marks(table.iloc[:0], panels(1)[1][0], names)  # a task without the reference
+    assert ax.get_xlim() == (-1, 1) and not ax.collections
     plt.close("all")

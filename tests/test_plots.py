@@ -134,6 +134,8 @@ def test_variant_styles_keep_the_methods_look_and_tell_variants_apart():
     many = style.variant_styles(["random24", "k24", *(f"k24 seedless={k}" for k in range(8))])
     assert many["k24"] == style.METHOD_STYLE["k24"] and many["random24"] == style.METHOD_STYLE["random24"]
     assert len({s.color for s in many.values()}) == 10
+    crowd = style.variant_styles(["random24", "k24", "k24-alpha", *(f"k24 seedless={k}" for k in range(30))])
+    assert len({(s.color, s.linestyle, s.marker) for s in crowd.values()}) == 33
     alone = style.variant_styles([f"k24 seedless={k}" for k in range(5)])
     assert len({s.color for s in alone.values()}) == 5
 

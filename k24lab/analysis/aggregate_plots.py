@@ -12,6 +12,7 @@ from k24lab.analysis.plots import N_MARKERS, new_axes
 from k24lab.analysis.style import GREY, LineStyle, method_style, variant_styles
 
 FAR = 6.0  # times the median length: further differences are numbers
+TITLE_WIDTH = 12  # letters of an aggregate's name, before a second line
 TASK_WIDTH = 30  # letters of a task beside an axis, before a second line
 
 
@@ -36,7 +37,7 @@ def aggregate_panels(table: pd.DataFrame, axes: Sequence[Axes]) -> None:
     """A panel per aggregate; the names of the variants stand at the first alone."""
     styles = variant_styles(table["variant"].unique())
     for k, (ax, name) in enumerate(zip(axes, table["aggregate"].unique(), strict=True)):
-        interval_marks(table[table["aggregate"] == name], ax, styles, title=str(name))
+        interval_marks(table[table["aggregate"] == name], ax, styles, title=textwrap.fill(str(name), TITLE_WIDTH))
         if k:
             ax.set_yticklabels([])
 
@@ -98,7 +99,8 @@ def effect_marks(table: pd.DataFrame, ax: Axes, order: Sequence[str], *, title: 
     """
     styles, rows = variant_styles(order), table.set_index("variant").reindex(list(order))
     ends = rows[["difference", "low", "high"]].abs().max(axis=1)
-    reach = 1.1 * float(ends[ends <= FAR * ends.median()].max()) or 1.0
+    reach = 1.1 * float(ends[ends <= FAR * ends.median()].max())
+    reach = reach if reach > 0 else 1.0  # nothing to compare, or nothing differs
     for y, (name, row) in enumerate(rows.iterrows()):
         look, at = method_style(str(name).split(" ")[0]), row["difference"]
         if abs(at) <= reach:

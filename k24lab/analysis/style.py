@@ -73,7 +73,7 @@ class FigureError(K24Error):
     """A figure that cannot be saved under the name asked for."""
 
 
-_MANY_COLORS = [*_COLORS, "#8C6D31", "#5D3A9B", "#999933", GREY]
+_MANY_COLORS = [*_COLORS, "#8C6D31", "#5D3A9B", "#999933", "#882255", GREY]
 MOST_SHADES = 4  # of one colour that can be told apart
 _MORE_LINES: tuple[tuple[str, str], ...] = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))
 
@@ -149,7 +149,8 @@ def variant_styles(variants: Iterable[str]) -> dict[str, LineStyle]:
         label = f"{base.label} ({fields})" if fields else base.label
         many = present[methods[variant]] > MOST_SHADES or len(present) == 1
         color = spare[(rank - 1) % len(spare)] if rank and many else _lighter(base, rank)
-        line, marker = (base.linestyle, base.marker) if rank == 0 else _MORE_LINES[rank % len(_MORE_LINES)]
+        turn = 1 + sum(divmod(rank - 1, len(spare)))  # where a colour comes again, its line is another
+        line, marker = (base.linestyle, base.marker) if rank == 0 else _MORE_LINES[turn % len(_MORE_LINES)]
         styles[variant] = LineStyle(label, color, line, marker)
     return styles
 

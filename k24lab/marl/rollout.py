@@ -57,15 +57,11 @@ def collect(
         seed: of the episodes; the same seed gives the same episodes for the same actions.
         generator: of the exploration.
     """
-    spec, device = env.spec, generator.device
-    batch = empty_batch(spec, spec.n_envs, with_state, device=str(device))
-    running = torch.ones(spec.n_envs, dtype=torch.bool, device=device)
-    now = env.reset(seed)
-    if now.unit_type is not None:
-        batch.unit_type.copy_(now.unit_type)
+    batch, now = _begin(env, seed, with_state, generator.device)
+    running = torch.ones(env.spec.n_envs, dtype=torch.bool, device=generator.device)
     rows = rows_of(batch.unit_type)
     hidden: Tensor | None = None
-    for t in range(spec.episode_limit):
+    for t in range(env.spec.episode_limit):
         _store(batch, t, now, with_state)
         inputs = rows.split(agent_inputs(batch.obs[:, t : t + 1], agent_id)).squeeze(2)  # [K, I, R]
         hidden = initial_hidden(len(inputs), inputs.shape[2]) if hidden is None else hidden
@@ -80,6 +76,14 @@ def collect(
     if now.won is not None:
         batch.won.copy_(now.won)
     return batch
+
+
+def _begin(env: VecEnv, seed: int, with_state: bool, device: torch.device) -> tuple[EpisodeBatch, Step]:
+    """An empty batch, and what is seen first."""
+    batch, now = empty_batch(env.spec, env.spec.n_envs, with_state, device=str(device)), env.reset(seed)
+    if now.unit_type is not None:
+        batch.unit_type.copy_(now.unit_type)
+    return batch, now
 
 
 def _store_transition(
