@@ -113,9 +113,7 @@ class MaskConfig:
     reset_ratio: float = 0.1  # share of the candidates that is revived
     reset_threshold: float = 0.05  # running selection frequency under which an entry counts as unselected
     reset_ema_share: float = 0.5  # how far the EMA moves towards its mean at a reset
-    kl_threshold: float = (
-        0.1  # of the adaptive trigger (nats); the document's, never passed in our ablation
-    )
+    kl_threshold: float = 0.1  # of the adaptive trigger (nats); the document's, never passed in our ablation
 
 
 @dataclass(frozen=True, kw_only=True)
