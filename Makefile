@@ -37,7 +37,7 @@ test: setup  ## lint, types, all tests, and the notebooks with small parameters
 	K24LAB_HOME=$(CURDIR)/build/test $(RUN) k24lab sweep notebooks/grids/ci.yaml
 	K24LAB_HOME=$(CURDIR)/build/test $(RUN) pytest --nbmake -n 2 notebooks
 
-GRIDS := rolenav3 rolenav8 spread tag regimes resets vmas_navigation vmas_navigation8 vmas_het_mass vmas_dispersion
+GRIDS := rolenav3 rolenav8 spread tag regimes recipe resets vmas_navigation vmas_navigation8 vmas_het_mass vmas_dispersion
 results: setup  ## every run behind the README's results (some hours on 2 cores), then the figures
 	for grid in $(GRIDS); do \
 	  $(RUN) k24lab sweep notebooks/grids/$$grid.yaml && $(RUN) k24lab notebooks 05_ablations --runs $$grid || exit 1; \
