@@ -42,6 +42,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "k24, masked GRU": {"method": "k24", "mask_rnn": True},
     "k24-alpha, masked GRU": {"method": "k24-alpha", "mask_rnn": True},
     "random24, masked GRU": {"method": "random24", "mask_rnn": True},
+    "magnitude24, masked GRU": {"method": "magnitude24", "mask_rnn": True},
+    "kaleidoscope, dense GRU": {"method": "kaleidoscope"},
 }
 SPREAD = {"task": "mpe2/simple_spread", "t_max": 8_000, "mixer": "qmix", "n_envs": 8}
 LOOPS: dict[str, dict[str, Any]] = {

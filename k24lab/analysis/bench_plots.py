@@ -34,7 +34,8 @@ def cost_per_agent(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     agents = sorted(set(table["n_agents"]))
     ax.set_xticks(agents, [str(n) for n in agents])
     ax.minorticks_off()
-    ax.set(xlabel="number of agents", ylabel="ms per update and agent", ylim=(0, None))
+    highest = (table["ms"] / table["n_agents"]).max()
+    ax.set(xlabel="number of agents", ylabel="ms per update and agent", ylim=(0, 1.1 * highest))
     ax.legend(loc="lower center", ncols=4)
     return ax
 
@@ -67,7 +68,7 @@ def bench_figure(updates: Mapping[str, pd.DataFrame], teams: pd.DataFrame, parts
         teams: for `cost_per_agent`.
         parts: names of the columns with shares.
     """
-    fig, axes = plt.subplots(len(updates) + 1, 1, figsize=(TEXT_WIDTH, 1.7 * len(updates) + 1.9), layout="constrained")
+    fig, axes = plt.subplots(len(updates) + 1, 1, figsize=(TEXT_WIDTH, 2.0 * len(updates) + 1.9), layout="constrained")
     for ax, (name, table) in zip(axes, updates.items(), strict=False):
         part_bars(table, parts, ax).set_title(name)
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
