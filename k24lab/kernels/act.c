@@ -1,0 +1,158 @@
+/* Acting: one time step of a team for few rows at a time, where a vector holds eight outputs of a layer.
+ *
+ * A 2:4 matrix is stored by blocks of eight rows and groups of four inputs: values[block][group][2][8] are the two kept
+ * values of each row, words[block][group / 8][8] their places, four bits of a row's word for each group. A group's four
+ * inputs fill a register, in which every row picks its two: no gather, no branch. A dense matrix is
+ * values[block][group][4][8]. Rows are padded to a multiple of 8 and inputs to a multiple of 4, with zeros.
+ */
+
+#include "common.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+INLINE vec pick(vec x, ivec place) { return (vec)_mm256_permutevar_ps((__m256)x, (__m256i)place); }
+INLINE vec four_twice(const float *p) { return (vec)_mm256_broadcast_ps((const __m128 *)p); }
+#else
+INLINE vec pick(vec x, ivec place) {
+    vec y;
+    for (int i = 0; i < LANES; i++) y[i] = x[place[i] & 3];
+    return y;
+}
+INLINE vec four_twice(const float *p) { return (vec){p[0], p[1], p[2], p[3], p[0], p[1], p[2], p[3]}; }
+#endif
+
+#define FOUR 4
+#define WORD 8 /* groups of a word */
+#define TILE 4 /* rows of activations that share each load of a weight */
+
+typedef struct {
+    const float *values;
+    const int32_t *words; /* NULL: a dense matrix */
+    const float *bias;    /* [rows] */
+    int64_t rows, groups; /* multiples of 8 outputs; of 4 inputs */
+    int64_t per_values, per_words, per_bias; /* from network to network; 0: one for all */
+} matrix24;
+
+INLINE int64_t words_of(int64_t groups) { return (groups + WORD - 1) / WORD; }
+
+INLINE void finish(float *y, vec sum, int relu) { store(y, relu ? either(sum < all(0.0f), all(0.0f), sum) : sum); }
+
+/* `blocks` blocks of rows times `n` activations x[c][ldx] to y[c][ldy]. */
+INLINE void sparse_blocks(const float *values, const int32_t *words, const float *bias, int64_t groups, const float *x,
+                          int64_t ldx, float *y, int64_t ldy, int relu, const int blocks, const int n) {
+    vec first[8], second[8];
+    for (int j = 0; j < blocks; j++)
+        for (int c = 0; c < n; c++) first[j * n + c] = load(bias + j * LANES), second[j * n + c] = all(0.0f);
+    const int64_t n_words = words_of(groups);
+    for (int64_t w = 0; w < n_words; w++) {
+        ivec place[4];
+        for (int j = 0; j < blocks; j++) place[j] = (ivec)load((const float *)(words + (j * n_words + w) * LANES));
+        const int64_t left = groups - w * WORD, end = left < WORD ? left : WORD;
+        const float *v = values + w * WORD * 2 * LANES, *in = x + w * WORD * FOUR;
+#pragma GCC unroll 2
+        for (int64_t g = 0; g < end; g++) {
+            vec four[4];
+            for (int c = 0; c < n; c++) four[c] = four_twice(in + c * ldx + g * FOUR);
+            for (int j = 0; j < blocks; j++) {
+                const float *at = v + (j * groups + g) * 2 * LANES;
+                const vec a = load(at), b = load(at + LANES);
+                const ivec next = place[j] >> 2;
+                for (int c = 0; c < n; c++) {
+                    first[j * n + c] += a * pick(four[c], place[j]);
+                    second[j * n + c] += b * pick(four[c], next);
+                }
+                place[j] >>= 4;
+            }
+        }
+    }
+    for (int j = 0; j < blocks; j++)
+        for (int c = 0; c < n; c++) finish(y + c * ldy + j * LANES, first[j * n + c] + second[j * n + c], relu);
+}
+
+INLINE void dense_blocks(const float *values, const float *bias, int64_t groups, const float *x, int64_t ldx, float *y,
+                         int64_t ldy, int relu, const int blocks, const int n) {
+    vec first[8], second[8];
+    for (int j = 0; j < blocks; j++)
+        for (int c = 0; c < n; c++) first[j * n + c] = load(bias + j * LANES), second[j * n + c] = all(0.0f);
+#pragma GCC unroll 2
+    for (int64_t i = 0; i < groups * FOUR; i += 2)
+        for (int c = 0; c < n; c++) {
+            const vec p = all(x[c * ldx + i]), q = all(x[c * ldx + i + 1]);
+            for (int j = 0; j < blocks; j++) {
+                const float *at = values + (j * groups * FOUR + i) * LANES;
+                first[j * n + c] += load(at) * p;
+                second[j * n + c] += load(at + LANES) * q;
+            }
+        }
+    for (int j = 0; j < blocks; j++)
+        for (int c = 0; c < n; c++) finish(y + c * ldy + j * LANES, first[j * n + c] + second[j * n + c], relu);
+}
+
+INLINE void blocks_of(const matrix24 *m, const float *values, const int32_t *words, const float *bias, int64_t b,
+                      const float *x, int64_t ldx, float *y, int64_t ldy, int relu, const int blocks, const int n) {
+    if (m->words)
+        sparse_blocks(values + b * m->groups * 2 * LANES, words + b * words_of(m->groups) * LANES, bias + b * LANES,
+                      m->groups, x, ldx, y + b * LANES, ldy, relu, blocks, n);
+    else
+        dense_blocks(values + b * m->groups * FOUR * LANES, bias + b * LANES, m->groups, x, ldx, y + b * LANES, ldy,
+                     relu, blocks, n);
+}
+
+/* y[c] = W[k] x[c] + bias for `n` activations. */
+INLINE void linear(const matrix24 *m, int64_t k, const float *x, int64_t ldx, float *y, int64_t ldy, int relu, const int n) {
+    const float *values = m->values + k * m->per_values, *bias = m->bias + k * m->per_bias;
+    const int32_t *words = m->words + k * m->per_words;
+    const int64_t blocks = m->rows / LANES;
+    const int most = n > 2 ? 1 : n == 2 ? 2 : 4;
+    int64_t b = 0;
+    for (; b + most <= blocks; b += most) blocks_of(m, values, words, bias, b, x, ldx, y, ldy, relu, most, n);
+    for (; b < blocks; b++) blocks_of(m, values, words, bias, b, x, ldx, y, ldy, relu, 1, n);
+}
+
+static void linear_any(const matrix24 *m, int64_t k, const float *x, int64_t ldx, float *y, int64_t ldy, int relu, int64_t n) {
+    if (n == 4) linear(m, k, x, ldx, y, ldy, relu, 4);
+    else if (n == 2) linear(m, k, x, ldx, y, ldy, relu, 2);
+    else for (int64_t c = 0; c < n; c++) linear(m, k, x + c * ldx, ldx, y + c * ldy, ldy, relu, 1);
+}
+
+/* x [K, batch, inputs] -> y [K, batch, rows] (padded sizes). */
+void k24_act_linear(int64_t networks, int64_t batch, const matrix24 *m, const float *x, int64_t relu, float *y) {
+    const int64_t ldx = m->groups * FOUR;
+    for (int64_t k = 0; k < networks; k++)
+        for (int64_t c = 0; c < batch; c += TILE) {
+            const int64_t at = k * batch + c, n = batch - c < TILE ? batch - c : TILE;
+            linear_any(m, k, x + at * ldx, ldx, y + at * m->rows, m->rows, (int)relu, n);
+        }
+}
+
+/* One time step: x [K, batch, inputs], h [K, batch, H] in place, q [K, batch, actions], all without padding but h, whose H is
+ * the padded one. Layers: fc1, GRU input, GRU hidden (three gates of H rows), fc2, fc3, fc4. `scratch`: TILE * (inputs + 8 H + rows of fc4). */
+void k24_act_step(int64_t networks, int64_t batch, int64_t inputs, int64_t actions, const matrix24 *layers, const float *x,
+                  float *h, float *q, float *scratch) {
+    const int64_t size = layers[0].rows, padded = layers[0].groups * FOUR, outputs = layers[5].rows;
+    float *in = scratch, *a = in + TILE * padded, *gx = a + TILE * size, *gh = gx + TILE * 3 * size, *b = gh + TILE * 3 * size,
+          *out = b + TILE * size;
+    for (int64_t k = 0; k < networks; k++)
+        for (int64_t c = 0; c < batch; c += TILE) {
+            const int64_t at = k * batch + c, n = batch - c < TILE ? batch - c : TILE;
+            float *state = h + at * size;
+            for (int64_t i = 0; i < n; i++) {
+                memcpy(in + i * padded, x + (at + i) * inputs, inputs * sizeof(float));
+                memset(in + i * padded + inputs, 0, (padded - inputs) * sizeof(float));
+            }
+            linear_any(layers, k, in, padded, a, size, 1, n);
+            linear_any(layers + 1, k, a, size, gx, 3 * size, 0, n);
+            linear_any(layers + 2, k, state, size, gh, 3 * size, 0, n);
+            for (int64_t i = 0; i < n; i++)
+                for (int64_t j = 0; j < size; j += LANES) {
+                    const float *s = gx + i * 3 * size + j, *t = gh + i * 3 * size + j;
+                    const vec r = sigmoid(load(s) + load(t)), z = sigmoid(load(s + size) + load(t + size));
+                    const vec g = tangent(load(s + 2 * size) + r * load(t + 2 * size)), old = load(state + i * size + j);
+                    store(state + i * size + j, g + z * (old - g));
+                }
+            linear_any(layers + 3, k, state, size, a, size, 1, n);
+            linear_any(layers + 4, k, a, size, b, size, 1, n);
+            linear_any(layers + 5, k, b, size, out, outputs, 0, n);
+            for (int64_t i = 0; i < n; i++) memcpy(q + (at + i) * actions, out + i * outputs, actions * sizeof(float));
+        }
+}
