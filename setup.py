@@ -14,7 +14,7 @@ setup(
     ext_modules=[
         Extension(
             name,
-            [f"{FOLDER}/{part}.c" for part in ("matmul", "gru", "masks")],
+            [f"{FOLDER}/{part}.c" for part in ("matmul", "gru", "masks", "act")],
             depends=[f"{FOLDER}/common.h"],
             extra_compile_args=FLAGS + flags,
             optional=True,

@@ -34,6 +34,47 @@ typedef struct {
 } matrix24;
 
 INLINE int64_t words_of(int64_t groups) { return (groups + WORD - 1) / WORD; }
+INLINE int64_t up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+/* Pack K matrices of `gates` parts of [rows, inputs] each; every part is padded to full blocks. `values` and `words` are
+ * zeros before. Returns 1 for a group with more than two values, (row of all networks) * groups + group in `bad`. */
+int k24_act_pack(int64_t networks, int64_t gates, int64_t rows, int64_t inputs, const float *dense, float *values,
+                 int32_t *words, int64_t *bad) {
+    const int64_t groups = (inputs + FOUR - 1) / FOUR, n_words = words_of(groups), padded = up(rows, LANES);
+    for (int64_t k = 0; k < networks * gates; k++)
+        for (int64_t r = 0; r < rows; r++, dense += inputs) {
+            const int64_t at = k * padded + r, block = at / LANES, lane = at % LANES;
+            float *to = values + block * groups * 2 * LANES + lane;
+            int32_t *places = words + block * n_words * LANES + lane;
+            for (int64_t g = 0; g < groups; g++, to += 2 * LANES) {
+                const int64_t end = inputs - g * FOUR < FOUR ? inputs - g * FOUR : FOUR;
+                int place[FOUR + 1] = {0}, kept = 0;
+                for (int i = 0; i < end; i++) { /* no branch: which values are kept cannot be foretold */
+                    place[kept] = i;
+                    kept += dense[g * FOUR + i] != 0.0f;
+                }
+                if (kept > 2) {
+                    *bad = (k * rows + r) * groups + g;
+                    return 1;
+                }
+                to[0] = kept > 0 ? dense[g * FOUR + place[0]] : 0.0f;
+                to[LANES] = kept > 1 ? dense[g * FOUR + place[1]] : 0.0f;
+                places[g / WORD * LANES] |= (int32_t)((uint32_t)(place[0] | (kept > 1 ? place[1] : 0) << 2) << g % WORD * 4);
+            }
+        }
+    return 0;
+}
+
+/* The same for dense matrices: `values` is zeros before. */
+void k24_act_pack_dense(int64_t networks, int64_t gates, int64_t rows, int64_t inputs, const float *dense, float *values) {
+    const int64_t columns = up(inputs, FOUR), padded = up(rows, LANES);
+    for (int64_t k = 0; k < networks * gates; k++)
+        for (int64_t r = 0; r < rows; r++, dense += inputs) {
+            const int64_t at = k * padded + r;
+            float *to = values + at / LANES * columns * LANES + at % LANES;
+            for (int64_t i = 0; i < inputs; i++) to[i * LANES] = dense[i];
+        }
+}
 
 INLINE void finish(float *y, vec sum, int relu) { store(y, relu ? either(sum < all(0.0f), all(0.0f), sum) : sum); }
 

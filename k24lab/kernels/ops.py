@@ -20,16 +20,18 @@ class Packed(NamedTuple):
     counts: Int[Tensor, "K chunks rows"]
 
 
-def _argument(value: Tensor | int | float | None) -> Any:
-    """Tensors are handed over as addresses, whole numbers as int64, others as float."""
+def _argument(value: Any) -> Any:
+    """Tensors are handed over as addresses, whole numbers as int64, floats as such; ctypes' own objects as they are."""
     if isinstance(value, Tensor):
         return c_void_p(value.data_ptr())
     if isinstance(value, int):
         return c_int64(value)
-    return c_float(value) if value is not None else c_void_p(None)
+    if isinstance(value, float):
+        return c_float(value)
+    return c_void_p(None) if value is None else value
 
 
-def _call(name: str, *arguments: Tensor | int | float | None) -> int | None:
+def _call(name: str, *arguments: Any) -> int | None:
     """Call a kernel."""
     lib = library()
     assert lib is not None, "the kernels are not built"
