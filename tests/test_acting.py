@@ -24,7 +24,9 @@ def test_linear_is_that_of_torch(build, rows, inputs, sparse):  # noqa: F811
         y = acting.linear(matrix, x)
         torch.testing.assert_close(y[..., :rows], expected, rtol=1e-5, atol=1e-5)
         assert (y[..., rows:] == 0).all()
-        torch.testing.assert_close(acting.linear(matrix, x, relu=True)[..., :rows], expected.relu(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            acting.linear(matrix, x, relu=True)[..., :rows], expected.relu(), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_one_matrix_and_one_bias_serve_all_networks(build):  # noqa: F811

@@ -1,0 +1,65 @@
+"""Packing: nothing is lost, and the layout is torch's."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.sparse._semi_structured_conversions import sparse_semi_structured_to_dense_cutlass
+
+from k24lab.deploy import pack
+from k24lab.errors import ConfigError
+from k24lab.sparsity.patterns import masks_from_index
+
+
+def random_24(n_masks, rows, columns):
+    index = torch.randint(6, (n_masks, rows * -(-columns // 4)))
+    weight = torch.randn(n_masks, rows, columns)
+    return weight * masks_from_index(index, weight).reshape(n_masks, rows, -1)[..., :columns]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
+@settings(max_examples=20, deadline=None)
+@given(rows=st.integers(8, 70), columns=st.integers(20, 200), n_masks=st.integers(1, 3))
+def test_packing_loses_nothing(dtype, rows, columns, n_masks):
+    weight = random_24(n_masks, rows, columns)
+    numbers = pack.quantise(weight)[0].float() if dtype == "int8" else weight.to(pack.DTYPES[dtype]).float()
+    packed = pack.pack24(numbers, dtype)
+    assert torch.equal(pack.unpack24(packed).float(), numbers)
+    padded = sparse_semi_structured_to_dense_cutlass(packed.values[0], packed.meta[0])
+    tile = (16, 128) if dtype == "int8" else (32, 64)
+    assert [n % t for n, t in zip(padded.shape, tile, strict=True)] == [0, 0]
+    kept = 9 / 16 if dtype != "int8" else 10 / 16
+    assert packed.nbytes == pytest.approx(kept * n_masks * padded.nbytes)
+
+
+def test_a_matrix_that_is_not_24_is_refused_by_its_place():
+    weight = random_24(3, 16, 32)
+    weight[2, 5, 12:16] = 1.0
+    with pytest.raises(ConfigError, match=r"layer 'fc2', mask 2, row 5, group 3 \(inputs 12 to 15\) keeps 4 weights"):
+        pack.pack24(weight, layer="fc2")
+
+
+def test_a_dtype_without_24_kernels_is_refused():
+    with pytest.raises(ConfigError, match=r"unknown dtype 'float32'; did you mean 'float16'.*1:2 in float32"):
+        pack.pack24(random_24(1, 16, 32), "float32")
+
+
+def test_a_layer_too_small_for_the_kernels_is_refused():
+    with pytest.raises(ConfigError, match=r"'head' of shape \(5, 16\) would be padded to \(32, 64\)"):
+        pack.pack24(random_24(1, 5, 16), layer="head")
+
+
+def test_quantised_rows_use_the_whole_range_and_are_near():
+    weight = random_24(2, 9, 24)
+    numbers, scale = pack.quantise(weight)
+    assert numbers.abs().amax(dim=(0, 2)).tolist() == [127] * 9
+    assert ((numbers * scale[:, None] - weight).abs() <= scale[:, None] * 0.5001).all()
+    assert torch.equal(numbers == 0, (weight / scale[:, None]).round() == 0)
+
+
+@given(n_masks=st.integers(1, 4), rows=st.integers(1, 9), groups=st.integers(1, 9))
+def test_patterns_take_three_bits_each(n_masks, rows, groups):
+    index = torch.randint(6, (n_masks, rows, groups), dtype=torch.uint8)
+    packed = pack.pack_patterns(index)
+    assert packed.shape == (n_masks, -(-rows * groups * 3 // 8))
+    assert torch.equal(pack.unpack_patterns(packed, rows, groups), index)
