@@ -1,0 +1,216 @@
+"""A trained team with constant masks: what acts after training, in memory and in one file.
+
+The file (safetensors) holds the shared weights once, three bits per mask and group of four weights, the biases, and
+where the team comes from. Nothing in it is executed when it is read, and its checksum is compared.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from k24lab.config import Config, build_config
+from k24lab.deploy.pack import pack_patterns, quantise, unpack_patterns
+from k24lab.envs import make_env
+from k24lab.errors import ConfigError, RunError, unknown
+from k24lab.marl.agents import LAYERS, LayerWeights, RNNAgent
+from k24lab.marl.learner import build_learner
+from k24lab.runs import RunFolder, atomic_write, read_config
+from k24lab.sparsity.baselines import MagnitudeLinear24
+from k24lab.sparsity.layers import SemiStructuredLinear24
+from k24lab.sparsity.masks import argmax_masks
+from k24lab.sparsity.patterns import GROUP_SIZE, N_PATTERNS, PATTERNS_24, masks_from_index, n_groups, ungroup
+
+FORMAT = "k24lab-team-1"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
+MASKED_METHODS = ("k24", "k24-alpha", "k24-literal", "random24", "magnitude24")
+
+
+@dataclass(frozen=True)
+class FrozenLayer:
+    """One layer: weights that all agents share, and which two of each four every mask keeps."""
+
+    weight: Float[Tensor, "out in"]
+    bias: Float[Tensor, " out"]
+    patterns: UInt8[Tensor, "M out G"] | None  # None: a dense layer
+
+    def folded(self) -> Float[Tensor, "M out in"]:
+        """The matrix under each mask; one for all where there are no masks."""
+        if self.patterns is None:
+            return self.weight.unsqueeze(0)
+        grouped = masks_from_index(self.patterns.flatten(1).long(), self.weight)
+        return self.weight * ungroup(grouped, *self.weight.shape)
+
+
+@dataclass(frozen=True)
+class FrozenTeam:
+    """What acts: layers by name, and the configuration that they were trained with."""
+
+    layers: Mapping[str, FrozenLayer]
+    config: Config
+    obs_dim: int  # of the observation alone, without ids
+    n_agents: int
+    n_masks: int  # agents, or unit types with mask_per = "type"
+    t_env: int  # env steps that the team was trained for
+    dtype: str = "float32"  # of the weights in the file
+
+    @property
+    def input_dim(self) -> int:
+        """What the network reads: the observation, with agent_id a one-hot index behind it."""
+        return self.layers["fc1"].weight.shape[1]
+
+    @property
+    def n_actions(self) -> int:
+        """Outputs."""
+        return self.layers["fc4"].weight.shape[0]
+
+    def weights(self) -> dict[str, LayerWeights]:
+        """For `k24lab.marl.agents.step`, in float32."""
+        return {name: LayerWeights(layer.folded(), layer.bias.unsqueeze(0)) for name, layer in self.layers.items()}
+
+
+def freeze(agent: RNNAgent, config: Config, obs_dim: int, n_agents: int, t_env: int) -> FrozenTeam:
+    """The team under its argmax masks.
+
+    Raises:
+        ConfigError: a method whose networks are not 2:4, or a mask that is not (naming layer, mask, row and group).
+    """
+    if config.method not in MASKED_METHODS:
+        kept = unknown("method", config.method, MASKED_METHODS)
+        raise ConfigError(f"{kept}: only 2:4 networks can be frozen, {config.method!r} keeps other weights")
+    layers = {}
+    masks = dict(zip(agent.masked_layers, argmax_masks(list(agent.masked_layers.values())), strict=True))
+    for name, layer in agent.layers.items():
+        patterns = None
+        if isinstance(layer, SemiStructuredLinear24):
+            patterns = patterns_of(masks[name], name)
+        elif isinstance(layer, MagnitudeLinear24):
+            patterns = patterns_of(layer.mask().unsqueeze(0), name)
+        weight, bias = (p.detach().float().cpu() for p in layer.parameters() if p is layer.weight or p is layer.bias)
+        if patterns is None:  # one dense network for all
+            weight, bias = weight[0], bias[0]
+        layers[name] = FrozenLayer(weight, bias, patterns)
+    n_masks = max((len(layer.patterns) for layer in layers.values() if layer.patterns is not None), default=1)
+    return FrozenTeam(layers, config, obs_dim, n_agents, n_masks, t_env)
+
+
+def patterns_of(mask: Float[Tensor, "M out in"], layer: str) -> UInt8[Tensor, "M out G"]:
+    """Which pattern each group of a mask is; in a last group that is cut, one that agrees where there are weights.
+
+    Raises:
+        ConfigError: a group that is none of the six, naming layer, mask, row and group.
+    """
+    groups = F.pad(mask, (0, -mask.shape[-1] % GROUP_SIZE), value=torch.nan).unflatten(-1, (-1, GROUP_SIZE)).cpu()
+    agrees = torch.stack([((groups == groups.new_tensor(p)) | groups.isnan()).all(dim=-1) for p in PATTERNS_24], dim=-1)
+    if not agrees.any(dim=-1).all():
+        m, row, group = (~agrees.any(dim=-1)).nonzero()[0].tolist()
+        there = [round(x, 4) for x in groups[m, row, group].tolist() if x == x]
+        raise ConfigError(f"layer {layer!r}, mask {m}, row {row}, group {group} = {there} is not 2:4")
+    return agrees.to(torch.uint8).argmax(dim=-1).to(torch.uint8)
+
+
+def freeze_run(folder: Path) -> FrozenTeam:
+    """The team of a run folder, as its last checkpoint has it.
+
+    Raises:
+        RunError: no run folder, or one without a checkpoint.
+        ConfigError: a method whose networks are not 2:4.
+    """
+    config = read_config(folder)
+    state = RunFolder(folder, config).load_checkpoint()
+    if state is None:
+        raise RunError(f"{folder} has no checkpoint: nothing is trained yet")
+    env = make_env(config.task, 1)
+    env.close()
+    learner = build_learner(dataclasses.replace(config, device="cpu"), env.spec)
+    learner.load_state_dict(state["learner"])
+    return freeze(learner.agent, config, env.spec.obs_dim, env.spec.n_agents, state["t_env"])
+
+
+def save_team(team: FrozenTeam, path: Path, dtype: str = "float32") -> None:
+    """Write a team, whole or not at all; `dtype` of its weights (int8: with a scale for each row), biases in float32.
+
+    Raises:
+        ConfigError: an unknown dtype.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(unknown("dtype", dtype, DTYPES))
+    tensors: dict[str, Tensor] = {}
+    for name, layer in team.layers.items():
+        weight = layer.weight.contiguous()
+        if dtype == "int8":
+            tensors[f"{name}/weight"], tensors[f"{name}/scale"] = quantise(weight)
+        else:
+            tensors[f"{name}/weight"] = weight.to(DTYPES[dtype])
+        tensors[f"{name}/bias"] = layer.bias
+        if layer.patterns is not None:
+            tensors[f"{name}/patterns"] = pack_patterns(layer.patterns)
+    about = {
+        "format": FORMAT,
+        "config": json.dumps(dataclasses.asdict(team.config)),
+        "sizes": json.dumps({key: getattr(team, key) for key in ("obs_dim", "n_agents", "n_masks", "t_env")}),
+        "dtype": dtype,
+    }
+    about["checksum"] = _checksum(about, tensors)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write(save(tensors, about))
+
+
+def load_team(path: Path) -> FrozenTeam:
+    """Read a team; its weights are float32 again, rounded as the file has them.
+
+    Raises:
+        RunError: no such file, damaged, tampered with, of another kind or version.
+    """
+    if not path.is_file():
+        raise RunError(f"{path} does not exist")
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
+    if about.get("format") != FORMAT:
+        raise RunError(f"{path} has format {about.get('format')!r}, expected {FORMAT!r}")
+    if about.pop("checksum", None) != _checksum(about, tensors):
+        raise RunError(f"{path} is damaged: its checksum is not that of its numbers")
+    try:
+        return _team(about, tensors)
+    except (KeyError, ValueError, TypeError, RuntimeError, ConfigError) as error:
+        raise RunError(f"{path} does not hold a team: {type(error).__name__}: {error}") from error
+
+
+def _team(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> FrozenTeam:
+    sizes: dict[str, Any] = json.loads(about["sizes"])
+    layers = {}
+    for name in LAYERS:
+        weight = tensors[f"{name}/weight"].float()
+        if about["dtype"] == "int8":
+            weight = weight * tensors[f"{name}/scale"].unsqueeze(1)
+        packed = tensors.get(f"{name}/patterns")
+        patterns = None if packed is None else unpack_patterns(packed, len(weight), n_groups(weight.shape[1]))
+        if patterns is not None and int(patterns.max()) >= N_PATTERNS:
+            raise ValueError(f"layer {name!r} has a pattern {int(patterns.max())}, there are {N_PATTERNS}")
+        layers[name] = FrozenLayer(weight, tensors[f"{name}/bias"], patterns)
+    return FrozenTeam(layers, build_config(json.loads(about["config"])), **sizes, dtype=about["dtype"])
+
+
+def _checksum(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """Of everything in a file but the checksum itself."""
+    digest = hashlib.sha256(json.dumps(dict(about), sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,197 @@
+"""Frozen teams: the policy that was trained, whole in one file, and nothing else accepted as one."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_kernels import build, needs_kernels  # noqa: F401
+
+from k24lab.deploy import team as teams
+from k24lab.deploy.actor import Actor
+from k24lab.errors import ConfigError, RunError
+from k24lab.marl.agents import build_agent, step
+from k24lab.marl.learner import build_learner
+from k24lab.sparsity.masks import argmax_masks
+from k24lab.train import train
+
+METHODS = ["k24", "k24-alpha", "random24", "magnitude24"]
+
+
+@pytest.fixture
+def make_team(tiny_config):
+    """A team and the agent it was frozen from."""
+
+    def make(**changes):
+        config = tiny_config(**{"method": "k24", "hidden_dim": 12} | changes)
+        agent = build_agent(config, 10, 5, 3)
+        return teams.freeze(agent, config, 10, 3, t_env=7), agent
+
+    return make
+
+
+@pytest.mark.parametrize("changes", [*({"method": m} for m in METHODS), {"mask_rnn": False}])
+def test_frozen_weights_are_those_that_act(make_team, changes):
+    team, agent = make_team(**changes)
+    masks = dict(zip(agent.masked_layers, argmax_masks(list(agent.masked_layers.values())), strict=True))
+    for name, layer in agent.weights(masks).items():
+        assert torch.equal(team.weights()[name].weight, layer.weight) and torch.equal(
+            team.weights()[name].bias, layer.bias
+        )
+    assert team.n_masks == (1 if changes.get("method") == "magnitude24" else 3)
+    assert (team.input_dim, team.n_actions) == (10, 5)
+
+
+@pytest.mark.parametrize("dtype", teams.DTYPES)
+@pytest.mark.parametrize("changes", [{}, {"mask_rnn": False}, {"method": "magnitude24"}])
+def test_a_file_holds_the_team_in_the_precision_asked_for(make_team, tmp_path, dtype, changes):
+    team, _ = make_team(**changes)
+    teams.save_team(team, tmp_path / "new" / "team.safetensors", dtype)
+    read = teams.load_team(tmp_path / "new" / "team.safetensors")
+    assert dataclasses.replace(read, layers={}) == dataclasses.replace(team, layers={}, dtype=dtype)
+    for name, layer in team.layers.items():
+        ours = read.layers[name]
+        rounding = {"float32": 0.0, "float16": 2**-11, "bfloat16": 2**-8, "int8": 0.5 / 127}[dtype]
+        most = layer.weight.abs().amax(dim=1, keepdim=True)
+        assert ((ours.weight - layer.weight).abs() <= rounding * most * 1.001).all()
+        assert torch.equal(ours.bias, layer.bias)
+        assert (ours.patterns is None) == (layer.patterns is None)
+        if layer.patterns is not None:
+            assert torch.equal(ours.patterns, layer.patterns)
+    assert not list((tmp_path / "new").glob(".*"))
+
+
+def test_damage_of_any_kind_is_found(make_team, tmp_path):
+    path, copy = tmp_path / "team.safetensors", tmp_path / "copy.safetensors"
+    teams.save_team(make_team()[0], path, "float16")
+    whole, original = path.read_bytes(), teams.load_team(path)
+    generator = torch.Generator().manual_seed(0)
+    for place in torch.randint(len(whole), (200,), generator=generator).tolist():
+        copy.write_bytes(whole[:place])
+        with pytest.raises(RunError):
+            teams.load_team(copy)
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        copy.write_bytes(flipped)
+        try:
+            read = teams.load_team(copy)
+        except RunError:
+            continue
+        # A bit that is not read: in the names of the header every one is.
+        assert dataclasses.replace(read, layers={}) == dataclasses.replace(original, layers={})
+        for ours, theirs in zip(read.layers.values(), original.layers.values(), strict=True):
+            assert torch.equal(ours.weight, theirs.weight) and torch.equal(ours.patterns, theirs.patterns)
+
+
+def test_files_that_are_no_teams_are_refused(make_team, tmp_path):
+    path = tmp_path / "team.safetensors"
+    with pytest.raises(RunError, match="does not exist"):
+        teams.load_team(path)
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(RunError, match="format None, expected 'k24lab-team-1'"):
+        teams.load_team(path)
+    save_file({"x": torch.zeros(1)}, path, {"format": "k24lab-team-2"})
+    with pytest.raises(RunError, match="format 'k24lab-team-2'"):
+        teams.load_team(path)
+    teams.save_team(make_team()[0], path)
+    tensors = load_file(path)
+    tensors["fc1/weight"][0, 0] += 1.0
+    save_file(tensors, path, {"format": teams.FORMAT, "checksum": "0"})
+    with pytest.raises(RunError, match="is damaged"):
+        teams.load_team(path)
+    del tensors["fc2/bias"]
+    about = {"format": teams.FORMAT, "sizes": "{}", "dtype": "float32", "config": json.dumps({})}
+    save_file(tensors, path, about | {"checksum": teams._checksum(about, tensors)})
+    with pytest.raises(RunError, match="does not hold a team: KeyError: 'fc2/bias'"):
+        teams.load_team(path)
+
+
+@pytest.mark.parametrize("method", ["fups", "nops", "multih", "kaleidoscope"])
+def test_what_is_not_24_is_not_frozen(make_team, method):
+    with pytest.raises(ConfigError, match=f"unknown method '{method}'.*only 2:4 networks can be frozen"):
+        make_team(method=method)
+
+
+def test_a_mask_that_is_not_24_is_named():
+    mask = torch.tensor([1.0, 1.0, 0.0, 0.0]).repeat(2, 3, 2)
+    mask[1, 2, 5:7] = 1.0
+    mask[1, 2, 4] = 0.0
+    assert teams.patterns_of(mask, "fc2")[1, 2].tolist() == [0, 3]
+    mask[1, 2, 4] = 1.0
+    with pytest.raises(ConfigError, match=r"layer 'fc2', mask 1, row 2, group 1 = \[1.0, 1.0, 1.0, 0.0\] is not 2:4"):
+        teams.patterns_of(mask, "fc2")
+
+
+def test_a_cut_group_takes_a_pattern_that_agrees():
+    for kept in ([1.0, 1.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]):
+        index = teams.patterns_of(torch.tensor([[[1.0, 1.0, 0.0, 0.0, *kept]]]), "fc1")
+        layer = teams.FrozenLayer(torch.ones(1, 6), torch.zeros(1), index)
+        assert layer.folded()[0, 0, 4:].tolist() == kept
+
+
+def test_a_run_acts_as_it_did_in_training(tiny_config):
+    config = tiny_config(method="k24", t_max=800)
+    folder = train(config, "frozen", progress=False)
+    team = teams.freeze_run(folder)
+    assert team.t_env >= 800 and team.n_agents == 3 and team.config == config
+    learner = build_learner(config, _spec(config))
+    learner.load_state_dict(torch.load(folder / "checkpoint.pt", weights_only=True)["learner"])
+    weights, hidden = learner.argmax_weights(), learner.agent.initial_hidden(3, 2500)
+    actor = Actor(team)
+    for _ in range(4):  # 30,000 observations
+        inputs = torch.randn(3, 2500, team.input_dim)
+        expected, hidden = step(weights, inputs.mT.contiguous(), hidden)
+        q_values = actor.q_values(inputs)
+        torch.testing.assert_close(q_values, expected.detach().mT, rtol=1e-5, atol=1e-5)
+        assert torch.equal(q_values.argmax(dim=-1), expected.mT.argmax(dim=-1))
+
+
+def _spec(config):
+    from k24lab.envs import make_env
+
+    return make_env(config.task, 1).spec
+
+
+def test_runs_that_cannot_be_frozen(tiny_config, make_team, tmp_path):
+    with pytest.raises(RunError, match="is no run folder"):
+        teams.freeze_run(tmp_path / "none")
+    from k24lab.runs import RunFolder, run_folder
+
+    config = tiny_config()
+    folder = RunFolder(run_folder(config, "new"), config)
+    with pytest.raises(RunError, match="has no checkpoint: nothing is trained yet"):
+        teams.freeze_run(folder.path)
+    with pytest.raises(ConfigError, match="unknown dtype 'float8'"):
+        teams.save_team(make_team()[0], tmp_path / "x", "float8")
+
+
+@needs_kernels
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("changes", [{}, {"mask_rnn": False}, {"method": "magnitude24"}])
+def test_backends_agree_and_forget_when_told(build, make_team, changes, sparse):  # noqa: F811
+    team, _ = make_team(**changes)
+    kernel, plain = Actor(team, "kernel", sparse), Actor(team, "torch")
+    inputs = torch.randn(3, 5, 10)
+    first = kernel.q_values(inputs)
+    torch.testing.assert_close(first, plain.q_values(inputs), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(kernel.q_values(inputs), plain.q_values(inputs), rtol=1e-5, atol=1e-5)
+    kernel.reset()
+    assert torch.equal(kernel.q_values(inputs), first)
+    avail = torch.rand(3, 5, 5) < 0.5
+    avail[..., 2] = True
+    kernel.reset()
+    chosen = kernel.actions(inputs, avail)
+    assert avail.gather(-1, chosen.unsqueeze(-1)).all()
+
+
+def test_backend_that_is_not_there(make_team, monkeypatch):
+    from k24lab import kernels
+
+    team, _ = make_team()
+    with pytest.raises(ConfigError, match="unknown backend 'kernl'; did you mean 'kernel'"):
+        Actor(team, "kernl")
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    with pytest.raises(ConfigError, match="kernels are not built"):
+        Actor(team, "kernel")
+    assert Actor(team).q_values(torch.randn(3, 1, 10)).shape == (3, 1, 5)
