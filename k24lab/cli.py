@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -201,15 +201,33 @@ def figures(
         print(path)
 
 
-def export(groups: Annotated[tuple[str, ...], tyro.conf.Positional], output: Path) -> None:
-    """Write the results of groups of runs as one JSON file in the layout of marl-eval.
+def export(
+    what: Annotated[tuple[str, ...], tyro.conf.Positional],
+    output: Path,
+    format: Literal["marl-eval", "safetensors", "onnx"] = "marl-eval",
+    dtype: str = "float32",
+    agent: int | None = None,
+) -> None:
+    """Write the results of groups of runs as JSON (marl-eval), or the trained team of one run for other programs.
 
     Example: k24lab export rolenav3 vmas_dispersion --output results.json
+    Example: k24lab export runs/demo/rolenav-k24-s0-1a2b3c4d --format onnx --output team.onnx
 
     Args:
-        groups: folders under runs/.
+        what: folders under runs/; with safetensors and onnx the folder of one run.
         output: the file; one that is there is replaced.
+        format: results in the layout of marl-eval, or the team with constant masks.
+        dtype: of the team's weights: float32 or float16, with safetensors also bfloat16 or int8.
+        agent: export this agent (or unit type) alone, with onnx.
     """
+    if format == "marl-eval":
+        _export_results(what, output)
+    else:
+        _export_team(what, output, format, dtype, agent)
+    print(output)
+
+
+def _export_results(groups: tuple[str, ...], output: Path) -> None:
     import json
 
     from k24lab.analysis.export import marl_eval
@@ -221,7 +239,22 @@ def export(groups: Annotated[tuple[str, ...], tyro.conf.Positional], output: Pat
     output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(output) as file:
         file.write((json.dumps(marl_eval(load_metrics(runs), load_summaries(runs))) + "\n").encode())
-    print(output)
+
+
+def _export_team(what: tuple[str, ...], output: Path, format: str, dtype: str, agent: int | None) -> None:
+    from k24lab.deploy.onnx import export_onnx
+    from k24lab.deploy.team import freeze_run, save_team
+    from k24lab.errors import ConfigError
+
+    if len(what) != 1:
+        raise ConfigError(f"--format {format} takes the folder of one run, not {len(what)}")
+    team = freeze_run(Path(what[0]))
+    if format == "onnx":
+        export_onnx(team, output, dtype, agent)
+    elif agent is not None:
+        raise ConfigError(f"agent = {agent} needs --format onnx: a safetensors file holds the whole team")
+    else:
+        save_team(team, output, dtype)
 
 
 def import_(files: Annotated[tuple[Path, ...], tyro.conf.Positional], name: str | None = None) -> None:
