@@ -1,0 +1,160 @@
+"""Acting with a frozen team on an NVIDIA GPU: 2:4 calls per mask or one dense batched product, whichever is faster.
+
+API: torch.sparse.to_sparse_semi_structured, torch.cuda.graph. A step is captured once, so that host time, which is ten
+times that of the kernels at the sizes of this field, is paid once.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from k24lab.deploy.accounting import kernel_shape
+from k24lab.deploy.bench_gpu import _backend, _gpu_time, _pack, median_interleaved, sparse24_available
+from k24lab.deploy.pack import check_24
+from k24lab.deploy.team import FrozenTeam
+from k24lab.errors import ConfigError, unknown
+from k24lab.kernels.acting import GATES
+
+FORMS = ("auto", "dense", "sparse")
+TRIALS = 30  # of each form, to choose by
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+Apply = Callable[[str, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class PaddedLayer:
+    """Matrices [M or 1, rows, columns] and their bias, padded so that every layer's output is the next one's input."""
+
+    weight: Float[Tensor, "M rows columns"]
+    bias: Float[Tensor, " rows"]
+    sparse: bool
+
+
+def padded_layers(team: FrozenTeam, backend: str) -> dict[str, PaddedLayer]:
+    """All layers with zeros up to what 2:4 kernels accept; the gates of the GRU begin at multiples of the same.
+
+    Raises:
+        ConfigError: a backend without such kernels, or a folded matrix that is not 2:4.
+    """
+    layers = {}
+    for name, layer in team.layers.items():
+        weight, gates = layer.folded(), GATES.get(name, 1)
+        if layer.patterns is not None:
+            check_24(weight, name)
+        out, inputs = weight.shape[1] // gates, weight.shape[2]
+        # A hidden size that suits rows and columns alike, whichever of the two a layer has it as.
+        rows = _common(out, backend) if name != "fc4" else kernel_shape(out, inputs, backend)[0]
+        columns = _common(inputs, backend) if name != "fc1" else kernel_shape(out, inputs, backend)[1]
+        grown = F.pad(weight.unflatten(1, (gates, out)), (0, columns - inputs, 0, rows - out)).flatten(1, 2)
+        bias = F.pad(layer.bias.unflatten(0, (gates, out)), (0, rows - out)).flatten()
+        layers[name] = PaddedLayer(grown, bias, layer.patterns is not None)
+    return layers
+
+
+def _common(size: int, backend: str) -> int:
+    return max(kernel_shape(size, size, backend))
+
+
+def team_step(apply: Apply, x: Float[Tensor, "K B in"], hidden: Float[Tensor, "K B H"]) -> tuple[Tensor, Tensor]:
+    """One time step, padded: outputs of fc4 and the next hidden state. `apply` is a layer by name."""
+    gate_x, gate_h = apply("rnn_input", apply("fc1", x).relu()), apply("rnn_hidden", hidden)
+    size = hidden.shape[-1]
+    r, z = (gate_x[..., : 2 * size] + gate_h[..., : 2 * size]).sigmoid().split(size, dim=-1)
+    candidate = torch.addcmul(gate_x[..., 2 * size :], r, gate_h[..., 2 * size :]).tanh()
+    after = torch.lerp(candidate, hidden, z)
+    return apply("fc4", apply("fc3", apply("fc2", after).relu()).relu()), after
+
+
+def dense_form(layers: Mapping[str, PaddedLayer], n: int) -> Apply:
+    """One batched product for all n networks."""
+    weights = {name: layer.weight.mT.expand(n, -1, -1).contiguous() for name, layer in layers.items()}
+
+    def apply(name: str, x: Tensor) -> Tensor:
+        return torch.baddbmm(layers[name].bias, x, weights[name])
+
+    return apply
+
+
+def sparse_form(layers: Mapping[str, PaddedLayer], n: int, pack: Callable[[Tensor], Tensor]) -> Apply:
+    """A call of the 2:4 kernel for each mask; what is not masked is one product for all."""
+    packed = {name: [pack(matrix) for matrix in layer.weight] for name, layer in layers.items() if layer.sparse}
+
+    def apply(name: str, x: Tensor) -> Tensor:
+        layer = layers[name]
+        if name not in packed:
+            return F.linear(x, layer.weight[0], layer.bias)
+        if len(packed[name]) == 1:  # one mask for all networks: one call
+            return F.linear(x.flatten(0, 1), packed[name][0], layer.bias).unflatten(0, x.shape[:2])
+        return torch.stack([F.linear(rows, m, layer.bias) for rows, m in zip(x, packed[name], strict=True)])
+
+    return apply
+
+
+class GPUActor:
+    """Q-values of a team for B games, step by step, in one replayed CUDA graph.
+
+    Args:
+        team: what acts.
+        batch: B.
+        dtype: float16 or bfloat16.
+        form: `sparse` (2:4 calls), `dense` (one batched product), or `auto`: the faster one here, measured.
+
+    Raises:
+        ConfigError: no GPU with 2:4 kernels (compute capability 8.0), or an unknown dtype or form.
+    """
+
+    def __init__(self, team: FrozenTeam, batch: int, dtype: str = "float16", form: str = "auto"):
+        if dtype not in DTYPES:
+            raise ConfigError(unknown("dtype", dtype, DTYPES))
+        if form not in FORMS:
+            raise ConfigError(unknown("form", form, FORMS))
+        available, reason = sparse24_available()
+        if not available:
+            raise ConfigError(reason)
+        backend = _backend(torch.cuda.get_device_capability())
+        assert backend is not None
+        layers = {
+            name: PaddedLayer(layer.weight.cuda().to(DTYPES[dtype]), layer.bias.cuda().to(DTYPES[dtype]), layer.sparse)
+            for name, layer in padded_layers(team, backend).items()
+        }
+        n = team.n_masks
+        like = layers["fc1"].weight
+        self.team = team
+        self._x = like.new_zeros(n, batch, like.shape[2])
+        self._hidden = like.new_zeros(n, batch, like.shape[1])
+        self._outputs: dict[str, Tensor] = {}
+        forms = {"dense": dense_form(layers, n), "sparse": sparse_form(layers, n, lambda w: _pack(w, backend))}
+        graphs = {name: self._capture(name, apply) for name, apply in forms.items() if form in (name, "auto")}
+        self.form = self._faster(graphs) if form == "auto" else form
+        self._graph = graphs[self.form]
+        self.reset()
+
+    @torch.inference_mode()
+    def _capture(self, name: str, apply: Apply) -> torch.cuda.CUDAGraph:
+        for _ in range(3):  # choose kernels and set up plans outside the graph
+            team_step(apply, self._x, self._hidden)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._outputs[name], after = team_step(apply, self._x, self._hidden)
+            self._hidden.copy_(after)
+        return graph
+
+    def _faster(self, graphs: Mapping[str, torch.cuda.CUDAGraph]) -> str:
+        dense, sparse = median_interleaved(graphs["dense"].replay, graphs["sparse"].replay, _gpu_time, TRIALS)
+        return "sparse" if sparse < dense else "dense"
+
+    def reset(self) -> None:
+        """Forget: the next step is the first of new games."""
+        self._hidden.zero_()
+
+    @torch.inference_mode()
+    def q_values(self, inputs: Float[Tensor, "K B I"]) -> Float[Tensor, "K B A"]:
+        """One time step of B games, on the GPU; the result is overwritten by the next step."""
+        self._x[..., : inputs.shape[2]] = inputs
+        self._graph.replay()
+        return self._outputs[self.form][..., : self.team.n_actions]
