@@ -17,21 +17,19 @@ SIZES = [(1, 1), (8, 4), (7, 18), (33, 30), (64, 64), (24, 131)]
 @pytest.mark.parametrize(("rows", "inputs"), SIZES)
 def test_linear_is_that_of_torch(build, rows, inputs, sparse):  # noqa: F811
     weight, bias = random_24(3, rows, inputs), torch.randn(3, rows)
-    matrix = acting.pack_matrix(weight, bias, sparse=sparse)
+    linear = acting.PackedLinear(weight, bias, sparse=sparse)
     for batch in range(1, 10):
         x = torch.randn(3, batch, inputs)
         expected = torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
-        y = acting.linear(matrix, x)
+        y = linear(x)
         torch.testing.assert_close(y[..., :rows], expected, rtol=1e-5, atol=1e-5)
         assert (y[..., rows:] == 0).all()
-        torch.testing.assert_close(
-            acting.linear(matrix, x, relu=True)[..., :rows], expected.relu(), rtol=1e-5, atol=1e-5
-        )
+        torch.testing.assert_close(linear(x, relu=True)[..., :rows], expected.relu(), rtol=1e-5, atol=1e-5)
 
 
 def test_one_matrix_and_one_bias_serve_all_networks(build):  # noqa: F811
     weight, bias, x = random_24(1, 9, 12), torch.randn(1, 9), torch.randn(4, 2, 12)
-    y = acting.linear(acting.pack_matrix(weight, bias), x)
+    y = acting.PackedLinear(weight, bias)(x)
     torch.testing.assert_close(y[..., :9], F.linear(x, weight[0], bias[0]), rtol=1e-5, atol=1e-5)
 
 
@@ -39,7 +37,7 @@ def test_a_group_that_keeps_three_is_named(build):  # noqa: F811
     weight = random_24(3, 6, 22)
     weight[1, 4, 8:11] = 1.0
     with pytest.raises(acting.NotSparse, match="network 1, row 4, group 2: more than two") as error:
-        acting.pack_matrix(weight, torch.zeros(1, 6), gates=3)
+        acting.PackedLinear(weight, torch.zeros(1, 6), gates=3)
     assert error.value.place == (1, 4, 2)
 
 
@@ -51,13 +49,13 @@ def test_a_team_acts_as_its_network_does(build, tiny_config, method, changes, n_
     masks = dict(zip(agent.masked_layers, argmax_masks(list(agent.masked_layers.values())), strict=True))
     with torch.inference_mode():
         weights = agent.weights(masks)
-        matrices = {
-            name: acting.pack_matrix(
+        layers = {
+            name: acting.PackedLinear(
                 layer.weight, layer.bias, acting.GATES.get(name, 1), sparse=name in agent.masked_layers
             )
             for name, layer in weights.items()
         }
-        team = acting.TeamStep(matrices, obs, n_actions)
+        team = acting.TeamStep(layers, n_actions)
         for batch in (1, 2, 3, 6):
             hidden_state, reference = team.initial_hidden(n_agents, batch), agent.initial_hidden(n_agents, batch)
             for _ in range(4):
@@ -67,4 +65,4 @@ def test_a_team_acts_as_its_network_does(build, tiny_config, method, changes, n_
                 torch.testing.assert_close(q_values, expected.mT, rtol=1e-5, atol=1e-5)
                 torch.testing.assert_close(hidden_state[..., :hidden], reference.mT, rtol=1e-5, atol=1e-5)
                 assert (hidden_state[..., hidden:] == 0).all()
-    assert set(matrices) == set(LAYERS)
+    assert set(layers) == set(LAYERS)

@@ -37,8 +37,8 @@ class Actor:
         self._kernel = None if backend == "torch" or not built else self._build(sparse)
 
     def _build(self, sparse: bool) -> acting.TeamStep:
-        matrices = {
-            name: acting.pack_matrix(
+        layers = {
+            name: acting.PackedLinear(
                 layer.weight,
                 layer.bias,
                 acting.GATES.get(name, 1),
@@ -46,7 +46,7 @@ class Actor:
             )
             for name, layer in self._weights.items()
         }
-        return acting.TeamStep(matrices, self.team.input_dim, self.team.n_actions)
+        return acting.TeamStep(layers, self.team.n_actions)
 
     def reset(self) -> None:
         """Forget: the next step is the first of new games."""

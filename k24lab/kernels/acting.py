@@ -2,11 +2,10 @@
 
 import ctypes
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from k24lab.kernels.ops import _call
@@ -24,14 +23,6 @@ class NotSparse(ValueError):
         self.place = place
 
 
-class Matrix(NamedTuple):
-    """Matrices of one layer as the kernel reads them, padded to full blocks; `words` None: dense."""
-
-    values: Float[Tensor, "K blocks groups kept 8"]
-    words: Int[Tensor, "K blocks words 8"] | None
-    bias: Float[Tensor, "Kb rows"]
-
-
 class _Matrix(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("values", "words", "bias")),
@@ -39,65 +30,58 @@ class _Matrix(ctypes.Structure):
     ]
 
 
-def pack_matrix(
-    weight: Float[Tensor, "K out in"], bias: Float[Tensor, "Kb out"], gates: int = 1, sparse: bool = True
-) -> Matrix:
-    """Pack the matrices of a layer.
+class PackedLinear:
+    """`W x + b` of K networks for few inputs at a time, the matrices packed as the kernel reads them.
 
     Args:
-        weight: one of each network, or one for all.
+        weight: one matrix of each network, or one for all.
         bias: likewise.
         gates: parts of the rows that begin at a full block each: 3 for the matrices of a GRU.
-        sparse: False keeps every weight.
+        sparse: False keeps every weight, dropped ones too.
 
     Raises:
         NotSparse: a group of four inputs with more than two values.
     """
-    (k, rows, inputs), per = weight.shape, weight.shape[1] // gates
-    blocks, groups = gates * -(-per // LANES), -(-inputs // FOUR)
-    padded = F.pad(bias.reshape(-1, gates, per), (0, blocks * LANES // gates - per)).flatten(1)
-    values = weight.new_zeros(k, blocks, groups, 2 if sparse else FOUR, LANES)
-    sizes = (k, gates, per, inputs, weight.contiguous(), values)
-    if not sparse:
-        _call("k24_act_pack_dense", *sizes)
-        return Matrix(values, None, padded)
-    words = torch.zeros(k, blocks, -(-groups // WORD), LANES, dtype=torch.int32)
-    bad = ctypes.c_int64()
-    if _call("k24_act_pack", *sizes, words, ctypes.byref(bad)):
-        row, group = divmod(bad.value, groups)
-        raise NotSparse((*divmod(row, rows), group))
-    return Matrix(values, words, padded)
 
+    def __init__(
+        self, weight: Float[Tensor, "K out in"], bias: Float[Tensor, "Kb out"], gates: int = 1, sparse: bool = True
+    ):
+        (k, rows, inputs), per = weight.shape, weight.shape[1] // gates
+        blocks, groups = gates * -(-per // LANES), -(-inputs // FOUR)
+        self.inputs, self.columns, self.rows = inputs, groups * FOUR, blocks * LANES  # the last two are padded sizes
+        # Held here: the kernel only has their addresses.
+        self.bias = F.pad(bias.reshape(-1, gates, per), (0, self.rows // gates - per)).flatten(1)
+        self.values = weight.new_zeros(k, blocks, groups, 2 if sparse else FOUR, LANES)
+        self.words = torch.zeros(k, blocks, -(-groups // WORD), LANES, dtype=torch.int32) if sparse else None
+        sizes = (k, gates, per, inputs, weight.contiguous(), self.values)
+        bad = ctypes.c_int64()
+        if self.words is None:
+            _call("k24_act_pack_dense", *sizes)
+        elif _call("k24_act_pack", *sizes, self.words, ctypes.byref(bad)):
+            row, group = divmod(bad.value, groups)
+            raise NotSparse((*divmod(row, rows), group))
+        parts = (self.values, self.words, self.bias)
+        addresses = (None if part is None else part.data_ptr() for part in parts)
+        strides = (0 if part is None or len(part) == 1 else part[0].numel() for part in parts)  # 0: one serves all
+        self.matrix = _Matrix(*addresses, self.rows, groups, *strides)
 
-def _stride(part: Tensor | None) -> int:
-    """From network to network; 0 where one serves all."""
-    return 0 if part is None or len(part) == 1 else part[0].numel()
-
-
-def _described(matrix: Matrix) -> _Matrix:
-    values, words, bias = matrix
-    addresses = (values.data_ptr(), None if words is None else words.data_ptr(), bias.data_ptr())
-    return _Matrix(*addresses, bias.shape[1], values.shape[2], _stride(values), _stride(words), _stride(bias))
-
-
-def linear(matrix: Matrix, x: Float[Tensor, "K B in"], relu: bool = False) -> Float[Tensor, "K B rows"]:
-    """`W x + b` or its positive part, padded rows included."""
-    columns = matrix.values.shape[2] * FOUR
-    x = F.pad(x, (0, columns - x.shape[2])).contiguous()
-    y = x.new_empty(*x.shape[:2], matrix.bias.shape[1])
-    _call("k24_act_linear", len(x), x.shape[1], ctypes.byref(_described(matrix)), x, int(relu), y)
-    return y
+    def __call__(self, x: Float[Tensor, "K B in"], relu: bool = False) -> Float[Tensor, "K B rows"]:
+        """The product or its positive part, padded rows included."""
+        x = x.contiguous() if self.inputs == self.columns else F.pad(x, (0, self.columns - self.inputs))
+        y = x.new_empty(x.shape[0], x.shape[1], self.rows)
+        _call("k24_act_linear", x.shape[0], x.shape[1], ctypes.byref(self.matrix), x, int(relu), y)
+        return y
 
 
 class TeamStep:
     """Acts for K networks; the hidden state [K, B, H] is padded to a multiple of eight and changed in place."""
 
-    def __init__(self, matrices: Mapping[str, Matrix], inputs: int, n_actions: int):
-        self._matrices = [matrices[name] for name in LAYERS]  # the kernel only has their addresses
-        self._layers = (_Matrix * len(LAYERS))(*map(_described, self._matrices))
-        self.inputs, self.n_actions, self.hidden_rows = inputs, n_actions, matrices["fc1"].bias.shape[1]
-        padded_inputs, last = matrices["fc1"].values.shape[2] * FOUR, matrices["fc4"].bias.shape[1]
-        self._scratch = torch.empty(TILE * (padded_inputs + 8 * self.hidden_rows + last))
+    def __init__(self, layers: Mapping[str, PackedLinear], n_actions: int):
+        self._held = dict(layers)  # the kernel only has their addresses
+        self._layers = (_Matrix * len(LAYERS))(*(layers[name].matrix for name in LAYERS))
+        first, last = layers["fc1"], layers["fc4"]
+        self.inputs, self.n_actions, self.hidden_rows = first.inputs, n_actions, first.rows
+        self._scratch = torch.empty(TILE * (first.columns + 8 * first.rows + last.rows))
 
     def initial_hidden(self, n_networks: int, batch: int) -> Float[Tensor, "K B H"]:
         """Zeros."""
