@@ -1,13 +1,14 @@
 """One time step of a whole team in one call (`act.c`): for acting, where torch would wait for its own calls."""
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from k24lab.kernels import library
 from k24lab.kernels.ops import _call
 
 LANES, FOUR, WORD, TILE = 8, 4, 8, 4  # as in act.c
@@ -28,6 +29,14 @@ class _Matrix(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("values", "words", "bias")),
         *((name, ctypes.c_int64) for name in ("rows", "groups", "per_values", "per_words", "per_bias")),
     ]
+
+
+def _function(name: str, arguments: str) -> Callable[..., None]:
+    """A kernel with the types of its arguments (i: whole number, p: address) declared: a call costs half as much."""
+    function = getattr(library(), name)
+    function.argtypes = [ctypes.c_int64 if kind == "i" else ctypes.c_void_p for kind in arguments]
+    function.restype = None
+    return function
 
 
 class PackedLinear:
@@ -64,12 +73,14 @@ class PackedLinear:
         addresses = (None if part is None else part.data_ptr() for part in parts)
         strides = (0 if part is None or len(part) == 1 else part[0].numel() for part in parts)  # 0: one serves all
         self.matrix = _Matrix(*addresses, self.rows, groups, *strides)
+        self._call, self._address = _function("k24_act_linear", "iippip"), ctypes.addressof(self.matrix)
 
     def __call__(self, x: Float[Tensor, "K B in"], relu: bool = False) -> Float[Tensor, "K B rows"]:
         """The product or its positive part, padded rows included."""
         x = x.contiguous() if self.inputs == self.columns else F.pad(x, (0, self.columns - self.inputs))
-        y = x.new_empty(x.shape[0], x.shape[1], self.rows)
-        _call("k24_act_linear", x.shape[0], x.shape[1], ctypes.byref(self.matrix), x, int(relu), y)
+        networks, batch = x.shape[:2]
+        y = x.new_empty(networks, batch, self.rows)
+        self._call(networks, batch, self._address, x.data_ptr(), relu, y.data_ptr())
         return y
 
 
@@ -82,6 +93,7 @@ class TeamStep:
         first, last = layers["fc1"], layers["fc4"]
         self.inputs, self.n_actions, self.hidden_rows = first.inputs, n_actions, first.rows
         self._scratch = torch.empty(TILE * (first.columns + 8 * first.rows + last.rows))
+        self._call, self._address = _function("k24_act_step", "iiiippppp"), ctypes.addressof(self._layers)
 
     def initial_hidden(self, n_networks: int, batch: int) -> Float[Tensor, "K B H"]:
         """Zeros."""
@@ -90,7 +102,9 @@ class TeamStep:
     def __call__(self, x: Float[Tensor, "K B in"], hidden: Float[Tensor, "K B H"]) -> Float[Tensor, "K B A"]:
         """Q-values; `hidden` becomes the next one."""
         assert x.shape[2] == self.inputs and hidden.shape == (*x.shape[:2], self.hidden_rows) and hidden.is_contiguous()
-        q_values = x.new_empty(*x.shape[:2], self.n_actions)
-        sizes = (*x.shape, self.n_actions)
-        _call("k24_act_step", *sizes, ctypes.byref(self._layers), x.contiguous(), hidden, q_values, self._scratch)
+        x = x.contiguous()
+        networks, batch, inputs = x.shape
+        q_values = x.new_empty(networks, batch, self.n_actions)
+        addresses = (x.data_ptr(), hidden.data_ptr(), q_values.data_ptr(), self._scratch.data_ptr())
+        self._call(networks, batch, inputs, self.n_actions, self._address, *addresses)
         return q_values
