@@ -276,20 +276,27 @@ def bench(what: Annotated[str, tyro.conf.Positional], rounds: int = 10, loops: b
     """Measure speed on this machine, methods interleaved, one thread.
 
     Example: k24lab bench train
+    Example: k24lab bench inference
 
     Args:
-        what: train.
+        what: train (updates and whole loops), or inference (layers and steps of a team, dense and 2:4).
         rounds: measurements of each case; the median is reported.
-        loops: also time whole training loops (about a minute).
+        loops: with train, also time whole training loops (about a minute).
     """
-    from k24lab.bench import bench_train
     from k24lab.errors import ConfigError, unknown
 
-    if what != "train":
-        raise ConfigError(unknown("benchmark", what, ["train"]))
-    if rounds < 1:
-        raise ConfigError(f"rounds = {rounds} must be at least 1")
-    bench_train(rounds, loops)
+    if what not in ("train", "inference"):
+        raise ConfigError(unknown("benchmark", what, ["train", "inference"]))
+    if rounds < 2:
+        raise ConfigError(f"rounds = {rounds} must be at least 2")
+    if what == "train":
+        from k24lab.bench import bench_train
+
+        bench_train(rounds, loops)
+    else:
+        from k24lab.deploy.bench_inference import bench_inference
+
+        bench_inference(rounds)
 
 
 def doctor(parts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()) -> None:

@@ -14,10 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from k24lab import kernels
+from k24lab.analysis import style
+from k24lab.analysis.inference_plots import inference_figure
+from k24lab.analysis.plots import shared_legend
 from k24lab.config import build_config
 from k24lab.deploy.actor import Actor
 from k24lab.deploy.bench_gpu import random_24_weight
 from k24lab.deploy.team import FrozenTeam, freeze
+from k24lab.errors import ConfigError
 from k24lab.kernels import acting, describe
 from k24lab.marl.agents import build_agent
 
@@ -168,3 +173,27 @@ def described(table: pd.DataFrame) -> pd.DataFrame:
         torch=torch.__version__,
         date=datetime.date.today().isoformat(),
     )
+
+
+def bench_inference(rounds: int = ROUNDS) -> list[Path]:
+    """Print all measurements and write the figure `bench_inference`; returns its files.
+
+    Raises:
+        ConfigError: the CPU kernels are not built.
+    """
+    torch.set_num_threads(1)
+    if kernels.library() is None:
+        raise ConfigError(
+            "bench inference measures the CPU kernels, which are not built here (k24lab doctor kernels)"
+        )
+    print(f"{device_name()}, one thread, torch {torch.__version__}, kernels: {describe()}")
+    layers = described(measure_layers(WIDTHS, BATCHES, rounds))
+    teams = described(measure_teams(HIDDEN, TEAMS, TEAM_BATCHES, rounds))
+    columns = ["width", "batch", "n_agents", "form", "us", "us_low", "us_high", "speedup", "own"]
+    with pd.option_context("display.width", 200, "display.max_rows", None, "display.float_format", "{:.2f}".format):
+        for title, table in (("Square layers of one network", layers), ("One step of a team", teams)):
+            print(f"\n{title} (microseconds: median and quartiles of {rounds}, interleaved; fastest torch over this):")
+            print(table[columns].to_string(index=False))
+    with style.paper_style():
+        fig = shared_legend(inference_figure(layers, teams, TEAM_BATCHES))
+        return list(style.save_figure(fig, "bench_inference", pd.concat([layers, teams])).values())

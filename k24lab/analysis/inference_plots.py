@@ -1,0 +1,61 @@
+"""Where 2:4 pays at inference, from `k24lab bench inference`: crossover maps of layers, speedups of whole teams."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+
+from k24lab.analysis.plots import panels
+from k24lab.analysis.style import GREY, OKABE_ITO
+
+LIMIT = 2.0  # of log2 of a speedup on the colour scale: beyond 4x, or a quarter, colours stay
+_LINES = (("blue", "o", "-"), ("vermillion", "s", "--"), ("green", "^", "-."), ("black", "X", ":"))
+
+
+def crossover_map(table: pd.DataFrame, value: str, ax: Axes, *, title: str = "") -> Axes:
+    """A speedup per width (lines) and batch (columns), as colour and number; blank where it was not measured.
+
+    `table`: columns width, batch and `value`. Blue is faster, red slower, white a tie.
+    """
+    grid = table.pivot(index="width", columns="batch", values=value).sort_index(ascending=False)
+    norm = TwoSlopeNorm(0.0, -LIMIT, LIMIT)
+    ax.imshow(np.log2(grid.to_numpy(dtype=float)), cmap="RdBu", norm=norm, aspect="auto")
+    for (row, column), speedup in np.ndenumerate(grid.to_numpy(dtype=float)):
+        if speedup == speedup:
+            color = "white" if abs(np.log2(speedup)) > 0.65 * LIMIT else "black"
+            ax.text(column, row, f"{speedup:.1f}", color=color, ha="center", va="center", fontsize=6.5)
+    ax.set_xticks(range(grid.shape[1]), [str(x) for x in grid.columns])
+    ax.set_yticks(range(grid.shape[0]), [str(x) for x in grid.index])
+    ax.set(title=title, xlabel="batch", ylabel="layer width")
+    return ax
+
+
+def team_lines(table: pd.DataFrame, value: str, ax: Axes, *, title: str = "", ylabel: str = "") -> Axes:
+    """A speedup against the number of agents, a line per hidden size; above the grey line is faster."""
+    ax.axhline(1.0, color=GREY, linestyle=":", linewidth=0.9)
+    for (width, rows), (color, marker, dashes) in zip(table.groupby("width"), _LINES, strict=False):
+        line = ax.plot(rows["n_agents"], rows[value], color=OKABE_ITO[color], marker=marker, linestyle=dashes)
+        line[0].set_label(f"hidden size {width}")
+    agents = sorted(set(table["n_agents"]))
+    ax.set_xscale("log")
+    ax.set_xticks(agents, [str(n) for n in agents])
+    ax.minorticks_off()
+    ax.set(title=title, xlabel="agents, a mask each", ylabel=ylabel, ylim=(0, None))
+    return ax
+
+
+def inference_figure(layers: pd.DataFrame, teams: pd.DataFrame, batches: Sequence[int]) -> Figure:
+    """Two maps of layers, against torch and against the same kernel with dense weights; two panels per team batch."""
+    sparse = layers[layers["form"] == "2:4"]
+    fig, axes = panels(2 + 2 * len(batches), n_columns=2, height=[2.4] + [1.9] * len(batches))
+    crossover_map(sparse, "speedup", axes[0], title="one layer, 2:4 over torch")
+    crossover_map(sparse, "own", axes[1], title="the same over dense weights in this kernel")
+    for k, batch in enumerate(batches):
+        rows = teams[(teams["form"] == "2:4") & (teams["batch"] == batch)]
+        left, right = axes[2 + 2 * k : 4 + 2 * k]
+        team_lines(rows, "speedup", left, title=f"whole step, batch {batch}", ylabel="2:4 over the fastest torch")
+        team_lines(rows, "own", right, title=f"whole step, batch {batch}", ylabel="2:4 over dense, same kernel")
+    return fig
