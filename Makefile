@@ -74,7 +74,7 @@ format: setup  ## mend the style
 	$(RUN) ruff check --fix . && $(RUN) ruff format .
 
 lock:  ## resolve pyproject.toml anew and write both lock files
-	for pair in requirements.lock:dev requirements-smacv2.lock:dev,smacv2; do \
+	for pair in requirements.lock:dev,onnx requirements-smacv2.lock:dev,smacv2; do \
 	  lock=$${pair%:*} extra=$${pair#*:}; rm -rf build/lock && $(PYTHON) -m venv build/lock && \
 	  build/lock/bin/pip install --quiet torch==2.13.0 -e ".[$$extra]" && \
 	  { sed -n '/^#/p' $$lock; build/lock/bin/pip freeze --exclude-editable | sed 's/+cpu//'; } > build/$$lock && \

@@ -90,6 +90,11 @@ def check_tensorboard() -> list[Check]:
     return [package("tensorboard", extra("tensorboard"))]
 
 
+def check_onnx() -> list[Check]:
+    """Export of trained teams to ONNX; onnxruntime runs and checks them."""
+    return [package("onnx", extra("onnx")), package("onnxruntime", extra("onnx"))]
+
+
 def check_vmas() -> list[Check]:
     """VMAS worlds."""
     return [package("vmas", extra("vmas"))]
@@ -115,6 +120,7 @@ PARTS: dict[str, Callable[[], list[Check]]] = {
     "kernels": check_kernels,
     "cuda": check_cuda,
     "tensorboard": check_tensorboard,
+    "onnx": check_onnx,
     "vmas": check_vmas,
     "smax": check_smax,
     "smacv2": check_smacv2,
