@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from k24lab.envs import make_env
 from k24lab.envs.base import VecEnv, check_types
 from k24lab.errors import ConfigError
 from k24lab.kernels import describe, keep_memory, usable
+from k24lab.marl.agents import step
 from k24lab.marl.learner import build_learner
 from k24lab.marl.policy import behaviour, pattern_arrays
 from k24lab.marl.replay import EpisodeBatch, ReplayBuffer, concatenate
@@ -151,7 +153,7 @@ class Trainer:
     def _collect(self, env: VecEnv, epsilon: float, stream: Stream, counter: int) -> EpisodeBatch:
         return collect(
             env,
-            self.learner.argmax_weights(),
+            partial(step, self.learner.argmax_weights()),
             initial_hidden=self.learner.agent.initial_hidden,
             rows_of=self.learner.rows,
             epsilon=epsilon,

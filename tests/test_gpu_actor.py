@@ -1,9 +1,11 @@
 """The GPU's forms of a step: their padding and order on the CPU, their numbers where there is a GPU."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from k24lab.deploy import gpu
+from k24lab.deploy import bench_gpu, gpu
 from k24lab.deploy import team as teams
 from k24lab.deploy.actor import Actor
 from k24lab.deploy.bench_gpu import sparse24_available
@@ -50,6 +52,21 @@ def test_masked_matrices_are_packed_one_by_one_and_dense_ones_never(make_team):
     layers = gpu.padded_layers(make_team(mask_rnn=False), "cutlass")
     gpu.sparse_form(layers, 3, lambda weight: packed.append(weight) or weight)
     assert len(packed) == 4 * 3
+
+
+@pytest.mark.parametrize(("backend", "chosen"), [("cusparselt", 7), ("cutlass", 0)])
+def test_cusparselt_searches_its_algorithm_for_the_batch(backend, chosen, monkeypatch):
+    seen = []
+
+    def search(packed, dense, **options):
+        seen.append((packed, tuple(dense.shape), options))
+        return 7
+
+    monkeypatch.setattr(bench_gpu, "_pack", lambda weight, backend: SimpleNamespace(packed=weight, alg_id_cusparselt=0))
+    monkeypatch.setattr(torch, "_cslt_sparse_mm_search", search, raising=False)
+    weight = torch.zeros(32, 64)
+    assert bench_gpu.pack_for_gpu.__wrapped__(weight, backend, 13).alg_id_cusparselt == chosen
+    assert seen == ([(weight, (64, 16), {"transpose_result": True})] if chosen else [])
 
 
 @pytest.mark.skipif(sparse24_available()[0], reason="there is a GPU")

@@ -1,11 +1,12 @@
 from dataclasses import fields
+from functools import partial
 
 import pytest
 import torch
 
 from k24lab.envs.base import EnvSpec, Step, VecEnv
 from k24lab.envs.rolenav import RoleNav
-from k24lab.marl.agents import build_agent
+from k24lab.marl.agents import build_agent, step
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.marl.rollout import agent_inputs, collect, epsilon_greedy
 from k24lab.marl.rows import AgentRows
@@ -57,7 +58,7 @@ def play(env, tiny_config, epsilon=1.0, seed=0, explore=0, with_state=True, **ch
     agent = build_agent(config, env.spec.obs_dim + extra, env.spec.action_dim, env.spec.n_agents)
     return collect(
         env,
-        agent.weights(),
+        partial(step, agent.weights()),
         initial_hidden=agent.initial_hidden,
         rows_of=lambda _: AgentRows(),
         epsilon=epsilon,

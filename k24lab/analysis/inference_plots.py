@@ -48,14 +48,53 @@ def team_lines(table: pd.DataFrame, value: str, ax: Axes, *, title: str = "", yl
 
 
 def inference_figure(layers: pd.DataFrame, teams: pd.DataFrame, batches: Sequence[int]) -> Figure:
-    """Two maps of layers, against torch and against the same kernel with dense weights; two panels per team batch."""
-    sparse = layers[layers["form"] == "2:4"]
-    fig, axes = panels(2 + 2 * len(batches), n_columns=2, height=[2.4] + [1.9] * len(batches))
+    """Maps of layers on the CPU (against torch, against the same kernel with dense weights, and as a roofline predicts
+    the latter), the team against one network without masks, and two panels for each batch of teams.
+
+    Args:
+        layers: columns width, batch, form, speedup, own; rows of the form `roofline` are predicted.
+        teams: columns width, n_agents, batch, form, us, speedup, own.
+        batches: of `teams`.
+    """
+    sparse, predicted = layers[layers["form"] == "2:4"], layers[layers["form"] == "roofline"]
+    fig, axes = panels(4 + 2 * len(batches), n_columns=2, height=[2.4, 2.4] + [1.9] * len(batches))
     crossover_map(sparse, "speedup", axes[0], title="one layer, 2:4 over torch")
-    crossover_map(sparse, "own", axes[1], title="the same over dense weights in this kernel")
+    crossover_map(sparse, "own", axes[1], title="2:4 over dense weights, same kernel")
+    crossover_map(predicted, "speedup", axes[2], title="the same, predicted (roofline)")
+    shared = over_shared(teams)
+    title = f"whole step, batch {batches[0]}: the price of masks"
+    team_lines(
+        shared[shared["batch"] == batches[0]], "ratio", axes[3], title=title, ylabel="2:4 over one shared network"
+    )
     for k, batch in enumerate(batches):
         rows = teams[(teams["form"] == "2:4") & (teams["batch"] == batch)]
-        left, right = axes[2 + 2 * k : 4 + 2 * k]
+        left, right = axes[4 + 2 * k : 6 + 2 * k]
         team_lines(rows, "speedup", left, title=f"whole step, batch {batch}", ylabel="2:4 over the fastest torch")
         team_lines(rows, "own", right, title=f"whole step, batch {batch}", ylabel="2:4 over dense, same kernel")
+    return fig
+
+
+def over_shared(teams: pd.DataFrame) -> pd.DataFrame:
+    """How many times faster a team with masks steps than one dense network for all in torch: column `ratio`."""
+    keys = ["width", "n_agents", "batch"]
+    us = teams.set_index([*keys, "form"])["us"].unstack("form")
+    return (us["torch, one shared network"] / us["2:4"]).rename("ratio").reset_index()
+
+
+def gpu_figure(table: pd.DataFrame) -> Figure:
+    """Maps of layers on a GPU, by kernels alone and with the host's time, and steps of teams for each batch.
+
+    `table`: columns level, timing, width, batch, n_agents, dtype, speedup (dense over 2:4).
+    """
+    layers, teams = (table[table["level"] == level] for level in ("layer", "team"))
+    cases = list(teams[["dtype", "batch"]].drop_duplicates().itertuples(index=False, name=None))
+    n_rows = -(-len(cases) // 2)
+    fig, axes = panels(2 + len(cases), n_columns=2, height=[2.6] + [1.9] * n_rows)
+    titles = {"graph": "one layer, GPU time", "eager": "one call, with the host's time"}
+    for ax, (timing, title) in zip(axes, titles.items(), strict=False):
+        crossover_map(layers[layers["timing"] == timing], "speedup", ax, title=title)
+    for ax, (dtype, batch) in zip(axes[2:], cases, strict=True):
+        rows = teams[(teams["dtype"] == dtype) & (teams["batch"] == batch)]
+        title = f"whole step, {dtype}, batch {batch}"
+        team_lines(rows, "speedup", ax, title=title, ylabel="2:4 over dense")
     return fig

@@ -1,16 +1,18 @@
 """Acting with a frozen team: on the CPU through the kernels where they are built, else through torch."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from k24lab import kernels
 from k24lab.deploy.team import FrozenTeam
 from k24lab.errors import ConfigError, unknown
-from k24lab.kernels import acting
+from k24lab.kernels import acting, ops
 from k24lab.marl.agents import step
+from k24lab.marl.targets import greedy_actions
 
 BACKENDS = ("auto", "kernel", "torch")
+KERNEL_ROWS = 64  # from more games on, kernels that take many columns at once are as fast (`k24lab bench inference`)
 
 
 class Actor:
@@ -18,7 +20,8 @@ class Actor:
 
     Args:
         team: what acts.
-        backend: `kernel` is the CPU kernel (float32), `torch` does without, `auto` takes the kernel where it can.
+        backend: `kernel` is the CPU kernel for acting (float32), `torch` does without kernels, `auto` takes what is
+            fastest for the number of games, of what is built.
         sparse: False lets the kernel multiply by every weight, dropped ones too: what 2:4 itself is worth.
 
     Raises:
@@ -34,19 +37,15 @@ class Actor:
         self.team = team
         self._hidden: Tensor | None = None
         self._weights = team.weights()
-        self._kernel = None if backend == "torch" or not built else self._build(sparse)
-
-    def _build(self, sparse: bool) -> acting.TeamStep:
-        layers = {
-            name: acting.PackedLinear(
-                layer.weight,
-                layer.bias,
-                acting.GATES.get(name, 1),
-                sparse=sparse and self.team.layers[name].patterns is not None,
-            )
-            for name, layer in self._weights.items()
-        }
-        return acting.TeamStep(layers, self.team.n_actions)
+        masked = {name for name, layer in team.layers.items() if layer.patterns is not None}
+        self._kernel = None
+        if built and backend != "torch":
+            self._kernel = acting.pack_team(self._weights, team.n_actions, masked if sparse else ())
+        self._kernel_rows = KERNEL_ROWS if backend == "auto" else float("inf")
+        if built and backend == "auto":
+            for name in masked:
+                layer = self._weights[name]
+                self._weights[name] = layer._replace(packed=ops.pack(layer.weight))
 
     def reset(self) -> None:
         """Forget: the next step is the first of new games."""
@@ -55,16 +54,28 @@ class Actor:
     @torch.inference_mode()
     def q_values(self, inputs: Float[Tensor, "K B I"]) -> Float[Tensor, "K B A"]:
         """One time step of B games, for all K masks (agents, or unit types); one network for all may have any K."""
-        k, batch = inputs.shape[:2]
-        if self._kernel is not None:
-            if self._hidden is None:
-                self._hidden = self._kernel.initial_hidden(k, batch)
-            return self._kernel(inputs, self._hidden)
         if self._hidden is None:
-            self._hidden = inputs.new_zeros(k, self.team.config.hidden_dim, batch)
-        q_values, self._hidden = step(self._weights, inputs.mT.contiguous(), self._hidden)
-        return q_values.mT
+            self._hidden = self.initial_hidden(*inputs.shape[:2])
+        q_values, self._hidden = self._step(inputs, self._hidden)
+        return q_values
 
-    def actions(self, inputs: Float[Tensor, "K B I"], avail_actions: Tensor) -> Int[Tensor, "K B"]:
-        """The greedy available actions."""
-        return self.q_values(inputs).masked_fill(~avail_actions, -torch.inf).argmax(dim=-1)
+    def actions(self, inputs: Float[Tensor, "K B I"], avail_actions: Bool[Tensor, "K B A"]) -> Int[Tensor, "K B"]:
+        """One time step of B games: the greedy available actions."""
+        return greedy_actions(self.q_values(inputs), avail_actions)
+
+    def initial_hidden(self, n_networks: int, rows: int) -> Tensor:
+        """The first hidden state for `act`."""
+        if self._kernel is not None and rows <= self._kernel_rows:
+            return self._kernel.initial_hidden(n_networks, rows)
+        return torch.zeros(n_networks, self.team.config.hidden_dim, rows)
+
+    def act(self, inputs: Float[Tensor, "K I R"], hidden: Tensor) -> tuple[Float[Tensor, "K A R"], Tensor]:
+        """One time step for `k24lab.marl.rollout.collect`, which keeps the hidden state itself."""
+        q_values, hidden = self._step(inputs.mT, hidden)
+        return q_values.mT, hidden
+
+    def _step(self, inputs: Float[Tensor, "K B I"], hidden: Tensor) -> tuple[Float[Tensor, "K B A"], Tensor]:
+        if self._kernel is not None and inputs.shape[1] <= self._kernel_rows:
+            return self._kernel(inputs, hidden), hidden  # changed in place
+        q_values, hidden = step(self._weights, inputs.mT.contiguous(), hidden)
+        return q_values.mT, hidden

@@ -26,6 +26,7 @@ TIMINGS = ("graph", "eager")
 CALLS_PER_GRAPH = 20  # so that starting the graph costs little per call
 WARM_UP = 5  # calls before timing: kernel choice, plan set-up, allocator
 REPEATS = 100
+DENSE_ROWS = 8  # torch pads 16-bit activations to a multiple of this
 
 
 def sparse24_available() -> tuple[bool, str]:
@@ -109,7 +110,7 @@ def _linear_calls(out_features: int, in_features: int, batch: int, n_agents: int
     # The dense side does not need the kernel's padding, so it is spared it.
     dense_weight = weight[:, :out_features, :in_features].transpose(1, 2).contiguous()
     dense_x = x[..., :in_features].contiguous()
-    packed = [_pack(w, backend) for w in weight]
+    packed = [pack_for_gpu(w, backend, batch) for w in weight]
 
     def dense() -> Tensor:
         return torch.bmm(dense_x, dense_weight) if n_agents > 1 else torch.mm(dense_x[0], dense_weight[0])
@@ -120,6 +121,15 @@ def _linear_calls(out_features: int, in_features: int, batch: int, n_agents: int
     for x_agent, w, y in zip(x, weight, sparse(), strict=True):
         torch.testing.assert_close(y, x_agent @ w.T, rtol=1e-2, atol=1e-1)  # fp16 sums in another order
     return dense, sparse
+
+
+def pack_for_gpu(weight: Float[Tensor, "out in"], backend: str, batch: int) -> Tensor:
+    """torch's 2:4 tensor of a padded weight; cuSPARSELt tries its algorithms for `batch` rows and keeps the fastest."""
+    packed = _pack(weight, backend)
+    if backend == "cusparselt":
+        x = weight.new_zeros(-(-batch // DENSE_ROWS) * DENSE_ROWS, weight.shape[1])  # padded as F.linear pads it
+        packed.alg_id_cusparselt = torch._cslt_sparse_mm_search(packed.packed, x.t(), transpose_result=True)
+    return packed
 
 
 def _pack(weight: Float[Tensor, "out in"], backend: str) -> Tensor:
@@ -142,7 +152,7 @@ def _time_pair(calls: tuple[Call, Call], timing: str, repeats: int) -> tuple[flo
     if timing == "eager":
         return median_interleaved(*calls, _wall_time, repeats)
     graphs = [_capture(call) for call in calls]
-    dense, sparse = median_interleaved(graphs[0].replay, graphs[1].replay, _gpu_time, repeats)
+    dense, sparse = median_interleaved(graphs[0].replay, graphs[1].replay, gpu_time, repeats)
     return dense / CALLS_PER_GRAPH, sparse / CALLS_PER_GRAPH
 
 
@@ -162,7 +172,8 @@ def _wall_time(call: Call) -> float:
     return (time.perf_counter() - start) * 1e6
 
 
-def _gpu_time(call: Call) -> float:
+def gpu_time(call: Call) -> float:
+    """Microseconds between events around a call."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     call()

@@ -1,199 +1,125 @@
-"""`k24lab bench inference`: what one layer and one step of a whole team cost, dense and 2:4, in one interleaved run."""
+"""`k24lab bench inference`: where 2:4 pays at inference on this machine, on its CPU and, where it has one, its GPU."""
 
 import datetime
-import platform
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from k24lab import kernels
 from k24lab.analysis import style
-from k24lab.analysis.inference_plots import inference_figure
+from k24lab.analysis.inference_plots import gpu_figure, inference_figure
 from k24lab.analysis.plots import shared_legend
 from k24lab.config import build_config
+from k24lab.deploy import bench_cpu, bench_gpu, roofline
 from k24lab.deploy.actor import Actor
-from k24lab.deploy.bench_gpu import random_24_weight
-from k24lab.deploy.team import FrozenTeam, freeze
+from k24lab.deploy.gpu import DTYPES, GPUActor
+from k24lab.deploy.team import freeze
 from k24lab.errors import ConfigError
-from k24lab.kernels import acting, describe
 from k24lab.marl.agents import build_agent
 
-Call = Callable[[], object]
-WIDTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
-BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
-HIDDEN = (32, 64, 128, 256)
-TEAMS = (1, 3, 8, 16, 64)
-TEAM_BATCHES = (1, 8, 32)
-OBS_DIM, N_ACTIONS = 30, 10
-MOST_MULTIPLY_ADDS = 2e9  # of a case: larger ones would take seconds a call on a CPU
-LEAST_SECONDS = 1e-3  # that are timed at once
-ROUNDS = 20
+NAME, GPU_NAME = "bench_inference", "bench_inference_gpu"
+GPU_BATCHES = (1, 32, 256, 1024, 4096)
+SHOWN = ["width", "batch", "n_agents", "form", "us", "us_low", "us_high", "speedup", "own"]
 
 
-def interleaved(calls: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
-    """Microseconds of each call, in turn `rounds` times; fast ones are repeated until they can be timed."""
-    repeats = {}
-    for name, call in calls.items():
-        call()
-        start = time.perf_counter()
-        call()
-        repeats[name] = max(1, int(LEAST_SECONDS / max(time.perf_counter() - start, 1e-7)))
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    names = list(calls)
-    for turn in range(rounds):
-        for name in names if turn % 2 else reversed(names):
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                calls[name]()
-            times[name].append((time.perf_counter() - start) / repeats[name] * 1e6)
-    return times
+def bench_inference(rounds: int = bench_cpu.ROUNDS) -> list[Path]:
+    """Print all measurements and write the figures `bench_inference` and, with a GPU, `bench_inference_gpu`.
 
-
-def _rows(times: Mapping[str, Sequence[float]], plain: Sequence[str], about: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row per form: median and quartiles, and how many times faster than the fastest form of plain torch it is.
-
-    `own` is what 2:4 itself gains: the same kernel with dense weights over this one, round by round.
+    Raises:
+        ConfigError: the CPU kernels are not built.
     """
-    fastest = min(plain, key=lambda name: statistics.median(times[name]))
-    rows = []
-    for name, values in times.items():
-        low, median, high = statistics.quantiles(values, n=4)
-        gains = [a / b for a, b in zip(times[fastest], values, strict=True)]
-        row = {**about, "form": name, "us": median, "us_low": low, "us_high": high}
-        row["speedup"] = statistics.median(gains)
-        if name == "2:4":
-            row["own"] = statistics.median([a / b for a, b in zip(times["packed dense"], values, strict=True)])
-        rows.append(row)
-    return rows
+    cpu = measure_cpu(rounds)
+    layers, teams = (cpu[cpu["level"] == level] for level in ("layer", "team"))
+    with style.paper_style():
+        fig = shared_legend(inference_figure(layers, teams, bench_cpu.TEAM_BATCHES))
+        paths = list(style.save_figure(fig, NAME, cpu).values())
+    available, reason = bench_gpu.sparse24_available()
+    print(f"\nGPU: {reason}")
+    if available:
+        gpu = measure_gpu(rounds)
+        with style.paper_style():
+            fig = shared_legend(gpu_figure(gpu))
+            paths += style.save_figure(fig, GPU_NAME, gpu).values()
+    return paths
 
 
-@torch.inference_mode()
-def measure_layers(widths: Sequence[int], batches: Sequence[int], rounds: int = ROUNDS) -> pd.DataFrame:
-    """Square layers of one network on the CPU in float32: F.linear, the kernel with dense weights, and with 2:4."""
-    generator, rows = torch.Generator().manual_seed(0), []
-    for width in widths:
-        weight = random_24_weight(width, width, generator)
-        bias = torch.randn(width, generator=generator)
-        packed = {"2:4": True, "packed dense": False}
-        forms = {name: acting.PackedLinear(weight[None], bias[None], sparse=sparse) for name, sparse in packed.items()}
-        for batch in batches:
-            if width * width * batch <= MOST_MULTIPLY_ADDS:
-                x = torch.randn(batch, width, generator=generator)
-                calls: dict[str, Call] = {name: partial(linear, x[None]) for name, linear in forms.items()}
-                calls["torch"] = partial(F.linear, x, weight, bias)
-                about = {"level": "layer", "width": width, "batch": batch, "n_agents": 1}
-                rows += _rows(interleaved(calls, rounds), ["torch"], about)
-    return pd.DataFrame(rows)
-
-
-@torch.inference_mode()
-def measure_teams(
-    hidden: Sequence[int], teams: Sequence[int], batches: Sequence[int], rounds: int = ROUNDS, mask_rnn: bool = True
-) -> pd.DataFrame:
-    """A step of a whole team on the CPU in float32: two forms of plain torch, and the kernel without and with 2:4."""
-    rows = []
-    for size in hidden:
-        for n in teams:
-            config = build_config({"method": "random24", "hidden_dim": size, "mask_rnn": mask_rnn})
-            team = freeze(build_agent(config, OBS_DIM, N_ACTIONS, n), config, OBS_DIM, n, t_env=0)
-            actors = {"2:4": Actor(team, "kernel"), "packed dense": Actor(team, "kernel", sparse=False)}
-            for batch in batches:
-                for actor in actors.values():
-                    actor.reset()
-                x = torch.randn(n, batch, OBS_DIM)
-                calls: dict[str, Call] = {name: partial(actor.q_values, x) for name, actor in actors.items()}
-                state = torch.zeros(n, batch, size)
-                calls["torch, batched"] = partial(_batched(team), x, state)
-                calls["torch, agent by agent"] = partial(_by_agent(team), x, state)
-                about = {"level": "team", "width": size, "batch": batch, "n_agents": n}
-                plain = ["torch, batched", "torch, agent by agent"]
-                rows += _rows(interleaved(calls, rounds), plain, about)
-    return pd.DataFrame(rows)
-
-
-def _batched(team: FrozenTeam) -> Callable[[Tensor, Tensor], Tensor]:
-    """One batched product per layer for all agents: the form of torch that suits teams."""
-    size, n = team.config.hidden_dim, team.n_masks
-    layers = {
-        name: (layer.bias, layer.folded().mT.expand(n, -1, -1).contiguous()) for name, layer in team.layers.items()
-    }
-
-    def step(x: Tensor, hidden: Tensor) -> Tensor:
-        def apply(name: str, x: Tensor) -> Tensor:
-            bias, weight = layers[name]
-            return torch.baddbmm(bias, x, weight)
-
-        gate_x, gate_h = apply("rnn_input", apply("fc1", x).relu_()), apply("rnn_hidden", hidden)
-        r, z = (gate_x[..., : 2 * size] + gate_h[..., : 2 * size]).sigmoid_().split(size, dim=-1)
-        candidate = torch.addcmul(gate_x[..., 2 * size :], r, gate_h[..., 2 * size :]).tanh_()
-        return apply("fc4", apply("fc3", apply("fc2", torch.lerp(candidate, hidden, z)).relu_()).relu_())
-
-    return step
-
-
-def _by_agent(team: FrozenTeam) -> Callable[[Tensor, Tensor], list[Tensor]]:
-    """torch's own GRU cell and linear layers, one agent after the other."""
-    folded = {name: layer.folded().expand(team.n_masks, -1, -1) for name, layer in team.layers.items()}
-    bias = {name: layer.bias for name, layer in team.layers.items()}
-
-    def one(k: int, x: Tensor, hidden: Tensor) -> Tensor:
-        def apply(name: str, x: Tensor) -> Tensor:
-            return F.linear(x, folded[name][k], bias[name])
-
-        gates = folded["rnn_input"][k], folded["rnn_hidden"][k], bias["rnn_input"], bias["rnn_hidden"]
-        after = torch.gru_cell(apply("fc1", x).relu_(), hidden, *gates)
-        return apply("fc4", apply("fc3", apply("fc2", after).relu_()).relu_())
-
-    return lambda x, hidden: [one(k, x[k], hidden[k]) for k in range(len(x))]
-
-
-def device_name() -> str:
-    """The processor, as the system names it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def described(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with what it was measured on."""
-    return table.assign(
-        kind="measured",
-        device=device_name(),
-        threads=torch.get_num_threads(),
-        kernels=describe(),
-        torch=torch.__version__,
-        date=datetime.date.today().isoformat(),
-    )
-
-
-def bench_inference(rounds: int = ROUNDS) -> list[Path]:
-    """Print all measurements and write the figure `bench_inference`; returns its files.
+def measure_cpu(rounds: int) -> pd.DataFrame:
+    """Layers, steps of teams, rollouts, and what a roofline with this machine's measured peaks predicts for layers.
 
     Raises:
         ConfigError: the CPU kernels are not built.
     """
     torch.set_num_threads(1)
     if kernels.library() is None:
-        raise ConfigError(
-            "bench inference measures the CPU kernels, which are not built here (k24lab doctor kernels)"
-        )
-    print(f"{device_name()}, one thread, torch {torch.__version__}, kernels: {describe()}")
-    layers = described(measure_layers(WIDTHS, BATCHES, rounds))
-    teams = described(measure_teams(HIDDEN, TEAMS, TEAM_BATCHES, rounds))
-    columns = ["width", "batch", "n_agents", "form", "us", "us_low", "us_high", "speedup", "own"]
+        raise ConfigError("bench inference measures the CPU kernels, which are not built here (k24lab doctor kernels)")
+    machine = bench_cpu.measure_machine(rounds)
+    print(f"{machine.name}, torch {torch.__version__}, kernels: {kernels.describe()}")
+    print(
+        f"peak {1e3 * machine.dense_tflops:.1f} GFLOP/s, bandwidth {machine.bandwidth:.1f} GB/s, "
+        f"{machine.launch:.1f} us a call"
+    )
+    tables = {
+        "Square layers of one network": bench_cpu.measure_layers(bench_cpu.WIDTHS, bench_cpu.BATCHES, rounds),
+        "One step of a team": bench_cpu.measure_teams(
+            bench_cpu.HIDDEN, bench_cpu.TEAMS, bench_cpu.TEAM_BATCHES, rounds
+        ),
+        "A rollout of RoleNav (batch: environments)": bench_cpu.measure_rollouts(
+            bench_cpu.ROLLOUT_TEAMS, bench_cpu.ROLLOUT_ENVS, rounds
+        ),
+    }
+    for title, table in tables.items():
+        _show(f"{title} (microseconds: median and quartiles of {rounds}, interleaved)", table)
+    predicted = roofline.predict_layers(machine, bench_cpu.WIDTHS, bench_cpu.BATCHES)
+    predicted = predicted.rename(columns={"sparse_us": "us"})[["kind", "width", "batch", "n_agents", "us", "speedup"]]
+    measured = pd.concat(list(tables.values())).assign(kind="measured")
+    peaks = {"peak_gflops": 1e3 * machine.dense_tflops, "gb_per_s": machine.bandwidth, "call_us": machine.launch}
+    return pd.concat([measured, predicted.assign(level="layer", form="roofline")]).assign(
+        device=machine.name, kernels=kernels.describe(), torch=torch.__version__, date=_today(), **peaks
+    )
+
+
+def measure_gpu(rounds: int) -> pd.DataFrame:
+    """Layers of every width and batch (GPU time alone, and one call with its host time), and whole steps of teams.
+
+    Raises:
+        ConfigError: no GPU with 2:4 kernels.
+    """
+    shapes = [(w, w, b) for w, b in product(bench_cpu.WIDTHS, bench_cpu.BATCHES)]
+    layers = [bench_gpu.measure_linear(shapes, 1, timing, rounds) for timing in bench_gpu.TIMINGS]
+    table = pd.concat(layers).assign(level="layer").rename(columns={"out_features": "width"})
+    steps = pd.DataFrame(_gpu_steps(bench_cpu.HIDDEN, bench_cpu.TEAMS, GPU_BATCHES, rounds))
+    table = pd.concat([table, steps.assign(level="team")])
+    table["device"], table["torch"], table["date"] = torch.cuda.get_device_name(), torch.__version__, _today()
+    _show(f"GPU (microseconds, median of {rounds}, interleaved)", table)
+    return table
+
+
+def _gpu_steps(
+    hidden: Sequence[int], teams: Sequence[int], batches: Sequence[int], rounds: int
+) -> Iterator[dict[str, Any]]:
+    """A replayed CUDA graph of one step: a 2:4 call for each mask against one dense batched product a layer."""
+    for size, n, batch, dtype in product(hidden, teams, batches, DTYPES):
+        config = build_config({"method": "random24", "hidden_dim": size})
+        sizes = bench_cpu.OBS_DIM, bench_cpu.N_ACTIONS
+        team = freeze(build_agent(config, *sizes, n), config, bench_cpu.OBS_DIM, n, t_env=0)
+        dense, sparse = (GPUActor(team, batch, dtype, form) for form in ("dense", "sparse"))
+        x = torch.randn(n, batch, bench_cpu.OBS_DIM)
+        error = (sparse.q_values(x.cuda()).float().cpu() - Actor(team, "torch").q_values(x)).abs().max().item()
+        times = bench_gpu.median_interleaved(dense.replay, sparse.replay, bench_gpu.gpu_time, rounds)
+        keys = {"kind": "measured", "width": size, "n_agents": n, "batch": batch, "dtype": dtype, "timing": "graph"}
+        yield keys | {"dense_us": times[0], "sparse_us": times[1], "speedup": times[0] / times[1], "max_error": error}
+
+
+def _show(title: str, table: pd.DataFrame) -> None:
+    print(f"\n{title}:")
+    columns = [c for c in [*SHOWN, "timing", "dtype", "dense_us", "sparse_us", "max_error"] if c in table]
     with pd.option_context("display.width", 200, "display.max_rows", None, "display.float_format", "{:.2f}".format):
-        for title, table in (("Square layers of one network", layers), ("One step of a team", teams)):
-            print(f"\n{title} (microseconds: median and quartiles of {rounds}, interleaved; fastest torch over this):")
-            print(table[columns].to_string(index=False))
-    with style.paper_style():
-        fig = shared_legend(inference_figure(layers, teams, TEAM_BATCHES))
-        return list(style.save_figure(fig, "bench_inference", pd.concat([layers, teams])).values())
+        print(table[columns].to_string(index=False))
+
+
+def _today() -> str:
+    return datetime.date.today().isoformat()

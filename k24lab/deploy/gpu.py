@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from k24lab.deploy.accounting import kernel_shape
-from k24lab.deploy.bench_gpu import _backend, _gpu_time, _pack, median_interleaved, sparse24_available
+from k24lab.deploy.bench_gpu import _backend, gpu_time, median_interleaved, pack_for_gpu, sparse24_available
 from k24lab.deploy.pack import check_24
 from k24lab.deploy.team import FrozenTeam
 from k24lab.errors import ConfigError, unknown
@@ -127,7 +127,10 @@ class GPUActor:
         self._x = like.new_zeros(n, batch, like.shape[2])
         self._hidden = like.new_zeros(n, batch, like.shape[1])
         self._outputs: dict[str, Tensor] = {}
-        forms = {"dense": dense_form(layers, n), "sparse": sparse_form(layers, n, lambda w: _pack(w, backend))}
+        forms = {
+            "dense": dense_form(layers, n),
+            "sparse": sparse_form(layers, n, lambda w: pack_for_gpu(w, backend, batch)),
+        }
         graphs = {name: self._capture(name, apply) for name, apply in forms.items() if form in (name, "auto")}
         self.form = self._faster(graphs) if form == "auto" else form
         self._graph = graphs[self.form]
@@ -145,8 +148,12 @@ class GPUActor:
         return graph
 
     def _faster(self, graphs: Mapping[str, torch.cuda.CUDAGraph]) -> str:
-        dense, sparse = median_interleaved(graphs["dense"].replay, graphs["sparse"].replay, _gpu_time, TRIALS)
+        dense, sparse = median_interleaved(graphs["dense"].replay, graphs["sparse"].replay, gpu_time, TRIALS)
         return "sparse" if sparse < dense else "dense"
+
+    def replay(self) -> None:
+        """The step on the inputs that are there."""
+        self._graph.replay()
 
     def reset(self) -> None:
         """Forget: the next step is the first of new games."""
@@ -156,5 +163,5 @@ class GPUActor:
     def q_values(self, inputs: Float[Tensor, "K B I"]) -> Float[Tensor, "K B A"]:
         """One time step of B games, on the GPU; the result is overwritten by the next step."""
         self._x[..., : inputs.shape[2]] = inputs
-        self._graph.replay()
+        self.replay()
         return self._outputs[self.form][..., : self.team.n_actions]

@@ -15,15 +15,17 @@ import pandas as pd
 from k24lab.deploy.accounting import agent_layers, kernel_shape
 from k24lab.errors import ConfigError, unknown
 
-BYTES = 2  # fp16
-PACKED_RATIO = 9 / 16  # bytes of a 2:4 weight in 16 bit over dense: 2 of 4 values and 4 bits of indices per group
-BANDWIDTH_EFFICIENCY = 0.8  # share of the peak memory bandwidth that a streaming kernel reaches (assumed)
 CLAIM = (1.5, 1.8)  # speedup that the design document claims for 2:4 on Ampere
 
 
 @dataclass(frozen=True)
 class Device:
-    """Peaks of a GPU (fp16 in, fp32 accumulate) and the shares of them that published matmuls reached."""
+    """Peaks of a GPU (fp16 in, fp32 accumulate) and the shares of them that published matmuls reached.
+
+    `launch`: microseconds that a call takes whatever it computes. One small kernel inside a CUDA graph takes 2-4 us
+    (assumed; NVIDIA blog "Getting Started with CUDA Graphs": 3.4 us a kernel); ratios for small layers hardly depend
+    on it.
+    """
 
     name: str
     dense_tflops: float
@@ -33,6 +35,10 @@ class Device:
     sparse_efficiency: float
     source: str
     efficiency_source: str
+    bandwidth_efficiency: float = 0.8  # share of the peak that a streaming kernel reaches (assumed)
+    launch: float = 3.0
+    itemsize: int = 2  # bytes of a number
+    packed_ratio: float = 9 / 16  # bytes of a 2:4 weight over dense: 2 of 4 values and 4 bits of indices per group
 
 
 DEVICES = {
@@ -52,20 +58,17 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class Overhead:
-    """Fixed microseconds of one call: `launch` on the GPU, the rest on the host."""
+    """Fixed microseconds of one call on the host."""
 
-    launch: float
     dense_host: float
     sparse_host: float
 
 
 OVERHEADS = {
-    # One small kernel inside a CUDA graph takes 2-4 us whatever it computes (assumed; NVIDIA blog "Getting Started
-    # with CUDA Graphs": 3.4 us a kernel). Ratios for small layers hardly depend on it.
-    "graph": Overhead(launch=3.0, dense_host=0.0, sparse_host=0.0),
+    "graph": Overhead(dense_host=0.0, sparse_host=0.0),
     # torch's 2:4 tensor subclass costs 120-190 us of host time a call (pytorch#111339: 196 us in all for 4096^2, batch
     # 1); a dense F.linear about 10 us (assumed). One call at a time: nothing hides behind a queue of others.
-    "eager": Overhead(launch=3.0, dense_host=10.0, sparse_host=155.0),
+    "eager": Overhead(dense_host=10.0, sparse_host=155.0),
 }
 
 
@@ -91,11 +94,11 @@ def call_time(
         raise ConfigError(f"n_stacked = {n_stacked}: one 2:4 call serves one mask; call once per mask")
     overhead = OVERHEADS[timing]
     peak = device.sparse_tflops * device.sparse_efficiency if sparse else device.dense_tflops * device.dense_efficiency
-    weight_bytes = BYTES * out_features * in_features * (PACKED_RATIO if sparse else 1.0)
-    moved = n_stacked * (weight_bytes + BYTES * batch * (in_features + out_features))
+    weight_bytes = device.itemsize * out_features * in_features * (device.packed_ratio if sparse else 1.0)
+    moved = n_stacked * (weight_bytes + device.itemsize * batch * (in_features + out_features))
     compute_us = n_stacked * 2.0 * out_features * in_features * batch / (peak * 1e6)
-    memory_us = moved / (BANDWIDTH_EFFICIENCY * device.bandwidth * 1e3)
-    return overhead.launch + (overhead.sparse_host if sparse else overhead.dense_host) + max(compute_us, memory_us)
+    memory_us = moved / (device.bandwidth_efficiency * device.bandwidth * 1e3)
+    return device.launch + (overhead.sparse_host if sparse else overhead.dense_host) + max(compute_us, memory_us)
 
 
 def layer_times(
@@ -140,15 +143,16 @@ def agent_step_times(
 
 
 def predict_layers(
-    device: str, widths: Sequence[int], batches: Sequence[int], n_agents: int = 1, timing: str = "graph"
+    device: str | Device, widths: Sequence[int], batches: Sequence[int], n_agents: int = 1, timing: str = "graph"
 ) -> pd.DataFrame:
     """Square layers of each width at each batch: kind, device, width, batch, n_agents, timing, *_us, speedup."""
     rows = []
+    device = find_device(device) if isinstance(device, str) else device
     for width in widths:
         for batch in batches:
-            dense, sparse = layer_times(find_device(device), width, width, batch, n_agents, timing)
+            dense, sparse = layer_times(device, width, width, batch, n_agents, timing)
             keys = {"width": width, "batch": batch, "n_agents": n_agents, "timing": timing}
-            rows.append(_prediction(device, keys, dense, sparse))
+            rows.append(_prediction(device.name, keys, dense, sparse))
     return pd.DataFrame(rows)
 
 

@@ -24,7 +24,7 @@ from k24lab.deploy.pack import pack_patterns, quantise, unpack_patterns
 from k24lab.envs import make_env
 from k24lab.errors import ConfigError, RunError, unknown
 from k24lab.marl.agents import LAYERS, LayerWeights, RNNAgent
-from k24lab.marl.learner import build_learner
+from k24lab.marl.learner import K24QLearner, build_learner
 from k24lab.runs import RunFolder, atomic_write, read_config
 from k24lab.sparsity.baselines import MagnitudeLinear24
 from k24lab.sparsity.layers import SemiStructuredLinear24
@@ -126,6 +126,16 @@ def freeze_run(folder: Path) -> FrozenTeam:
         RunError: no run folder, or one without a checkpoint.
         ConfigError: a method whose networks are not 2:4.
     """
+    learner, t_env = load_learner(folder)
+    return freeze(learner.agent, learner.config, learner.spec.obs_dim, learner.spec.n_agents, t_env)
+
+
+def load_learner(folder: Path) -> tuple[K24QLearner, int]:
+    """The learner of a run folder's last checkpoint, on the CPU, and the env steps that it was trained for.
+
+    Raises:
+        RunError: no run folder, or one without a checkpoint.
+    """
     config = read_config(folder)
     state = RunFolder(folder, config).load_checkpoint()
     if state is None:
@@ -134,7 +144,7 @@ def freeze_run(folder: Path) -> FrozenTeam:
     env.close()
     learner = build_learner(dataclasses.replace(config, device="cpu"), env.spec)
     learner.load_state_dict(state["learner"])
-    return freeze(learner.agent, config, env.spec.obs_dim, env.spec.n_agents, state["t_env"])
+    return learner, state["t_env"]
 
 
 def save_team(team: FrozenTeam, path: Path, dtype: str = "float32") -> None:

@@ -1,7 +1,8 @@
 """One time step of a whole team in one call (`act.c`): for acting, where torch would wait for its own calls."""
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -75,11 +76,14 @@ class PackedLinear:
         self.matrix = _Matrix(*addresses, self.rows, groups, *strides)
         self._call, self._address = _function("k24_act_linear", "iippip"), ctypes.addressof(self.matrix)
 
-    def __call__(self, x: Float[Tensor, "K B in"], relu: bool = False) -> Float[Tensor, "K B rows"]:
-        """The product or its positive part, padded rows included."""
+    def __call__(
+        self, x: Float[Tensor, "K B in"], relu: bool = False, out: Float[Tensor, "K B rows"] | None = None
+    ) -> Float[Tensor, "K B rows"]:
+        """The product or its positive part, padded rows included, in `out` if there is one (new memory costs 1-2 us)."""
         x = x.contiguous() if self.inputs == self.columns else F.pad(x, (0, self.columns - self.inputs))
-        networks, batch = x.shape[:2]
-        y = x.new_empty(networks, batch, self.rows)
+        networks, batch, _ = x.shape
+        y = x.new_empty(networks, batch, self.rows) if out is None else out
+        assert y.is_contiguous() and y.shape == (networks, batch, self.rows)
         self._call(networks, batch, self._address, x.data_ptr(), relu, y.data_ptr())
         return y
 
@@ -108,3 +112,12 @@ class TeamStep:
         addresses = (x.data_ptr(), hidden.data_ptr(), q_values.data_ptr(), self._scratch.data_ptr())
         self._call(networks, batch, inputs, self.n_actions, self._address, *addresses)
         return q_values
+
+
+def pack_team(weights: Mapping[str, Any], n_actions: int, sparse: Container[str]) -> TeamStep:
+    """Pack a team (`k24lab.marl.agents.Weights`); the layers in `sparse` are 2:4, of the others every weight is kept."""
+    layers = {
+        name: PackedLinear(layer.weight, layer.bias, GATES.get(name, 1), sparse=name in sparse)
+        for name, layer in weights.items()
+    }
+    return TeamStep(layers, n_actions)

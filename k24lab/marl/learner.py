@@ -17,7 +17,7 @@ from k24lab.marl.diagnostics import gradient_norms, mask_metrics, threshold_metr
 from k24lab.marl.mixers import build_mixer
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.marl.rollout import agent_inputs
-from k24lab.marl.rows import AgentRows, Rows, SharedRows, TypeRows
+from k24lab.marl.rows import Rows, rows_for
 from k24lab.marl.sequences import Episodes, dead_units, played_steps, unroll_episodes, weighted_abs_sums
 from k24lab.marl.targets import double_q_values, greedy_actions, one_step, td_lambda
 from k24lab.seeding import Stream, derive_seed
@@ -114,9 +114,7 @@ class K24QLearner:
 
     def rows(self, unit_type: Int[Tensor, "B N"]) -> Rows:
         """Which unit of these episodes is seen through which mask."""
-        if not self.config.separate:
-            return SharedRows(self.spec.n_agents)
-        return TypeRows(unit_type, self.n_masks) if self.config.per_type else AgentRows()
+        return rows_for(self.config, unit_type, self.n_masks)
 
     def update(self, batch: EpisodeBatch, t_env: int, log: bool = False) -> dict[str, float]:
         """One gradient step on a batch of episodes; returns its metrics (more of them if `log`)."""

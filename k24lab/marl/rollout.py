@@ -7,7 +7,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from k24lab.envs.base import Step, VecEnv
-from k24lab.marl.agents import Weights, step
 from k24lab.marl.replay import EpisodeBatch, empty_batch
 from k24lab.marl.rows import Rows
 from k24lab.marl.targets import greedy_actions
@@ -38,7 +37,7 @@ def epsilon_greedy(
 @torch.inference_mode()
 def collect(
     env: VecEnv,
-    weights: Weights,
+    act: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     *,
     initial_hidden: Callable[[int, int], Tensor],
     rows_of: Callable[[Int[Tensor, "E N"]], Rows],
@@ -51,8 +50,9 @@ def collect(
     """Play one episode in each of the E environments.
 
     Args:
-        weights: effective weights under the argmax masks; they stay fixed for the whole episode.
-        initial_hidden: the first hidden state [K, H, R] of R rows for each of K networks.
+        act: one time step: inputs [K, I, R] and hidden state to Q-values [K, A, R] and the next hidden state, of a
+            policy that stays the same for the whole episode.
+        initial_hidden: the first hidden state of R rows for each of K networks.
         rows_of: which unit uses which weights, from the unit types at reset.
         seed: of the episodes; the same seed gives the same episodes for the same actions.
         generator: of the exploration.
@@ -65,7 +65,7 @@ def collect(
         _store(batch, t, now, with_state)
         inputs = rows.split(agent_inputs(batch.obs[:, t : t + 1], agent_id)).squeeze(2)  # [K, I, R]
         hidden = initial_hidden(len(inputs), inputs.shape[2]) if hidden is None else hidden
-        q_values, hidden = step(weights, inputs, hidden)
+        q_values, hidden = act(inputs, hidden)
         by_agent = rows.merge(q_values.unsqueeze(2)).squeeze(1)  # [N, E, A]
         actions = epsilon_greedy(by_agent.transpose(0, 1), batch.avail_actions[:, t], epsilon, generator)
         now = env.step(actions.to(now.obs.device))

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from k24lab.config import Config
+
 FULL = 8  # rows of a type are filled up to a multiple of what a processor handles at once
 
 
@@ -91,3 +93,10 @@ class TypeRows:
 
 
 Rows = SharedRows | AgentRows | TypeRows
+
+
+def rows_for(config: Config, unit_type: Int[Tensor, "B N"], n_masks: int) -> Rows:
+    """Which unit of these episodes is seen through which mask (or network)."""
+    if not config.separate:
+        return SharedRows(unit_type.shape[1])
+    return TypeRows(unit_type, n_masks) if config.per_type else AgentRows()

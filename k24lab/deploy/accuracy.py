@@ -1,0 +1,123 @@
+"""What freezing costs: how far a frozen team is from the network that was trained, and what it returns."""
+
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from k24lab import kernels
+from k24lab.analysis.stats import mean_interval
+from k24lab.deploy.actor import Actor
+from k24lab.deploy.team import DTYPES, FrozenTeam, freeze, load_learner, load_team, save_team
+from k24lab.envs import make_env
+from k24lab.envs.base import VecEnv
+from k24lab.marl.agents import step
+from k24lab.marl.learner import K24QLearner
+from k24lab.marl.replay import EpisodeBatch
+from k24lab.marl.rollout import agent_inputs, collect
+from k24lab.marl.rows import Rows, rows_for
+from k24lab.marl.targets import greedy_actions
+from k24lab.seeding import Stream, derive_seed
+
+
+class Policy(NamedTuple):
+    """What `collect` acts with."""
+
+    act: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    initial_hidden: Callable[[int, int], Tensor]
+
+
+def accuracy_table(folder: Path, n_episodes: int = 256) -> pd.DataFrame:
+    """The network of a run under its argmax masks, and teams frozen from it in every precision, on the same episodes.
+
+    A row per form: `kilobytes` of its file (1000 bytes), `max_error` and `mean_error` of the Q-values and
+    `agreement`, the share of greedy actions that are the trained network's, both on the histories of that network's
+    own episodes (`n_observations`: living agents and time steps); `return_mean`, `return_low` and `return_high` of
+    its own `n_episodes` (Student's t, 95 %).
+
+    Raises:
+        RunError: no run folder, or one without a checkpoint.
+        ConfigError: a method whose networks are not 2:4.
+    """
+    learner, t_env = load_learner(folder)
+    config, spec = learner.config, learner.spec
+    team = freeze(learner.agent, config, spec.obs_dim, spec.n_agents, t_env)
+    env = make_env(config.task, n_episodes, config.n_workers)
+    trained = Policy(partial(step, learner.argmax_weights()), learner.agent.initial_hidden)
+    batch = _play(learner, env, trained)
+    rows = rows_for(config, batch.unit_type, learner.n_masks)
+    reference = _q_values(trained, rows, batch, config.agent_id)
+    table = [{"form": "trained network"} | _compared(reference, reference, batch) | _returned(batch)]
+    for form, (policy, size) in _frozen(team).items():
+        q_values = _q_values(policy, rows, batch, config.agent_id)
+        row = {"form": form, "kilobytes": size / 1000} | _compared(q_values, reference, batch)
+        table.append(row | _returned(_play(learner, env, policy)))
+    env.close()
+    return pd.DataFrame(table).assign(run=folder.name)
+
+
+def _frozen(team: FrozenTeam) -> dict[str, tuple[Policy, int]]:
+    """Every form of the team, and the bytes of its file."""
+    forms = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for dtype in DTYPES:
+            path = Path(folder) / dtype
+            save_team(team, path, dtype)
+            read, size = load_team(path), path.stat().st_size
+            backends = ["torch", "kernel"] if kernels.library() is not None else ["torch"]
+            for backend in backends if dtype == "float32" else backends[:1]:
+                actor = Actor(read, backend)
+                name = f"{dtype}, {backend}" if dtype == "float32" else f"{dtype} weights"
+                forms[name] = Policy(actor.act, actor.initial_hidden), size
+    return forms
+
+
+def _play(learner: K24QLearner, env: VecEnv, policy: Policy) -> EpisodeBatch:
+    """An episode of each environment, the same worlds for every policy."""
+    return collect(
+        env,
+        policy.act,
+        initial_hidden=policy.initial_hidden,
+        rows_of=learner.rows,
+        epsilon=0.0,
+        seed=derive_seed(learner.config.seed, Stream.TEST_EPISODES, 0),
+        generator=torch.Generator(),
+        agent_id=learner.config.agent_id,
+        with_state=False,
+    )
+
+
+@torch.inference_mode()
+def _q_values(policy: Policy, rows: Rows, batch: EpisodeBatch, agent_id: bool) -> Float[Tensor, "B T N A"]:
+    """Of a policy on the histories of these episodes, whoever played them."""
+    inputs = rows.split(agent_inputs(batch.obs[:, :-1], agent_id))
+    hidden, steps = policy.initial_hidden(len(inputs), inputs.shape[3]), []
+    for t in range(inputs.shape[2]):
+        q_values, hidden = policy.act(inputs[:, :, t].contiguous(), hidden)
+        steps.append(q_values)
+    return rows.merge(torch.stack(steps, dim=2)).permute(2, 1, 0, 3)
+
+
+def _compared(q_values: Tensor, reference: Tensor, batch: EpisodeBatch) -> dict[str, Any]:
+    """Where agents lived and chose."""
+    seen = batch.filled.unsqueeze(2) & batch.alive[:, :-1]
+    avail = batch.avail_actions[:, :-1]
+    same = greedy_actions(q_values, avail) == greedy_actions(reference, avail)
+    error = (q_values - reference).abs()[seen.unsqueeze(-1) & avail]
+    return {
+        "max_error": error.max().item(),
+        "mean_error": error.mean().item(),
+        "agreement": same[seen].double().mean().item(),
+        "n_observations": int(seen.sum()),
+    }
+
+
+def _returned(batch: EpisodeBatch) -> dict[str, float]:
+    mean, low, high, _ = map(float, mean_interval(batch.returns.double().numpy()))
+    return {"return_mean": mean, "return_low": low, "return_high": high}
