@@ -43,7 +43,7 @@ def team_lines(table: pd.DataFrame, value: str, ax: Axes, *, title: str = "", yl
     ax.set_xscale("log")
     ax.set_xticks(agents, [str(n) for n in agents])
     ax.minorticks_off()
-    ax.set(title=title, xlabel="agents, a mask each", ylabel=ylabel, ylim=(0, None))
+    ax.set(title=title, xlabel="agents, a mask each", ylabel=ylabel, ylim=(0, 1.1 * max(1.0, table[value].max())))
     return ax
 
 
@@ -61,11 +61,9 @@ def inference_figure(layers: pd.DataFrame, teams: pd.DataFrame, batches: Sequenc
     crossover_map(sparse, "speedup", axes[0], title="one layer, 2:4 over torch")
     crossover_map(sparse, "own", axes[1], title="2:4 over dense weights, same kernel")
     crossover_map(predicted, "speedup", axes[2], title="the same, predicted (roofline)")
-    shared = over_shared(teams)
-    title = f"whole step, batch {batches[0]}: the price of masks"
-    team_lines(
-        shared[shared["batch"] == batches[0]], "ratio", axes[3], title=title, ylabel="2:4 over one shared network"
-    )
+    shared, first = over_shared(teams), batches[0]
+    title, label = f"whole step, batch {first}: the price of masks", "2:4 over one shared network"
+    team_lines(shared[shared["batch"] == first], "ratio", axes[3], title=title, ylabel=label)
     for k, batch in enumerate(batches):
         rows = teams[(teams["form"] == "2:4") & (teams["batch"] == batch)]
         left, right = axes[4 + 2 * k : 6 + 2 * k]

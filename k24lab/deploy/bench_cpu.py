@@ -22,6 +22,7 @@ from k24lab.envs import make_env
 from k24lab.kernels import acting
 from k24lab.marl.agents import build_agent, step
 from k24lab.marl.learner import build_learner
+from k24lab.marl.replay import EpisodeBatch
 from k24lab.marl.rollout import collect
 
 Call = Callable[[], object]
@@ -173,18 +174,20 @@ class _Rollouts:
         self.env = make_env(self.config.task, n_envs)
         self.learner = build_learner(self.config, self.env.spec)
 
-    def as_training(self) -> None:
+    def as_training(self) -> EpisodeBatch:
         """Packs for `step`, then plays."""
-        self._play(partial(step, self.learner.argmax_weights()), self.learner.agent.initial_hidden)
+        return self._play(partial(step, self.learner.argmax_weights()), self.learner.agent.initial_hidden)
 
-    def acting_kernel(self) -> None:
+    def acting_kernel(self) -> EpisodeBatch:
         """Packs for the kernel, then plays."""
         n_actions, masked = self.env.spec.action_dim, self.learner.masked_layers
         team = acting.pack_team(self.learner.argmax_weights(), n_actions, masked)
-        self._play(lambda x, hidden: (team(x.mT, hidden).mT, hidden), team.initial_hidden)
+        return self._play(lambda x, hidden: (team(x.mT, hidden).mT, hidden), team.initial_hidden)
 
-    def _play(self, act: Callable[..., tuple[Tensor, Tensor]], initial_hidden: Callable[[int, int], Tensor]) -> None:
-        collect(
+    def _play(
+        self, act: Callable[..., tuple[Tensor, Tensor]], initial_hidden: Callable[[int, int], Tensor]
+    ) -> EpisodeBatch:
+        return collect(
             self.env,
             act,
             initial_hidden=initial_hidden,

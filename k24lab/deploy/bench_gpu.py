@@ -8,6 +8,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -132,7 +133,7 @@ def pack_for_gpu(weight: Float[Tensor, "out in"], backend: str, batch: int) -> T
     return packed
 
 
-def _pack(weight: Float[Tensor, "out in"], backend: str) -> Tensor:
+def _pack(weight: Float[Tensor, "out in"], backend: str) -> Any:
     before = SparseSemiStructuredTensor._FORCE_CUTLASS
     SparseSemiStructuredTensor._FORCE_CUTLASS = backend == "cutlass"
     try:

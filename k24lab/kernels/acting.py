@@ -79,7 +79,7 @@ class PackedLinear:
     def __call__(
         self, x: Float[Tensor, "K B in"], relu: bool = False, out: Float[Tensor, "K B rows"] | None = None
     ) -> Float[Tensor, "K B rows"]:
-        """The product or its positive part, padded rows included, in `out` if there is one (new memory costs 1-2 us)."""
+        """The product or its positive part, padded rows included, in `out` if given (new memory costs 1-2 us)."""
         x = x.contiguous() if self.inputs == self.columns else F.pad(x, (0, self.columns - self.inputs))
         networks, batch, _ = x.shape
         y = x.new_empty(networks, batch, self.rows) if out is None else out
@@ -115,7 +115,7 @@ class TeamStep:
 
 
 def pack_team(weights: Mapping[str, Any], n_actions: int, sparse: Container[str]) -> TeamStep:
-    """Pack a team (`k24lab.marl.agents.Weights`); the layers in `sparse` are 2:4, of the others every weight is kept."""
+    """Pack a team (`k24lab.marl.agents.Weights`); of layers not in `sparse` every weight is kept."""
     layers = {
         name: PackedLinear(layer.weight, layer.bias, GATES.get(name, 1), sparse=name in sparse)
         for name, layer in weights.items()
