@@ -243,7 +243,7 @@ def _export_results(groups: tuple[str, ...], output: Path) -> None:
 
 def _export_team(what: tuple[str, ...], output: Path, format: str, dtype: str, agent: int | None) -> None:
     from k24lab.deploy.onnx import export_onnx
-    from k24lab.deploy.team import freeze_run, save_team
+    from k24lab.deploy.team import freeze_run, save_team, storage_report
     from k24lab.errors import ConfigError
 
     if len(what) != 1:
@@ -255,6 +255,7 @@ def _export_team(what: tuple[str, ...], output: Path, format: str, dtype: str, a
         raise ConfigError(f"agent = {agent} needs --format onnx: a safetensors file holds the whole team")
     else:
         save_team(team, output, dtype)
+        print(storage_report(team, output.stat().st_size, dtype))
 
 
 def import_(files: Annotated[tuple[Path, ...], tyro.conf.Positional], name: str | None = None) -> None:

@@ -47,28 +47,37 @@ def team_lines(table: pd.DataFrame, value: str, ax: Axes, *, title: str = "", yl
     return ax
 
 
-def inference_figure(layers: pd.DataFrame, teams: pd.DataFrame, batches: Sequence[int]) -> Figure:
-    """Maps of layers on the CPU (against torch, against the same kernel with dense weights, and as a roofline predicts
-    the latter), the team against one network without masks, and two panels for each batch of teams.
+def layer_maps(layers: pd.DataFrame, axes: Sequence[Axes]) -> None:
+    """Three maps: a layer on the CPU against torch, against the same kernel with dense weights, and that predicted.
 
-    Args:
-        layers: columns width, batch, form, speedup, own; rows of the form `roofline` are predicted.
-        teams: columns width, n_agents, batch, form, us, speedup, own.
-        batches: of `teams`.
+    `layers`: columns width, batch, form, speedup, own; rows of the form `roofline` are predicted.
     """
     sparse, predicted = layers[layers["form"] == "2:4"], layers[layers["form"] == "roofline"]
-    fig, axes = panels(4 + 2 * len(batches), n_columns=2, height=[2.4, 2.4] + [1.9] * len(batches))
     crossover_map(sparse, "speedup", axes[0], title="one layer, 2:4 over torch")
     crossover_map(sparse, "own", axes[1], title="2:4 over dense weights, same kernel")
     crossover_map(predicted, "speedup", axes[2], title="the same, predicted (roofline)")
+
+
+def team_panels(teams: pd.DataFrame, batches: Sequence[int], axes: Sequence[Axes]) -> None:
+    """Two panels for each batch: a team's step against the fastest torch, and against the same kernel, dense.
+
+    `teams`: columns width, n_agents, batch, form, speedup, own.
+    """
+    for k, batch in enumerate(batches):
+        rows = teams[(teams["form"] == "2:4") & (teams["batch"] == batch)]
+        left, right = axes[2 * k : 2 * k + 2]
+        team_lines(rows, "speedup", left, title=f"whole step, batch {batch}", ylabel="2:4 over the fastest torch")
+        team_lines(rows, "own", right, title=f"whole step, batch {batch}", ylabel="2:4 over dense, same kernel")
+
+
+def inference_figure(layers: pd.DataFrame, teams: pd.DataFrame, batches: Sequence[int]) -> Figure:
+    """All of the CPU's: the maps of layers, the team against one network without masks, and the panels of teams."""
+    fig, axes = panels(4 + 2 * len(batches), n_columns=2, height=[2.4, 2.4] + [1.9] * len(batches))
+    layer_maps(layers, axes[:3])
     shared, first = over_shared(teams), batches[0]
     title, label = f"whole step, batch {first}: the price of masks", "2:4 over one shared network"
     team_lines(shared[shared["batch"] == first], "ratio", axes[3], title=title, ylabel=label)
-    for k, batch in enumerate(batches):
-        rows = teams[(teams["form"] == "2:4") & (teams["batch"] == batch)]
-        left, right = axes[4 + 2 * k : 6 + 2 * k]
-        team_lines(rows, "speedup", left, title=f"whole step, batch {batch}", ylabel="2:4 over the fastest torch")
-        team_lines(rows, "own", right, title=f"whole step, batch {batch}", ylabel="2:4 over dense, same kernel")
+    team_panels(teams, batches, axes[4:])
     return fig
 
 

@@ -34,27 +34,35 @@ TEAM_BATCHES = (1, 8, 32)
 ROLLOUT_TEAMS, ROLLOUT_ENVS = (3, 8), (1, 8, 32)
 OBS_DIM, N_ACTIONS = 30, 10
 MOST_MULTIPLY_ADDS = 2e9  # of a case: larger ones would take seconds a call on a CPU
-LEAST_SECONDS = 1e-3  # that are timed at once
+LEAST_SECONDS = 3e-4  # that are timed at once
+WINDOWS = 3
 ROUNDS = 20
 
 
 def interleaved(calls: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
-    """Microseconds of each call, in turn `rounds` times; fast ones are repeated until they can be timed."""
+    """Microseconds of each call, in turn `rounds` times.
+
+    Fast ones are repeated until they can be timed, and a turn's time is the least of WINDOWS: on a shared machine a
+    process is put aside for milliseconds now and then, which says nothing about the call.
+    """
     repeats = {}
     for name, call in calls.items():
         call()
-        start = time.perf_counter()
-        call()
-        repeats[name] = max(1, int(LEAST_SECONDS / max(time.perf_counter() - start, 1e-7)))
+        repeats[name] = max(1, int(LEAST_SECONDS / max(_seconds(call, 1), 1e-7)))
     times: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
     for turn in range(rounds):
         for name in names if turn % 2 else reversed(names):
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                calls[name]()
-            times[name].append((time.perf_counter() - start) / repeats[name] * 1e6)
+            least = min(_seconds(calls[name], repeats[name]) for _ in range(WINDOWS))
+            times[name].append(least / repeats[name] * 1e6)
     return times
+
+
+def _seconds(call: Call, repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return time.perf_counter() - start
 
 
 def _rows(times: Mapping[str, Sequence[float]], plain: Sequence[str], about: Mapping[str, Any]) -> list[dict[str, Any]]:

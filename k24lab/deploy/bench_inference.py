@@ -18,8 +18,9 @@ from k24lab.deploy import bench_cpu, bench_gpu, roofline
 from k24lab.deploy.actor import Actor
 from k24lab.deploy.gpu import DTYPES, GPUActor
 from k24lab.deploy.team import freeze
-from k24lab.errors import ConfigError
+from k24lab.errors import ConfigError, RunError
 from k24lab.marl.agents import build_agent
+from k24lab.paths import CHECKOUT, figures_dir
 
 NAME, GPU_NAME = "bench_inference", "bench_inference_gpu"
 GPU_BATCHES = (1, 32, 256, 1024, 4096)
@@ -45,6 +46,32 @@ def bench_inference(rounds: int = bench_cpu.ROUNDS) -> list[Path]:
             fig = shared_legend(gpu_figure(gpu))
             paths += style.save_figure(fig, GPU_NAME, gpu).values()
     return paths
+
+
+def measurements(measure: bool = False, rounds: int = bench_cpu.ROUNDS) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """What was measured on a CPU and on a GPU (None: nowhere yet), and a line that says where and when.
+
+    From the files of `bench_inference` in the figures folder, or else those that come with the package's checkout;
+    with `measure`, here and now (minutes).
+
+    Raises:
+        RunError: no file, and `measure` is off.
+    """
+    if measure:
+        bench_inference(rounds)
+    tables = []
+    for name in (NAME, GPU_NAME):
+        places = [folder / f"{name}.csv" for folder in (figures_dir(), CHECKOUT / "figures")]
+        found = [path for path in places if path.is_file()]
+        tables.append(pd.read_csv(found[0]) if found else None)
+        if found:
+            about = tables[-1].dropna(subset="date").iloc[0]
+            print(f"{name}: measured on {about['device']}, {about['date']}, torch {about['torch']}")
+        else:
+            print(f"{name}: measured nowhere yet (k24lab bench inference)")
+    if tables[0] is None:
+        raise RunError(f"{figures_dir() / NAME}.csv is missing: k24lab bench inference, or measure = True")
+    return tables[0], tables[1]
 
 
 def measure_cpu(rounds: int) -> pd.DataFrame:
@@ -90,7 +117,8 @@ def measure_gpu(rounds: int) -> pd.DataFrame:
     """
     shapes = [(w, w, b) for w, b in product(bench_cpu.WIDTHS, bench_cpu.BATCHES)]
     layers = [bench_gpu.measure_linear(shapes, 1, timing, rounds) for timing in bench_gpu.TIMINGS]
-    table = pd.concat(layers).assign(level="layer").rename(columns={"out_features": "width"})
+    table = pd.concat(layers).assign(level="layer")
+    table["width"] = table["out_features"]
     steps = pd.DataFrame(_gpu_steps(bench_cpu.HIDDEN, bench_cpu.TEAMS, GPU_BATCHES, rounds))
     table = pd.concat([table, steps.assign(level="team")])
     table["device"], table["torch"], table["date"] = torch.cuda.get_device_name(), torch.__version__, _today()

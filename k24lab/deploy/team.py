@@ -20,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from k24lab.config import Config, build_config
+from k24lab.deploy.accounting import agent_layers, team_bytes
 from k24lab.deploy.pack import pack_patterns, quantise, unpack_patterns
 from k24lab.envs import make_env
 from k24lab.errors import ConfigError, RunError, unknown
@@ -175,6 +176,18 @@ def save_team(team: FrozenTeam, path: Path, dtype: str = "float32") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(save(tensors, about))
+
+
+def storage_report(team: FrozenTeam, n_bytes: int, dtype: str) -> str:
+    """A line on the size of a file beside what one dense network, and one for each mask, would take in that dtype."""
+    layers = agent_layers(team.input_dim, team.config.hidden_dim, team.n_actions)
+    stored = {"float32": "fp32", "float16": "fp16", "bfloat16": "fp16", "int8": "int8"}[dtype]
+    one = team_bytes(layers, 1, "one shared dense network", stored)
+    n = team.n_masks
+    return (
+        f"{n_bytes / 1000:.1f} kB in {dtype} for {n} masks, {n_bytes / n / 1000:.1f} kB each; "
+        f"one dense network: {one / 1000:.1f} kB, {n} separate ones: {n * one / 1000:.1f} kB"
+    )
 
 
 def load_team(path: Path) -> FrozenTeam:
