@@ -59,19 +59,21 @@ def measurements(measure: bool = False, rounds: int = bench_cpu.ROUNDS) -> tuple
     """
     if measure:
         bench_inference(rounds)
-    tables = []
-    for name in (NAME, GPU_NAME):
-        places = [folder / f"{name}.csv" for folder in (figures_dir(), CHECKOUT / "figures")]
-        found = [path for path in places if path.is_file()]
-        tables.append(pd.read_csv(found[0]) if found else None)
-        if found:
-            about = tables[-1].dropna(subset="date").iloc[0]
-            print(f"{name}: measured on {about['device']}, {about['date']}, torch {about['torch']}")
-        else:
-            print(f"{name}: measured nowhere yet (k24lab bench inference)")
-    if tables[0] is None:
+    cpu, gpu = _stored(NAME), _stored(GPU_NAME)
+    if cpu is None:
         raise RunError(f"{figures_dir() / NAME}.csv is missing: k24lab bench inference, or measure = True")
-    return tables[0], tables[1]
+    return cpu, gpu
+
+
+def _stored(name: str) -> pd.DataFrame | None:
+    for folder in (figures_dir(), CHECKOUT / "figures"):
+        if (path := folder / f"{name}.csv").is_file():
+            table = pd.read_csv(path)
+            about = table.dropna(subset="date").iloc[0]
+            print(f"{name}: measured on {about['device']}, {about['date']}, torch {about['torch']}")
+            return table
+    print(f"{name}: measured nowhere yet (k24lab bench inference)")
+    return None
 
 
 def measure_cpu(rounds: int) -> pd.DataFrame:

@@ -145,6 +145,18 @@ def _baseline_layer(config: Config, n_masks: int, name: str, in_features: int, o
     return DenseLinear(in_features, out_features, n_masks if own else 1)
 
 
+def _linear(x: Tensor, weight: Tensor, bias: Tensor, packed: ops.Packed | None, relu: bool) -> Tensor:
+    """`W x + b` or its positive part, without gradients."""
+    if packed is not None:
+        return ops.matmul(packed, x, bias, relu)
+    y = torch.bmm(weight.expand(len(x), -1, -1), x)
+    if kernels.usable(y):
+        ops.add_bias(y, bias, relu)
+        return y
+    y += bias.unsqueeze(2)
+    return y.relu_() if relu else y
+
+
 class _Linear(torch.autograd.Function):
     """`W x + b` or its positive part; of a 2:4 matrix only what is kept is multiplied.
 
@@ -153,15 +165,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, packed: ops.Packed | None, relu: bool) -> Tensor:
-        if packed is not None:
-            y = ops.matmul(packed, x, bias, relu)
-        else:
-            y = torch.bmm(weight.expand(len(x), -1, -1), x)
-            if kernels.usable(y):
-                ops.add_bias(y, bias, relu)
-            else:
-                y += bias.unsqueeze(2)
-                y = y.relu_() if relu else y
+        y = _linear(x, weight, bias, packed, relu)
         ctx.sparse = packed is not None
         ctx.save_for_backward(x, weight, bias, y if relu else None)
         return y
@@ -182,7 +186,8 @@ class _Linear(torch.autograd.Function):
 
 def apply_linear(layer: LayerWeights, x: Float[Tensor, "K in *columns"], relu: bool = False) -> Tensor:
     """`W x + b` of each network, [K, out, *columns], or its positive part."""
-    y = _Linear.apply(x.flatten(2), layer.weight, layer.bias, layer.packed, relu)
+    compute = _Linear.apply if torch.is_grad_enabled() else _linear  # see batched_gru
+    y = compute(x.flatten(2), layer.weight, layer.bias, layer.packed, relu)
     return y.unflatten(2, x.shape[2:])
 
 

@@ -16,6 +16,17 @@ from k24lab.kernels import ops
 tanh_backward, sigmoid_backward = torch.ops.aten.tanh_backward.grad_input, torch.ops.aten.sigmoid_backward.grad_input
 
 
+def _states(
+    gate_x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, packed: ops.Packed | None, save: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Hidden states before and after every step (h[:, :, t] enters step t), and what the backward pass needs."""
+    h = hidden.new_empty(*hidden.shape[:2], gate_x.shape[2] + 1, hidden.shape[2])
+    h[:, :, 0] = hidden
+    if kernels.usable(gate_x):
+        return h, ops.gru(gate_x, bias, weight if packed is None else packed, h, save)
+    return h, _torch_gru(gate_x, bias, weight, h)
+
+
 class _BatchedGRU(torch.autograd.Function):
     """Backpropagation through time written out; step by step, so that what a step works on stays in the cache."""
 
@@ -23,12 +34,7 @@ class _BatchedGRU(torch.autograd.Function):
     def forward(
         ctx: Any, gate_x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, packed: ops.Packed | None, save: bool
     ) -> Tensor:
-        h = hidden.new_empty(*hidden.shape[:2], gate_x.shape[2] + 1, hidden.shape[2])  # h[:, :, t] enters step t
-        h[:, :, 0] = hidden
-        if kernels.usable(gate_x):
-            saved = ops.gru(gate_x, bias, weight if packed is None else packed, h, save)
-        else:
-            saved = _torch_gru(gate_x, bias, weight, h)
+        h, saved = _states(gate_x, hidden, weight, bias, packed, save)
         ctx.sparse = packed is not None
         ctx.save_for_backward(h, saved, weight, bias)
         return h[:, :, 1:]
@@ -101,5 +107,7 @@ def batched_gru(
         bias: of the hidden-to-hidden product, likewise.
         packed: the matrices once more, if they are 2:4.
     """
-    save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (gate_x, hidden, weight, bias))
+    if not torch.is_grad_enabled():  # autograd's own bookkeeping costs acting dearly
+        return _states(gate_x, hidden, weight, bias, packed, save=False)[0][:, :, 1:]
+    save = any(tensor.requires_grad for tensor in (gate_x, hidden, weight, bias))
     return _BatchedGRU.apply(gate_x, hidden, weight, bias, packed, save)
