@@ -38,13 +38,14 @@ test: setup  ## lint, types, all tests, and the notebooks with small parameters
 	K24LAB_HOME=$(CURDIR)/build/test $(RUN) pytest --nbmake -n 2 notebooks
 
 GRIDS := rolenav3 rolenav8 spread tag regimes recipe resets vmas_navigation vmas_navigation8 vmas_het_mass vmas_dispersion
-results: setup  ## every run behind the README's results (some hours on 2 cores), then the figures
+results: setup  ## every run behind figures/README.md (some hours on 2 cores), then the figures
 	for grid in $(GRIDS); do \
 	  $(RUN) k24lab sweep notebooks/grids/$$grid.yaml && $(RUN) k24lab notebooks 05_ablations --runs $$grid || exit 1; \
 	done
 	$(RUN) k24lab sweep notebooks/grids/ablation.yaml
 	$(RUN) k24lab notebooks 05_ablations --runs ablation --parameters reference k24
 	$(RUN) k24lab notebooks 10_regimes --runs regimes
+	$(RUN) k24lab notebooks 10_regimes --runs recipe --parameters n_agents 12 n_roles 3 role_width 32 role_alpha_lr_factor 20.0
 	$(RUN) k24lab sweep notebooks/grids/types.yaml
 	$(RUN) k24lab notebooks 07_unit_types --runs types
 	$(RUN) k24lab sweep notebooks/grids/separate.yaml

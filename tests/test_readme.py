@@ -1,4 +1,4 @@
-"""What the README names exists."""
+"""What the README and the page of results name exists."""
 
 import importlib.util
 import re
@@ -14,11 +14,13 @@ from k24lab.paths import project_root
 
 ROOT = project_root()  # before a test moves it
 README = (ROOT / "README.md").read_text()
+RESULTS = (ROOT / "figures" / "README.md").read_text()
+TEXT = README + RESULTS
 GRIDS = sorted((ROOT / "notebooks" / "grids").glob("*.yaml"))
 NOTEBOOKS = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(k24lab(?:\.\w+)+)`", README))))
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(k24lab(?:\.\w+)+)`", TEXT))))
 def test_dotted_name_exists(name):
     module, _, attribute = name.rpartition(".")
     try:
@@ -33,10 +35,16 @@ def test_every_method_and_notebook_is_in_the_readme():
 
 
 def test_commands_name_files_that_exist():
-    paths = re.findall(r"notebooks/[\w/]+\.(?:yaml|ipynb)", README)
+    paths = re.findall(r"notebooks/[\w/]+\.(?:yaml|ipynb)", TEXT)
     assert paths and all((ROOT / path).is_file() for path in paths)
-    named = re.findall(r"k24lab notebooks ((?:\d\d_\w+ ?)+)", README)
+    named = re.findall(r"k24lab notebooks ((?:\d\d_\w+ ?)+)", TEXT)
     assert named and {part for names in named for part in names.split()} <= NOTEBOOKS
+
+
+def test_figures_that_the_results_name_are_there():
+    prefixes = set(re.findall(r"`((?:\d\d|bench)_\w+?)(?:_?\*|\.\w+)?`", RESULTS)) - NOTEBOOKS
+    files = [path.name for path in (ROOT / "figures").iterdir()]
+    assert prefixes and not [p for p in prefixes if not any(name.startswith(p) for name in files)]
 
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
