@@ -72,6 +72,27 @@ def test_a_run_that_cannot_be_frozen_is_refused(tiny_config):
         accuracy.accuracy_table(folder)
 
 
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_inputs_that_do_not_fit_are_refused(tiny_config, backend):
+    from k24lab.deploy.team import freeze
+    from k24lab.marl.agents import build_agent
+
+    config = tiny_config(method="k24")
+    actor = Actor(freeze(build_agent(config, 10, 5, 3), config, 10, 3, t_env=0), backend)
+    for inputs, said in (
+        (torch.randn(3, 2, 11), r"inputs \(3, 2, 11\) in float32, expected \[3, games, 10\] in float32"),
+        (torch.randn(3, 2, 10).double(), r"in float64, expected"),
+        (torch.randn(4, 2, 10), "inputs for 4 masks, the team has 3"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            actor.q_values(inputs)
+    actor.q_values(torch.randn(3, 2, 10))
+    with pytest.raises(ValueError, match=r"inputs for 5 games, the last step had 2: reset\(\) first"):
+        actor.q_values(torch.randn(3, 5, 10))
+    actor.reset()
+    assert actor.q_values(torch.randn(3, 5, 10)).shape == (3, 5, 5)
+
+
 @needs_kernels
 @pytest.mark.parametrize("games", [1, 64, 65, 200])
 def test_an_actor_takes_what_suits_the_number_of_games(build, tiny_config, games):  # noqa: F811

@@ -107,6 +107,21 @@ def test_files_that_are_no_teams_are_refused(make_team, tmp_path):
         teams.load_team(path)
 
 
+@pytest.mark.parametrize("layer", ["fc1", "rnn_input", "fc2", "fc3"])
+def test_layers_that_do_not_fit_together_are_refused(make_team, tmp_path, layer):
+    path = tmp_path / "team.safetensors"
+    team, _ = make_team()
+    whole = team.layers[layer]
+    assert whole.patterns is not None
+    cut = teams.FrozenLayer(whole.weight[:-1], whole.bias[:-1], whole.patterns[:, :-1])
+    teams.save_team(dataclasses.replace(team, layers={**team.layers, layer: cut}), path)
+    rows = len(whole.weight)
+    with pytest.raises(
+        RunError, match=rf"does not hold a team: .*{layer}/weight of shape \({rows - 1}, \d+\), expected"
+    ):
+        teams.load_team(path)
+
+
 @pytest.mark.parametrize("method", ["fups", "nops", "multih", "kaleidoscope"])
 def test_what_is_not_24_is_not_frozen(make_team, method):
     with pytest.raises(ConfigError, match=f"unknown method '{method}'.*only 2:4 networks can be frozen"):

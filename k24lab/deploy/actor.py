@@ -36,6 +36,7 @@ class Actor:
             raise ConfigError("backend = 'kernel', but the CPU kernels are not built; allowed here: auto, torch")
         self.team = team
         self._hidden: Tensor | None = None
+        self._games: tuple[int, ...] = ()
         self._weights = team.weights()
         masked = {name for name, layer in team.layers.items() if layer.patterns is not None}
         self._kernel = None
@@ -53,9 +54,15 @@ class Actor:
 
     @torch.inference_mode()
     def q_values(self, inputs: Float[Tensor, "K B I"]) -> Float[Tensor, "K B A"]:
-        """One time step of B games, for all K masks (agents, or unit types); one network for all may have any K."""
+        """One time step of B games, for all K masks (agents, or unit types); one network for all may have any K.
+
+        Raises:
+            ValueError: inputs of another shape or dtype than the team takes, or of another number of games than the
+                last step (`reset` begins new games).
+        """
+        self._check(inputs)
         if self._hidden is None:
-            self._hidden = self.initial_hidden(*inputs.shape[:2])
+            self._hidden, self._games = self.initial_hidden(*inputs.shape[:2]), tuple(inputs.shape[:2])
         q_values, self._hidden = self._step(inputs, self._hidden)
         return q_values
 
@@ -73,6 +80,17 @@ class Actor:
         """One time step for `k24lab.marl.rollout.collect`, which keeps the hidden state itself."""
         q_values, hidden = self._step(inputs.mT, hidden)
         return q_values.mT, hidden
+
+    def _check(self, inputs: Tensor) -> None:
+        """The kernel works on addresses: what does not fit would be read past its end."""
+        masks = self.team.n_masks
+        if inputs.dim() != 3 or inputs.dtype != torch.float32 or inputs.shape[2] != self.team.input_dim:
+            wanted = f"[{masks if masks > 1 else 'networks'}, games, {self.team.input_dim}] in float32"
+            raise ValueError(f"inputs {tuple(inputs.shape)} in {str(inputs.dtype)[6:]}, expected {wanted}")
+        if masks > 1 and len(inputs) != masks:
+            raise ValueError(f"inputs for {len(inputs)} masks, the team has {masks}")
+        if self._hidden is not None and tuple(inputs.shape[:2]) != self._games:
+            raise ValueError(f"inputs for {inputs.shape[1]} games, the last step had {self._games[1]}: reset() first")
 
     def _step(self, inputs: Float[Tensor, "K B I"], hidden: Tensor) -> tuple[Float[Tensor, "K B A"], Tensor]:
         if self._kernel is not None and inputs.shape[1] <= self._kernel_rows:

@@ -226,7 +226,23 @@ def _team(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> FrozenTeam
         if patterns is not None and int(patterns.max()) >= N_PATTERNS:
             raise ValueError(f"layer {name!r} has a pattern {int(patterns.max())}, there are {N_PATTERNS}")
         layers[name] = FrozenLayer(weight, tensors[f"{name}/bias"], patterns)
-    return FrozenTeam(layers, build_config(json.loads(about["config"])), **sizes, dtype=about["dtype"])
+    team = FrozenTeam(layers, build_config(json.loads(about["config"])), **sizes, dtype=about["dtype"])
+    _check_sizes(team)
+    return team
+
+
+def _check_sizes(team: FrozenTeam) -> None:
+    """Layers that do not fit together would be read past their end by the kernels."""
+    hidden, sizes = team.config.hidden_dim, {"fc1": 1, "rnn_input": 3, "rnn_hidden": 3, "fc2": 1, "fc3": 1}
+    for name, layer in team.layers.items():
+        rows = sizes[name] * hidden if name in sizes else team.n_actions
+        columns = team.input_dim if name == "fc1" else hidden
+        shapes = {"weight": (tuple(layer.weight.shape), (rows, columns)), "bias": (tuple(layer.bias.shape), (rows,))}
+        if layer.patterns is not None:
+            shapes["patterns"] = (tuple(layer.patterns.shape), (team.n_masks, rows, n_groups(columns)))
+        for part, (found, wanted) in shapes.items():
+            if found != wanted:
+                raise ValueError(f"{name}/{part} of shape {found}, expected {wanted}")
 
 
 def _checksum(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:

@@ -59,6 +59,8 @@ class PackedLinear:
         (k, rows, inputs), per = weight.shape, weight.shape[1] // gates
         blocks, groups = gates * -(-per // LANES), -(-inputs // FOUR)
         self.inputs, self.columns, self.rows = inputs, groups * FOUR, blocks * LANES  # the last two are padded sizes
+        # Of this many networks there are matrices and biases: one serves any number.
+        self.most_networks = min([n for n in (len(weight), len(bias)) if n > 1], default=2**62)
         # Held here: the kernel only has their addresses.
         self.bias = F.pad(bias.reshape(-1, gates, per), (0, self.rows // gates - per)).flatten(1)
         self.values = weight.new_zeros(k, blocks, groups, 2 if sparse else FOUR, LANES)
@@ -81,7 +83,8 @@ class PackedLinear:
     ) -> Float[Tensor, "K B rows"]:
         """The product or its positive part, padded rows included, in `out` if given (new memory costs 1-2 us)."""
         x = x.contiguous() if self.inputs == self.columns else F.pad(x, (0, self.columns - self.inputs))
-        networks, batch, _ = x.shape
+        networks, batch, inputs = x.shape
+        assert x.dtype == torch.float32 and inputs == self.columns and networks <= self.most_networks
         y = x.new_empty(networks, batch, self.rows) if out is None else out
         assert y.is_contiguous() and y.shape == (networks, batch, self.rows)
         self._call(networks, batch, self._address, x.data_ptr(), relu, y.data_ptr())
@@ -92,6 +95,7 @@ class TeamStep:
     """Acts for K networks; the hidden state [K, B, H] is padded to a multiple of eight and changed in place."""
 
     def __init__(self, layers: Mapping[str, PackedLinear], n_actions: int):
+        self._most_networks = min(layer.most_networks for layer in layers.values())
         self._held = dict(layers)  # the kernel only has their addresses
         self._layers = (_Matrix * len(LAYERS))(*(layers[name].matrix for name in LAYERS))
         first, last = layers["fc1"], layers["fc4"]
@@ -105,6 +109,7 @@ class TeamStep:
 
     def __call__(self, x: Float[Tensor, "K B in"], hidden: Float[Tensor, "K B H"]) -> Float[Tensor, "K B A"]:
         """Q-values; `hidden` becomes the next one."""
+        assert x.dtype == hidden.dtype == torch.float32 and len(x) <= self._most_networks
         assert x.shape[2] == self.inputs and hidden.shape == (*x.shape[:2], self.hidden_rows) and hidden.is_contiguous()
         x = x.contiguous()
         networks, batch, inputs = x.shape
