@@ -50,7 +50,8 @@ results: setup  ## every run behind figures/README.md (some hours on 2 cores), t
 	$(RUN) k24lab notebooks 07_unit_types --runs types
 	$(RUN) k24lab sweep notebooks/grids/separate.yaml
 	$(RUN) k24lab notebooks 09_what_separates --runs separate
-	$(RUN) k24lab notebooks 01_masks 03_mask_patterns 04_agent_similarity 06_ampere_speedup --runs rolenav3
+	$(RUN) k24lab notebooks 01_masks 03_mask_patterns 04_agent_similarity --runs rolenav3
+	$(RUN) k24lab notebooks 06_ampere_speedup --runs rolenav8
 	$(RUN) k24lab figures rolenav3 vmas_dispersion vmas_het_mass
 
 results-smax: setup  ## the study of SMAX (installs half a gigabyte more; one to two hours on 2 cores)
