@@ -46,7 +46,8 @@ class Actor:
         if built and backend == "auto":
             for name in masked:
                 layer = self._weights[name]
-                self._weights[name] = layer._replace(packed=ops.pack(layer.weight))
+                if len(layer.weight) > 1:  # one matrix for all cannot be packed
+                    self._weights[name] = layer._replace(packed=ops.pack(layer.weight))
 
     def reset(self) -> None:
         """Forget: the next step is the first of new games."""
