@@ -15,7 +15,16 @@ from k24lab.config import METHODS, Config, build_config
 from k24lab.errors import K24Error
 
 # What is wrong with a disk or a path, not with the package: one line says it.
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
+DISK_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+}
 
 
 def main() -> None:
@@ -221,6 +230,10 @@ def export(
         agent: export this agent (or unit type) alone, with onnx.
     """
     if format == "marl-eval":
+        from k24lab.errors import ConfigError
+
+        if agent is not None or dtype != "float32":
+            raise ConfigError("agent and dtype are of teams: they need --format safetensors or onnx")
         _export_results(what, output)
     else:
         _export_team(what, output, format, dtype, agent)
@@ -251,6 +264,8 @@ def _export_team(what: tuple[str, ...], output: Path, format: str, dtype: str, a
     team = freeze_run(Path(what[0]))
     if format == "onnx":
         export_onnx(team, output, dtype, agent)
+        lead = "" if agent is not None else f"{team.n_masks}, "
+        print(f"inputs: obs [{lead}batch, {team.input_dim}], hidden [{lead}batch, {team.config.hidden_dim}]")
     elif agent is not None:
         raise ConfigError(f"agent = {agent} needs --format onnx: a safetensors file holds the whole team")
     else:

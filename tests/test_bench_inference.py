@@ -6,10 +6,11 @@ import torch
 from test_kernels import build, needs_kernels  # noqa: F401
 
 from k24lab import kernels
-from k24lab.analysis import style
-from k24lab.analysis.inference_plots import gpu_figure, over_shared
+from k24lab.analysis import inference_plots, style
+from k24lab.analysis.inference_plots import fastest_sparse, gpu_figure, over_shared
 from k24lab.config import build_config
 from k24lab.deploy import bench_cpu, bench_inference
+from k24lab.deploy.forms import batched, team_step
 from k24lab.deploy.team import freeze
 from k24lab.errors import ConfigError
 from k24lab.marl.agents import build_agent
@@ -18,7 +19,8 @@ from k24lab.marl.agents import build_agent
 @pytest.fixture
 def small(monkeypatch):
     """A few cases, each timed once."""
-    cases = {"WIDTHS": (16, 24), "BATCHES": (1, 2), "HIDDEN": (8,), "TEAMS": (1, 2), "TEAM_BATCHES": (1,)}
+    monkeypatch.setattr(inference_plots, "SHOWN_BATCHES", (1,))
+    cases = {"WIDTHS": (16, 24), "BATCHES": (1, 2), "HIDDEN": (8,), "TEAMS": (1, 2), "TEAM_BATCHES": (1, 2)}
     for name, value in (cases | {"ROLLOUT_TEAMS": (2,), "ROLLOUT_ENVS": (1,), "LEAST_SECONDS": 1e-6}).items():
         monkeypatch.setattr(bench_cpu, name, value)
 
@@ -27,10 +29,12 @@ def test_forms_of_torch_compute_the_same_step():
     config = build_config({"method": "k24", "hidden_dim": 12})
     team = freeze(build_agent(config, 10, 5, 3), config, 10, 3, t_env=0)
     x, hidden = torch.randn(3, 4, 10), torch.randn(3, 4, 12)
-    batched, by_agent = bench_cpu._batched(team)(x, hidden), torch.stack(bench_cpu._by_agent(team)(x, hidden))
-    torch.testing.assert_close(batched, by_agent, rtol=1e-5, atol=1e-6)
-    shared = bench_cpu._batched(team, n_networks=1)(x.view(1, 12, 10), hidden.view(1, 12, 12))
-    torch.testing.assert_close(shared[0, :4], batched[0], rtol=1e-5, atol=1e-6)
+    matrices = {name: (layer.folded(), layer.bias) for name, layer in team.layers.items()}
+    together, _ = team_step(batched(matrices), x, hidden)
+    torch.testing.assert_close(torch.stack(bench_cpu._by_agent(matrices)(x, hidden)), together, rtol=1e-5, atol=1e-6)
+    one = batched({name: (weight[:1], bias) for name, (weight, bias) in matrices.items()})
+    shared, _ = team_step(one, x.view(1, 12, 10), hidden.view(1, 12, 12))
+    torch.testing.assert_close(shared[0, :4], together[0], rtol=1e-5, atol=1e-6)
 
 
 @needs_kernels
@@ -46,16 +50,19 @@ def test_benchmark_prints_and_draws_every_case(build, small, capsys):  # noqa: F
     assert {p.suffix for p in paths} >= {".pdf", ".png", ".csv"} and all(p.is_file() for p in paths)
     table = pd.read_csv(next(p for p in paths if p.suffix == ".csv"))
     layers, teams = table[table["level"] == "layer"], table[table["level"] == "team"]
-    assert len(layers) == 2 * 2 * (4 + 1) and len(teams) == 2 * 5
+    assert len(layers) == 2 * 2 * (5 + 1) and len(teams) == 2 * 2 * 6
     assert set(table["kind"]) == {"measured", "predicted"}
     assert (layers.loc[layers["kind"] == "predicted", "form"] == "roofline").all()
     assert table[["device", "torch", "date", "peak_gflops", "gb_per_s"]].notna().all(axis=None)
     out = capsys.readouterr().out
     assert "GFLOP/s" in out and "GPU: " in out and "A rollout of RoleNav" in out
     shared = over_shared(teams)
-    us = teams.set_index(["n_agents", "form"])["us"]
-    expected = us[2, "torch, one shared network"] / us[2, "2:4"]
-    assert shared.set_index("n_agents")["ratio"][2] == pytest.approx(expected)
+    us = teams.set_index(["n_agents", "batch", "form"])["us"]
+    fastest = min(us[2, 1, "2:4"], us[2, 1, "2:4, columns"])
+    expected = us[2, 1, "torch, one shared network"] / fastest
+    assert shared.set_index(["n_agents", "batch"])["ratio"][2, 1] == pytest.approx(expected)
+    rows = fastest_sparse(teams).set_index(["n_agents", "batch"])
+    assert len(rows) == 4 and rows["us"][2, 1] == fastest
 
 
 def test_speedups_are_ratios_to_the_fastest_plain_form():

@@ -9,15 +9,16 @@ from k24lab.deploy import bench_gpu, gpu
 from k24lab.deploy import team as teams
 from k24lab.deploy.actor import Actor
 from k24lab.deploy.bench_gpu import sparse24_available
+from k24lab.deploy.forms import batched, team_step
 from k24lab.errors import ConfigError
 from k24lab.marl.agents import build_agent
 
-SIZES = [(10, 16, 5), (30, 64, 9), (7, 70, 3)]
+SIZES = [(10, 20, 5), (30, 64, 9), (7, 70, 3)]
 
 
 @pytest.fixture
 def make_team(tiny_config):
-    def make(obs=10, hidden=16, n_actions=5, **changes):
+    def make(obs=10, hidden=20, n_actions=5, **changes):
         config = tiny_config(**{"method": "k24", "hidden_dim": hidden} | changes)
         return teams.freeze(build_agent(config, obs, n_actions, 3), config, obs, 3, t_env=0)
 
@@ -33,7 +34,8 @@ def test_both_forms_are_the_team_for_every_padding(make_team, backend, changes, 
     tile = (32, 64) if backend == "cutlass" else (16, 16)
     for layer in layers.values():
         assert [n % t for n, t in zip(layer.weight.shape[1:], tile, strict=True)] == [0, 0]
-    forms = gpu.dense_form(layers, 3), gpu.sparse_form(layers, 3, lambda weight: weight)
+    dense = batched({name: (layer.weight, layer.bias) for name, layer in layers.items()})
+    forms = dense, gpu.sparse_form(layers, lambda weight: weight)
     actor = Actor(team, "torch")
     width, size = layers["fc1"].weight.shape[2], layers["fc1"].weight.shape[1]
     hidden = [torch.zeros(3, 4, size) for _ in forms]
@@ -42,7 +44,7 @@ def test_both_forms_are_the_team_for_every_padding(make_team, backend, changes, 
         x = torch.nn.functional.pad(inputs, (0, width - sizes[0]))
         expected = actor.q_values(inputs)
         for k, form in enumerate(forms):
-            q_values, hidden[k] = gpu.team_step(form, x, hidden[k])
+            q_values, hidden[k] = team_step(form, x, hidden[k])
             torch.testing.assert_close(q_values[..., : sizes[2]], expected, rtol=1e-5, atol=1e-5)
             assert (hidden[k][..., sizes[1] :] == 0).all()
 
@@ -50,8 +52,13 @@ def test_both_forms_are_the_team_for_every_padding(make_team, backend, changes, 
 def test_masked_matrices_are_packed_one_by_one_and_dense_ones_never(make_team):
     packed = []
     layers = gpu.padded_layers(make_team(mask_rnn=False), "cutlass")
-    gpu.sparse_form(layers, 3, lambda weight: packed.append(weight) or weight)
+    gpu.sparse_form(layers, lambda weight: packed.append(weight) or weight)
     assert len(packed) == 4 * 3
+
+
+def test_absurd_padding_is_refused(make_team):
+    with pytest.raises(ConfigError, match=r"a team with 148 weights would be padded to \d+, more than 16 times"):
+        gpu.padded_layers(make_team(3, 4, 2), "cutlass")
 
 
 @pytest.mark.parametrize(("backend", "chosen"), [("cusparselt", 7), ("cutlass", 0)])
@@ -87,7 +94,7 @@ def test_gpu_acts_as_the_cpu(make_team, form, changes):
     team = make_team(30, 64, 9, **changes)
     actor, reference = gpu.GPUActor(team, 8, form=form), Actor(team, "torch")
     for _ in range(3):
-        inputs = torch.randn(3, 8, 30)
+        inputs = torch.randn(team.n_masks, 8, 30)
         q_values = actor.q_values(inputs.cuda()).float().cpu()
         torch.testing.assert_close(q_values, reference.q_values(inputs), rtol=2e-2, atol=2e-2)
     actor.reset(), reference.reset()

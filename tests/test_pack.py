@@ -45,7 +45,7 @@ def test_a_dtype_without_24_kernels_is_refused():
 
 
 def test_a_layer_too_small_for_the_kernels_is_refused():
-    with pytest.raises(ConfigError, match=r"'head' of shape \(5, 16\) would be padded to \(32, 64\)"):
+    with pytest.raises(ConfigError, match=r"'head' of shape \(5, 16\) with 80 weights would be padded to 2048"):
         pack.pack24(random_24(1, 5, 16), layer="head")
 
 
@@ -63,3 +63,13 @@ def test_patterns_take_three_bits_each(n_masks, rows, groups):
     packed = pack.pack_patterns(index)
     assert packed.shape == (n_masks, -(-rows * groups * 3 // 8))
     assert torch.equal(pack.unpack_patterns(packed, rows, groups), index)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"), [("int8", 0.5), ("int8", 300.0), ("float16", 1e6), ("bfloat16", torch.inf)]
+)
+def test_numbers_that_a_dtype_cannot_hold_are_refused(dtype, value):
+    weight = torch.zeros(1, 64, 128)
+    weight[0, 3, 5] = value
+    with pytest.raises(ConfigError, match=f"layer 'fc1' has numbers that {dtype} cannot hold"):
+        pack24(weight, dtype, "fc1")

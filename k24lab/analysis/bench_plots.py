@@ -12,7 +12,7 @@ from k24lab.analysis.style import GREY, OKABE_ITO, TEXT_WIDTH
 
 _PART_COLORS = [OKABE_ITO[k] for k in ("orange", "sky", "blue", "green", "vermillion", "purple", "yellow")]
 _PART_HATCHES = ("", "////", "", "....", "", "\\\\\\\\", "")
-_LINES = (("blue", "o", "-"), ("vermillion", "s", "--"), ("green", "^", "-."), ("black", "X", ":"))
+LINES = (("blue", "o", "-"), ("vermillion", "s", "--"), ("green", "^", "-."), ("black", "X", ":"))
 
 
 def cost_per_agent(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -21,7 +21,7 @@ def cost_per_agent(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     `table`: columns variant, n_agents, ms.
     """
     ax = ax or new_axes()
-    for (variant, rows), (color, marker, dashes) in zip(table.groupby("variant", sort=False), _LINES, strict=False):
+    for (variant, rows), (color, marker, dashes) in zip(table.groupby("variant", sort=False), LINES, strict=False):
         ax.plot(
             rows["n_agents"],
             rows["ms"] / rows["n_agents"],

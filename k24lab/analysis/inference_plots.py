@@ -8,11 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
+from k24lab.analysis.bench_plots import LINES
 from k24lab.analysis.plots import panels
 from k24lab.analysis.style import GREY, OKABE_ITO
 
 LIMIT = 2.0  # of log2 of a speedup on the colour scale: beyond 4x, or a quarter, colours stay
-_LINES = (("blue", "o", "-"), ("vermillion", "s", "--"), ("green", "^", "-."), ("black", "X", ":"))
+SPARSE = ("2:4", "2:4, columns")  # forms of the two kernels: for few rows, for many
+SHOWN_BATCHES = (1, 8, 256)
 
 
 def crossover_map(table: pd.DataFrame, value: str, ax: Axes, *, title: str = "") -> Axes:
@@ -36,7 +38,7 @@ def crossover_map(table: pd.DataFrame, value: str, ax: Axes, *, title: str = "")
 def team_lines(table: pd.DataFrame, value: str, ax: Axes, *, title: str = "", ylabel: str = "") -> Axes:
     """A speedup against the number of agents, a line per hidden size; above the grey line is faster."""
     ax.axhline(1.0, color=GREY, linestyle=":", linewidth=0.9)
-    for (width, rows), (color, marker, dashes) in zip(table.groupby("width"), _LINES, strict=False):
+    for (width, rows), (color, marker, dashes) in zip(table.groupby("width"), LINES, strict=False):
         line = ax.plot(rows["n_agents"], rows[value], color=OKABE_ITO[color], marker=marker, linestyle=dashes)
         line[0].set_label(f"hidden size {width}")
     agents = sorted(set(table["n_agents"]))
@@ -47,37 +49,46 @@ def team_lines(table: pd.DataFrame, value: str, ax: Axes, *, title: str = "", yl
     return ax
 
 
+def fastest_sparse(table: pd.DataFrame) -> pd.DataFrame:
+    """Of each case the row of the faster 2:4 kernel."""
+    rows = table[table["form"].isin(SPARSE)]
+    return rows.loc[rows.groupby(["width", "n_agents", "batch"])["us"].idxmin()]
+
+
 def layer_maps(layers: pd.DataFrame, axes: Sequence[Axes]) -> None:
-    """Three maps: a layer on the CPU against torch, against the same kernel with dense weights, and that predicted.
+    """Four maps of a layer on the CPU: against torch, one kernel against the other, 2:4's own share, and a roofline's.
 
-    `layers`: columns width, batch, form, speedup, own; rows of the form `roofline` are predicted.
+    `layers`: columns width, n_agents, batch, form, us, speedup, own; rows of the form `roofline` are predicted.
     """
-    sparse, predicted = layers[layers["form"] == "2:4"], layers[layers["form"] == "roofline"]
-    crossover_map(sparse, "speedup", axes[0], title="one layer, 2:4 over torch")
-    crossover_map(sparse, "own", axes[1], title="2:4 over dense weights, same kernel")
-    crossover_map(predicted, "speedup", axes[2], title="the same, predicted (roofline)")
+    few, predicted = layers[layers["form"] == "2:4"], layers[layers["form"] == "roofline"]
+    us = layers[layers["form"].isin(SPARSE)].pivot(index=["width", "batch"], columns="form", values="us")
+    columns = (us[SPARSE[0]] / us[SPARSE[1]]).rename("columns").reset_index()
+    crossover_map(fastest_sparse(layers), "speedup", axes[0], title="one layer, 2:4 over torch")
+    crossover_map(columns, "columns", axes[1], title="2:4: kernel for columns over that for few rows")
+    crossover_map(few, "own", axes[2], title="2:4 over dense weights, kernel for few rows")
+    crossover_map(predicted, "speedup", axes[3], title="the same, predicted (roofline)")
 
 
-def team_panels(teams: pd.DataFrame, batches: Sequence[int], axes: Sequence[Axes]) -> None:
-    """Two panels for each batch: a team's step against the fastest torch, and against the same kernel, dense.
+def team_panels(teams: pd.DataFrame, axes: Sequence[Axes]) -> None:
+    """Two panels for each of SHOWN_BATCHES: a team's step against torch, and against one network without masks.
 
-    `teams`: columns width, n_agents, batch, form, speedup, own.
+    `teams`: columns width, n_agents, batch, form, us, speedup.
     """
-    for k, batch in enumerate(batches):
-        rows = teams[(teams["form"] == "2:4") & (teams["batch"] == batch)]
+    fastest, shared = fastest_sparse(teams), over_shared(teams)
+    for k, batch in enumerate(SHOWN_BATCHES):
         left, right = axes[2 * k : 2 * k + 2]
-        team_lines(rows, "speedup", left, title=f"whole step, batch {batch}", ylabel="2:4 over the fastest torch")
-        team_lines(rows, "own", right, title=f"whole step, batch {batch}", ylabel="2:4 over dense, same kernel")
+        rows, title = fastest[fastest["batch"] == batch], f"whole step, batch {batch}"
+        team_lines(rows, "speedup", left, title=title, ylabel="2:4 over the fastest torch")
+        rows = shared[shared["batch"] == batch]
+        team_lines(rows, "ratio", right, title=title, ylabel="2:4 over one shared network")
 
 
-def inference_figure(layers: pd.DataFrame, teams: pd.DataFrame, batches: Sequence[int]) -> Figure:
-    """All of the CPU's: the maps of layers, the team against one network without masks, and the panels of teams."""
-    fig, axes = panels(4 + 2 * len(batches), n_columns=2, height=[2.4, 2.4] + [1.9] * len(batches))
-    layer_maps(layers, axes[:3])
-    shared, first = over_shared(teams), batches[0]
-    title, label = f"whole step, batch {first}: the price of masks", "2:4 over one shared network"
-    team_lines(shared[shared["batch"] == first], "ratio", axes[3], title=title, ylabel=label)
-    team_panels(teams, batches, axes[4:])
+def inference_figure(layers: pd.DataFrame, teams: pd.DataFrame) -> Figure:
+    """All of the CPU's: the maps of layers and the panels of teams."""
+    n = len(SHOWN_BATCHES)
+    fig, axes = panels(4 + 2 * n, n_columns=2, height=[2.4, 2.4] + [1.9] * n)
+    layer_maps(layers, axes[:4])
+    team_panels(teams, axes[4:])
     return fig
 
 
@@ -85,7 +96,7 @@ def over_shared(teams: pd.DataFrame) -> pd.DataFrame:
     """How many times faster a team with masks steps than one dense network for all in torch: column `ratio`."""
     keys = ["width", "n_agents", "batch"]
     us = teams.set_index([*keys, "form"])["us"].unstack("form")
-    return (us["torch, one shared network"] / us["2:4"]).rename("ratio").reset_index()
+    return (us["torch, one shared network"] / us[list(SPARSE)].min(axis=1)).rename("ratio").reset_index()
 
 
 def gpu_figure(table: pd.DataFrame) -> Figure:

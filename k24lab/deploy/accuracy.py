@@ -38,8 +38,9 @@ def accuracy_table(folder: Path, n_episodes: int = 256) -> pd.DataFrame:
 
     A row per form: `kilobytes` of its file (1000 bytes), `max_error` and `mean_error` of the Q-values and
     `agreement`, the share of greedy actions that are the trained network's, both on the histories of that network's
-    own episodes (`n_observations`: living agents and time steps); `return_mean`, `return_low` and `return_high` of
-    its own `n_episodes` (Student's t, 95 %).
+    own episodes (`n_observations`: living agents and time steps; where two actions are worth the same, the last digit
+    chooses); `return_mean` of its own `n_episodes` in the same worlds, and `difference`, `difference_low` and
+    `difference_high`, what it is above the trained network, episode by episode (Student's t, 95 %).
 
     Raises:
         RunError: no run folder, or one without a checkpoint.
@@ -53,11 +54,11 @@ def accuracy_table(folder: Path, n_episodes: int = 256) -> pd.DataFrame:
     batch = _play(learner, env, trained)
     rows = rows_for(config, batch.unit_type, learner.n_masks)
     reference = _q_values(trained, rows, batch, config.agent_id)
-    table = [{"form": "trained network"} | _compared(reference, reference, batch) | _returned(batch)]
+    table = [{"form": "trained network"} | _compared(reference, reference, batch) | _returned(batch, batch)]
     for form, (policy, size) in _frozen(team).items():
         q_values = _q_values(policy, rows, batch, config.agent_id)
         row = {"form": form, "kilobytes": size / 1000} | _compared(q_values, reference, batch)
-        table.append(row | _returned(_play(learner, env, policy)))
+        table.append(row | _returned(_play(learner, env, policy), batch))
     env.close()
     return pd.DataFrame(table).assign(run=folder.name)
 
@@ -70,7 +71,7 @@ def _frozen(team: FrozenTeam) -> dict[str, tuple[Policy, int]]:
             path = Path(folder) / dtype
             save_team(team, path, dtype)
             read, size = load_team(path), path.stat().st_size
-            backends = ["torch", "kernel"] if kernels.library() is not None else ["torch"]
+            backends = ["torch", "kernel", "columns"] if kernels.library() is not None else ["torch"]
             for backend in backends if dtype == "float32" else backends[:1]:
                 actor = Actor(read, backend)
                 name = f"{dtype}, {backend}" if dtype == "float32" else f"{dtype} weights"
@@ -118,6 +119,8 @@ def _compared(q_values: Tensor, reference: Tensor, batch: EpisodeBatch) -> dict[
     }
 
 
-def _returned(batch: EpisodeBatch) -> dict[str, float]:
-    mean, low, high, _ = map(float, mean_interval(batch.returns.double().numpy()))
-    return {"return_mean": mean, "return_low": low, "return_high": high}
+def _returned(batch: EpisodeBatch, trained: EpisodeBatch) -> dict[str, float]:
+    gains = (batch.returns.double() - trained.returns.double()).numpy()
+    difference, low, high, _ = map(float, mean_interval(gains))
+    mean = batch.returns.double().mean().item()
+    return {"return_mean": mean, "difference": difference, "difference_low": low, "difference_high": high}

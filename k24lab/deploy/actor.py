@@ -1,53 +1,76 @@
 """Acting with a frozen team: on the CPU through the kernels where they are built, else through torch."""
 
+from functools import cached_property
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from k24lab import kernels
+from k24lab.deploy.forms import Apply, batched, team_step
 from k24lab.deploy.team import FrozenTeam
 from k24lab.errors import ConfigError, unknown
 from k24lab.kernels import acting, ops
-from k24lab.marl.agents import step
+from k24lab.marl.agents import Weights, step
 from k24lab.marl.targets import greedy_actions
 
-BACKENDS = ("auto", "kernel", "torch")
-KERNEL_ROWS = 64  # from more games on, kernels that take many columns at once are as fast (`k24lab bench inference`)
+BACKENDS = ("auto", "kernel", "columns", "torch")
+# From here on `columns` is ahead of `kernel`, measured for 1 to 16 masks and hidden sizes of 32 to 256: games, because
+# it works on vectors of them, and masks * games * hidden size², because each of its calls costs some 40 us.
+MANY_GAMES, MUCH_WORK = 24, 2_000_000
 
 
 class Actor:
-    """Q-values of a team, step by step; it keeps the hidden states of B games.
+    """Q-values of a team, step by step; it keeps the hidden states of B games. Not for several threads at once.
 
     Args:
         team: what acts.
-        backend: `kernel` is the CPU kernel for acting (float32), `torch` does without kernels, `auto` takes what is
-            fastest for the number of games, of what is built.
-        sparse: False lets the kernel multiply by every weight, dropped ones too: what 2:4 itself is worth.
+        backend: `kernel` is the CPU kernel for few games (float32), `columns` the one for many, `torch` does without
+            kernels, and `auto` takes the one that `form` says, of those that are built.
+        sparse: False lets `kernel` multiply by every weight, dropped ones too: what 2:4 itself is worth.
 
     Raises:
-        ConfigError: an unknown backend, or kernels that are not built.
+        ConfigError: an unknown backend, kernels that are not built, or `sparse` with another backend than `kernel`.
     """
 
     def __init__(self, team: FrozenTeam, backend: str = "auto", sparse: bool = True):
         if backend not in BACKENDS:
             raise ConfigError(unknown("backend", backend, BACKENDS))
         built = kernels.library() is not None
-        if backend == "kernel" and not built:
-            raise ConfigError("backend = 'kernel', but the CPU kernels are not built; allowed here: auto, torch")
-        self.team = team
+        if backend in ("kernel", "columns") and not built:
+            raise ConfigError(f"backend = {backend!r}, but the CPU kernels are not built; allowed here: auto, torch")
+        if not sparse and backend != "kernel":
+            raise ConfigError(f"sparse = False needs backend = 'kernel', not {backend!r}")
+        self.team, self.sparse = team, sparse
+        self.backend = backend if built else "torch"
+        self._masked = {name for name, layer in team.layers.items() if layer.patterns is not None}
         self._hidden: Tensor | None = None
-        self._games: tuple[int, ...] = ()
-        self._weights = team.weights()
-        masked = {name for name, layer in team.layers.items() if layer.patterns is not None}
-        self._kernel = None
-        if built and backend != "torch":
-            self._kernel = acting.pack_team(self._weights, team.n_actions, masked if sparse else ())
-        self._kernel_rows = KERNEL_ROWS if backend == "auto" else float("inf")
-        if built and backend == "auto":
-            for name in masked:
-                layer = self._weights[name]
-                if len(layer.weight) > 1:  # one matrix for all cannot be packed
-                    self._weights[name] = layer._replace(packed=ops.pack(layer.weight))
+        self._games = (0, 0)
+
+    # Each form has the matrices in a layout of its own, made when it is first needed.
+    @cached_property
+    def _kernel(self) -> acting.TeamStep:
+        return acting.pack_team(self.team.weights(), self.team.n_actions, self._masked if self.sparse else ())
+
+    @cached_property
+    def _columns(self) -> Weights:
+        weights = self.team.weights()
+        packed = {name: ops.pack(weights[name].weight) for name in self._masked}
+        return {name: layer._replace(packed=packed.get(name)) for name, layer in weights.items()}
+
+    @cached_property
+    def _torch(self) -> Apply:
+        return batched({name: (layer.folded(), layer.bias) for name, layer in self.team.layers.items()})
+
+    def form(self, networks: int, games: int) -> str:
+        """What one step is computed with: kernel, columns or torch."""
+        if self.backend != "auto":
+            return self.backend
+        work = networks * games * self.team.config.hidden_dim**2
+        if games < MANY_GAMES or work < MUCH_WORK:
+            return "kernel"
+        # The kernels work on one thread.
+        return "columns" if torch.get_num_threads() <= kernels.MOST_THREADS else "torch"
 
     def reset(self) -> None:
         """Forget: the next step is the first of new games."""
@@ -62,8 +85,11 @@ class Actor:
                 last step (`reset` begins new games).
         """
         self._check(inputs)
+        networks, games, _ = inputs.shape
         if self._hidden is None:
-            self._hidden, self._games = self.initial_hidden(*inputs.shape[:2]), tuple(inputs.shape[:2])
+            self._hidden, self._games = self.initial_hidden(networks, games), (networks, games)
+        if (networks, games) != self._games:
+            raise ValueError(f"inputs {(networks, games)} of masks and games, the last step had {self._games}: reset()")
         q_values, self._hidden = self._step(inputs, self._hidden)
         return q_values
 
@@ -72,29 +98,40 @@ class Actor:
         return greedy_actions(self.q_values(inputs), avail_actions)
 
     def initial_hidden(self, n_networks: int, rows: int) -> Tensor:
-        """The first hidden state for `act`."""
-        if self._kernel is not None and rows <= self._kernel_rows:
-            return self._kernel.initial_hidden(n_networks, rows)
-        return torch.zeros(n_networks, self.team.config.hidden_dim, rows)
+        """The first hidden state for `act`: [K, R, H], its H padded for the kernel, or [K, H, R] for columns."""
+        networks, games = self._folded(n_networks, rows)
+        form, size = self.form(networks, games), self.team.config.hidden_dim
+        if form == "kernel":
+            return self._kernel.initial_hidden(networks, games)
+        return torch.zeros(networks, size, games) if form == "columns" else torch.zeros(networks, games, size)
 
     def act(self, inputs: Float[Tensor, "K I R"], hidden: Tensor) -> tuple[Float[Tensor, "K A R"], Tensor]:
         """One time step for `k24lab.marl.rollout.collect`, which keeps the hidden state itself."""
+        self._check(inputs.mT)
         q_values, hidden = self._step(inputs.mT, hidden)
         return q_values.mT, hidden
 
-    def _check(self, inputs: Tensor) -> None:
-        """The kernel works on addresses: what does not fit would be read past its end."""
-        masks = self.team.n_masks
-        if inputs.dim() != 3 or inputs.dtype != torch.float32 or inputs.shape[2] != self.team.input_dim:
-            wanted = f"[{masks if masks > 1 else 'networks'}, games, {self.team.input_dim}] in float32"
-            raise ValueError(f"inputs {tuple(inputs.shape)} in {str(inputs.dtype)[6:]}, expected {wanted}")
-        if masks > 1 and len(inputs) != masks:
-            raise ValueError(f"inputs for {len(inputs)} masks, the team has {masks}")
-        if self._hidden is not None and tuple(inputs.shape[:2]) != self._games:
-            raise ValueError(f"inputs for {inputs.shape[1]} games, the last step had {self._games[1]}: reset() first")
+    def _folded(self, networks: int, games: int) -> tuple[int, int]:
+        """One network for all sees the rows of all alike."""
+        return (1, networks * games) if self.team.n_masks == 1 else (networks, games)
 
     def _step(self, inputs: Float[Tensor, "K B I"], hidden: Tensor) -> tuple[Float[Tensor, "K B A"], Tensor]:
-        if self._kernel is not None and inputs.shape[1] <= self._kernel_rows:
-            return self._kernel(inputs, hidden), hidden  # changed in place
-        q_values, hidden = step(self._weights, inputs.mT.contiguous(), hidden)
-        return q_values.mT, hidden
+        networks, games = self._folded(*inputs.shape[:2])
+        x, form = inputs.reshape(networks, games, -1), self.form(networks, games)
+        if form == "kernel":
+            q_values = self._kernel(x, hidden)  # changes the hidden state in place
+        elif form == "columns":
+            columns, hidden = step(self._columns, x.mT.contiguous(), hidden)
+            q_values = columns.mT
+        else:
+            q_values, hidden = team_step(self._torch, x, hidden)
+        return q_values.reshape(*inputs.shape[:2], -1), hidden
+
+    def _check(self, inputs: Tensor) -> None:
+        """The kernels work on addresses: what does not fit would be read past its end."""
+        masks, size = self.team.n_masks, self.team.input_dim
+        fits = inputs.dim() == 3 and inputs.shape[2] == size and masks in (1, len(inputs))
+        if not fits or inputs.dtype != torch.float32 or inputs.device.type != "cpu":
+            wanted = f"[{masks if masks > 1 else 'any'}, games, {size}] in float32 on the CPU"
+            found = f"{tuple(inputs.shape)} in {str(inputs.dtype).removeprefix('torch.')} on {inputs.device.type}"
+            raise ValueError(f"inputs {found}, expected {wanted}")

@@ -16,10 +16,11 @@ from torch import Tensor
 from k24lab.config import build_config
 from k24lab.deploy.actor import Actor
 from k24lab.deploy.bench_gpu import random_24_weight
+from k24lab.deploy.forms import batched, team_step
 from k24lab.deploy.roofline import Device
-from k24lab.deploy.team import FrozenTeam, freeze
+from k24lab.deploy.team import freeze
 from k24lab.envs import make_env
-from k24lab.kernels import acting
+from k24lab.kernels import acting, ops
 from k24lab.marl.agents import build_agent, step
 from k24lab.marl.learner import build_learner
 from k24lab.marl.replay import EpisodeBatch
@@ -30,7 +31,7 @@ WIDTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
 HIDDEN = (32, 64, 128, 256)
 TEAMS = (1, 3, 8, 16, 64)
-TEAM_BATCHES = (1, 8, 32)
+TEAM_BATCHES = (1, 8, 32, 256)
 ROLLOUT_TEAMS, ROLLOUT_ENVS = (3, 8), (1, 8, 32)
 OBS_DIM, N_ACTIONS = 30, 10
 MOST_MULTIPLY_ADDS = 2e9  # of a case: larger ones would take seconds a call on a CPU
@@ -68,12 +69,12 @@ def _seconds(call: Call, repeats: int) -> float:
 def _rows(times: Mapping[str, Sequence[float]], plain: Sequence[str], about: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row per form: median and quartiles, and how many times faster than the fastest form of plain torch it is.
 
-    `own` is what 2:4 itself gains: the same kernel with dense weights over this one, round by round.
+    `own` is what 2:4 itself gains in the kernel for few rows: the same with dense weights over it, round by round.
     """
     fastest = min(plain, key=lambda name: statistics.median(times[name]))
     rows = []
     for name, values in times.items():
-        low, median, high = statistics.quantiles(values, n=4)
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
         gains = [a / b for a, b in zip(times[fastest], values, strict=True)]
         row = {**about, "form": name, "us": median, "us_low": low, "us_high": high}
         row["speedup"] = statistics.median(gains)
@@ -85,9 +86,10 @@ def _rows(times: Mapping[str, Sequence[float]], plain: Sequence[str], about: Map
 
 @torch.inference_mode()
 def measure_layers(widths: Sequence[int], batches: Sequence[int], rounds: int = ROUNDS) -> pd.DataFrame:
-    """Square layers of one network on the CPU in float32: plain torch, the kernel with dense weights, and with 2:4.
+    """Square layers of one network on the CPU in float32: plain torch, and the kernels.
 
-    Both of torch's forms are measured, with new memory for the result and with memory that is there, as in the kernel.
+    `2:4` and `packed dense` are the kernel for few rows, `2:4, columns` that for many. Both of torch's forms are
+    measured, with new memory for the result and with memory that is there. Weights stay in the cache if they fit.
     """
     generator, rows = torch.Generator().manual_seed(0), []
     for width in widths:
@@ -95,11 +97,13 @@ def measure_layers(widths: Sequence[int], batches: Sequence[int], rounds: int = 
         bias = torch.randn(width, generator=generator)
         packed = {"2:4": True, "packed dense": False}
         forms = {name: acting.PackedLinear(weight[None], bias[None], sparse=sparse) for name, sparse in packed.items()}
+        columns = ops.pack(weight[None])
         for batch in batches:
             if width * width * batch <= MOST_MULTIPLY_ADDS:
                 x = torch.randn(batch, width, generator=generator)
                 out = torch.empty(1, batch, width)
                 calls: dict[str, Call] = {name: partial(linear, x[None], out=out) for name, linear in forms.items()}
+                calls["2:4, columns"] = partial(ops.matmul, columns, x.T[None].contiguous(), bias[None])
                 calls["torch, linear"] = partial(F.linear, x, weight, bias)
                 calls["torch, addmm"] = partial(torch.addmm, bias, x, weight.T, out=out[0].clone())
                 about = {"level": "layer", "width": width, "batch": batch, "n_agents": 1}
@@ -111,7 +115,7 @@ def measure_layers(widths: Sequence[int], batches: Sequence[int], rounds: int = 
 def measure_teams(
     hidden: Sequence[int], teams: Sequence[int], batches: Sequence[int], rounds: int = ROUNDS, mask_rnn: bool = True
 ) -> pd.DataFrame:
-    """A step of a whole team on the CPU in float32: plain torch, and the kernel without and with 2:4.
+    """A step of a whole team on the CPU in float32: plain torch, and the kernels (forms as in `measure_layers`).
 
     The two forms of torch that `speedup` compares with compute what the kernel does, a network for every agent (as
     separate dense networks would). `torch, one shared network` sees all agents through the same weights: cheaper, and
@@ -123,52 +127,36 @@ def measure_teams(
             config = build_config({"method": "random24", "hidden_dim": size, "mask_rnn": mask_rnn})
             team = freeze(build_agent(config, OBS_DIM, N_ACTIONS, n), config, OBS_DIM, n, t_env=0)
             actors = {"2:4": Actor(team, "kernel"), "packed dense": Actor(team, "kernel", sparse=False)}
+            actors["2:4, columns"] = Actor(team, "columns")
+            folded = {name: (layer.folded().expand(n, -1, -1), layer.bias) for name, layer in team.layers.items()}
+            one = batched({name: (weight[:1], bias) for name, (weight, bias) in folded.items()})
             for batch in batches:
+                if n * batch * size * size * 9 > MOST_MULTIPLY_ADDS:
+                    continue
                 for actor in actors.values():
                     actor.reset()
                 x = torch.randn(n, batch, OBS_DIM)
                 calls: dict[str, Call] = {name: partial(actor.q_values, x) for name, actor in actors.items()}
                 state = torch.zeros(n, batch, size)
-                calls["torch, batched"] = partial(_batched(team), x, state)
-                calls["torch, agent by agent"] = partial(_by_agent(team), x, state)
+                calls["torch, batched"] = partial(team_step, batched(folded), x, state)
+                calls["torch, agent by agent"] = partial(_by_agent(folded), x, state)
                 shared = x.view(1, n * batch, -1), state.view(1, n * batch, -1)
-                calls["torch, one shared network"] = partial(_batched(team, n_networks=1), *shared)
+                calls["torch, one shared network"] = partial(team_step, one, *shared)
                 about = {"level": "team", "width": size, "batch": batch, "n_agents": n}
                 plain = ["torch, batched", "torch, agent by agent"]
                 rows += _rows(interleaved(calls, rounds), plain, about)
     return pd.DataFrame(rows)
 
 
-def _batched(team: FrozenTeam, n_networks: int | None = None) -> Callable[[Tensor, Tensor], Tensor]:
-    """One batched product per layer for all agents, or for the first networks alone: the form that suits teams."""
-    size, n = team.config.hidden_dim, n_networks or team.n_masks
-    folded = {name: layer.folded().expand(team.n_masks, -1, -1) for name, layer in team.layers.items()}
-    layers = {name: (layer.bias, folded[name][:n].mT.contiguous()) for name, layer in team.layers.items()}
-
-    def step(x: Tensor, hidden: Tensor) -> Tensor:
-        def apply(name: str, x: Tensor) -> Tensor:
-            bias, weight = layers[name]
-            return torch.baddbmm(bias, x, weight)
-
-        gate_x, gate_h = apply("rnn_input", apply("fc1", x).relu_()), apply("rnn_hidden", hidden)
-        r, z = (gate_x[..., : 2 * size] + gate_h[..., : 2 * size]).sigmoid_().split(size, dim=-1)
-        candidate = torch.addcmul(gate_x[..., 2 * size :], r, gate_h[..., 2 * size :]).tanh_()
-        return apply("fc4", apply("fc3", apply("fc2", torch.lerp(candidate, hidden, z)).relu_()).relu_())
-
-    return step
-
-
-def _by_agent(team: FrozenTeam) -> Callable[[Tensor, Tensor], list[Tensor]]:
+def _by_agent(matrices: Mapping[str, tuple[Tensor, Tensor]]) -> Callable[[Tensor, Tensor], list[Tensor]]:
     """torch's own GRU cell and linear layers, one agent after the other."""
-    folded = {name: layer.folded().expand(team.n_masks, -1, -1) for name, layer in team.layers.items()}
-    bias = {name: layer.bias for name, layer in team.layers.items()}
 
     def one(k: int, x: Tensor, hidden: Tensor) -> Tensor:
         def apply(name: str, x: Tensor) -> Tensor:
-            return F.linear(x, folded[name][k], bias[name])
+            return F.linear(x, matrices[name][0][k], matrices[name][1])
 
-        gates = folded["rnn_input"][k], folded["rnn_hidden"][k], bias["rnn_input"], bias["rnn_hidden"]
-        after = torch.gru_cell(apply("fc1", x).relu_(), hidden, *gates)
+        (w_x, b_x), (w_h, b_h) = matrices["rnn_input"], matrices["rnn_hidden"]
+        after = torch.gru_cell(apply("fc1", x).relu_(), hidden, w_x[k], w_h[k], b_x, b_h)
         return apply("fc4", apply("fc3", apply("fc2", after).relu_()).relu_())
 
     return lambda x, hidden: [one(k, x[k], hidden[k]) for k in range(len(x))]

@@ -129,7 +129,9 @@ def pack_for_gpu(weight: Float[Tensor, "out in"], backend: str, batch: int) -> T
     packed = _pack(weight, backend)
     if backend == "cusparselt":
         x = weight.new_zeros(-(-batch // DENSE_ROWS) * DENSE_ROWS, weight.shape[1])  # padded as F.linear pads it
-        packed.alg_id_cusparselt = torch._cslt_sparse_mm_search(packed.packed, x.t(), transpose_result=True)
+        with warnings.catch_warnings():  # torch means to replace it
+            warnings.simplefilter("ignore")
+            packed.alg_id_cusparselt = torch._cslt_sparse_mm_search(packed.packed, x.t(), transpose_result=True)
     return packed
 
 

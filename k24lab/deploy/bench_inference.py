@@ -36,7 +36,7 @@ def bench_inference(rounds: int = bench_cpu.ROUNDS) -> list[Path]:
     cpu = measure_cpu(rounds)
     layers, teams = (cpu[cpu["level"] == level] for level in ("layer", "team"))
     with style.paper_style():
-        fig = shared_legend(inference_figure(layers, teams, bench_cpu.TEAM_BATCHES))
+        fig = shared_legend(inference_figure(layers, teams))
         paths = list(style.save_figure(fig, NAME, cpu).values())
     available, reason = bench_gpu.sparse24_available()
     print(f"\nGPU: {reason}")
@@ -101,13 +101,13 @@ def measure_cpu(rounds: int) -> pd.DataFrame:
         ),
     }
     for title, table in tables.items():
-        _show(f"{title} (microseconds: median and quartiles of {rounds}, interleaved)", table)
+        _show(f"{title} (microseconds: median and quartiles of {rounds} turns)", table)
     predicted = roofline.predict_layers(machine, bench_cpu.WIDTHS, bench_cpu.BATCHES)
     predicted = predicted.rename(columns={"sparse_us": "us"})[["kind", "width", "batch", "n_agents", "us", "speedup"]]
     measured = pd.concat(list(tables.values())).assign(kind="measured")
     peaks = {"peak_gflops": 1e3 * machine.dense_tflops, "gb_per_s": machine.bandwidth, "call_us": machine.launch}
     return pd.concat([measured, predicted.assign(level="layer", form="roofline")]).assign(
-        device=machine.name, kernels=kernels.describe(), torch=torch.__version__, date=_today(), **peaks
+        device=machine.name, kernels=kernels.describe(), torch=torch.__version__, date=_today(), rounds=rounds, **peaks
     )
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from k24lab.deploy.accounting import kernel_shape
 from k24lab.deploy.bench_gpu import _backend, gpu_time, median_interleaved, pack_for_gpu, sparse24_available
-from k24lab.deploy.pack import check_24
+from k24lab.deploy.forms import Apply, batched, team_step
+from k24lab.deploy.pack import check_24, check_padding
 from k24lab.deploy.team import FrozenTeam
 from k24lab.errors import ConfigError, unknown
 from k24lab.kernels.acting import GATES
@@ -22,7 +23,6 @@ from k24lab.kernels.acting import GATES
 FORMS = ("auto", "dense", "sparse")
 TRIALS = 30  # of each form, to choose by
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-Apply = Callable[[str, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def padded_layers(team: FrozenTeam, backend: str) -> dict[str, PaddedLayer]:
     """All layers with zeros up to what 2:4 kernels accept; the gates of the GRU begin at multiples of the same.
 
     Raises:
-        ConfigError: a backend without such kernels, or a folded matrix that is not 2:4.
+        ConfigError: a backend without such kernels, a folded matrix that is not 2:4, or absurd padding.
     """
     layers = {}
     for name, layer in team.layers.items():
@@ -52,6 +52,8 @@ def padded_layers(team: FrozenTeam, backend: str) -> dict[str, PaddedLayer]:
         grown = F.pad(weight.unflatten(1, (gates, out)), (0, columns - inputs, 0, rows - out)).flatten(1, 2)
         bias = F.pad(layer.bias.unflatten(0, (gates, out)), (0, rows - out)).flatten()
         layers[name] = PaddedLayer(grown, bias, layer.patterns is not None)
+    n_weights = sum(layer.weight.numel() for layer in team.layers.values())
+    check_padding(n_weights, sum(layer.weight[0].numel() for layer in layers.values()), "a team")
     return layers
 
 
@@ -59,27 +61,7 @@ def _common(size: int, backend: str) -> int:
     return max(kernel_shape(size, size, backend))
 
 
-def team_step(apply: Apply, x: Float[Tensor, "K B in"], hidden: Float[Tensor, "K B H"]) -> tuple[Tensor, Tensor]:
-    """One time step, padded: outputs of fc4 and the next hidden state. `apply` is a layer by name."""
-    gate_x, gate_h = apply("rnn_input", apply("fc1", x).relu()), apply("rnn_hidden", hidden)
-    size = hidden.shape[-1]
-    r, z = (gate_x[..., : 2 * size] + gate_h[..., : 2 * size]).sigmoid().split(size, dim=-1)
-    candidate = torch.addcmul(gate_x[..., 2 * size :], r, gate_h[..., 2 * size :]).tanh()
-    after = torch.lerp(candidate, hidden, z)
-    return apply("fc4", apply("fc3", apply("fc2", after).relu()).relu()), after
-
-
-def dense_form(layers: Mapping[str, PaddedLayer], n: int) -> Apply:
-    """One batched product for all n networks."""
-    weights = {name: layer.weight.mT.expand(n, -1, -1).contiguous() for name, layer in layers.items()}
-
-    def apply(name: str, x: Tensor) -> Tensor:
-        return torch.baddbmm(layers[name].bias, x, weights[name])
-
-    return apply
-
-
-def sparse_form(layers: Mapping[str, PaddedLayer], n: int, pack: Callable[[Tensor], Tensor]) -> Apply:
+def sparse_form(layers: Mapping[str, PaddedLayer], pack: Callable[[Tensor], Tensor]) -> Apply:
     """A call of the 2:4 kernel for each mask; what is not masked is one product for all."""
     packed = {name: [pack(matrix) for matrix in layer.weight] for name, layer in layers.items() if layer.sparse}
 
@@ -128,8 +110,8 @@ class GPUActor:
         self._hidden = like.new_zeros(n, batch, like.shape[1])
         self._outputs: dict[str, Tensor] = {}
         forms = {
-            "dense": dense_form(layers, n),
-            "sparse": sparse_form(layers, n, lambda w: pack_for_gpu(w, backend, batch)),
+            "dense": batched({name: (layer.weight, layer.bias) for name, layer in layers.items()}),
+            "sparse": sparse_form(layers, lambda w: pack_for_gpu(w, backend, batch)),
         }
         graphs = {name: self._capture(name, apply) for name, apply in forms.items() if form in (name, "auto")}
         self.form = self._faster(graphs) if form == "auto" else form
@@ -161,7 +143,14 @@ class GPUActor:
 
     @torch.inference_mode()
     def q_values(self, inputs: Float[Tensor, "K B I"]) -> Float[Tensor, "K B A"]:
-        """One time step of B games, on the GPU; the result is overwritten by the next step."""
+        """One time step of B games, on the GPU; the result is overwritten by the next step.
+
+        Raises:
+            ValueError: inputs of another shape than this actor was made for.
+        """
+        wanted = (*self._x.shape[:2], self.team.input_dim)
+        if inputs.shape != wanted:
+            raise ValueError(f"inputs {tuple(inputs.shape)}, expected {wanted}: masks, games and inputs")
         self._x[..., : inputs.shape[2]] = inputs
         self.replay()
         return self._outputs[self.form][..., : self.team.n_actions]

@@ -55,29 +55,54 @@ def check_24(weight: Shaped[Tensor, "M out in"], layer: str) -> None:
         )
 
 
+def check_padding(n_weights: int, n_padded: int, what: str) -> None:
+    """Refuse padding that would make matrices more than MOST_PADDING times larger.
+
+    Raises:
+        ConfigError: naming the matrices and both sizes.
+    """
+    if n_padded > MOST_PADDING * n_weights:
+        raise ConfigError(
+            f"{what} with {n_weights} weights would be padded to {n_padded}, more than {MOST_PADDING:.0f} times as many: "
+            "2:4 kernels of GPUs do not suit it"
+        )
+
+
+def to_dtype(weight: Float[Tensor, "*shape"], dtype: torch.dtype, what: str) -> Shaped[Tensor, "*shape"]:
+    """The same numbers in another dtype, rounded; int8 takes whole numbers only (`quantise`).
+
+    Raises:
+        ConfigError: numbers that are not finite or do not fit.
+    """
+    cast = weight.to(dtype)
+    fits = (cast == weight).all() if dtype == torch.int8 else cast.isfinite().all()
+    if not fits:
+        wanted = "whole numbers in [-127, 127] (quantise)" if dtype == torch.int8 else "finite ones"
+        raise ConfigError(f"{what} has numbers that {str(dtype).removeprefix('torch.')} cannot hold: {wanted} only")
+    return cast
+
+
 def pack24(weight: Float[Tensor, "M out in"], dtype: str = "float16", layer: str = "weight") -> PackedMatrix:
     """Pack 2:4 matrices, padded with zeros to what CUTLASS's kernels accept.
 
     int8 takes whole numbers in [-127, 127] (`quantise`). The numbers are those of `dtype`: nothing else is lost.
 
     Raises:
-        ConfigError: unknown dtype, a matrix that is not 2:4, or one that padding would make
-            MOST_PADDING times larger.
+        ConfigError: unknown dtype, a matrix that is not 2:4, numbers that the dtype cannot hold, or a matrix that
+            padding would make MOST_PADDING times larger.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"{unknown('dtype', dtype, DTYPES)}; torch's 2:4 is 1:2 in float32")
     check_24(weight, layer)
     out_features, in_features = weight.shape[1:]
     rows, columns = kernel_shape(out_features, in_features, "cutlass", TILE_DTYPES[dtype])
-    if rows * columns > MOST_PADDING * out_features * in_features:
-        raise ConfigError(
-            f"layer {layer!r} of shape ({out_features}, {in_features}) would be padded to ({rows}, {columns}), more "
-            f"than {MOST_PADDING:.0f} times its size: these kernels do not suit it"
-        )
-    padded = F.pad(weight, (0, columns - in_features, 0, rows - out_features)).to(DTYPES[dtype])
+    shape = (out_features, in_features)
+    check_padding(out_features * in_features, rows * columns, f"layer {layer!r} of shape {shape}")
+    whole = to_dtype(weight, DTYPES[dtype], f"layer {layer!r}")
+    padded = F.pad(whole, (0, columns - in_features, 0, rows - out_features))
     packed = [sparse_semi_structured_from_dense_cutlass(matrix) for matrix in padded]
     values, meta = (torch.stack(parts) for parts in zip(*packed, strict=True))
-    return PackedMatrix(values, meta, (out_features, in_features))
+    return PackedMatrix(values, meta, shape)
 
 
 def unpack24(packed: PackedMatrix) -> Shaped[Tensor, "M out in"]:

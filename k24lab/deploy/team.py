@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from k24lab.config import Config, build_config
 from k24lab.deploy.accounting import agent_layers, team_bytes
-from k24lab.deploy.pack import pack_patterns, quantise, unpack_patterns
+from k24lab.deploy.pack import pack_patterns, quantise, to_dtype, unpack_patterns
 from k24lab.envs import make_env
 from k24lab.errors import ConfigError, RunError, unknown
 from k24lab.marl.agents import LAYERS, LayerWeights, RNNAgent
@@ -34,6 +33,7 @@ from k24lab.sparsity.patterns import GROUP_SIZE, N_PATTERNS, PATTERNS_24, masks_
 
 FORMAT = "k24lab-team-1"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
+SIZES = ("obs_dim", "n_agents", "n_masks", "t_env")
 MASKED_METHODS = ("k24", "k24-alpha", "k24-literal", "random24", "magnitude24")
 
 
@@ -97,7 +97,8 @@ def freeze(agent: RNNAgent, config: Config, obs_dim: int, n_agents: int, t_env: 
             patterns = patterns_of(masks[name], name)
         elif isinstance(layer, MagnitudeLinear24):
             patterns = patterns_of(layer.mask().unsqueeze(0), name)
-        weight, bias = (p.detach().float().cpu() for p in layer.parameters() if p is layer.weight or p is layer.bias)
+        assert isinstance(layer.weight, Tensor) and isinstance(layer.bias, Tensor)
+        weight, bias = (p.detach().float().cpu().clone() for p in (layer.weight, layer.bias))  # of the live network
         if patterns is None:  # one dense network for all
             weight, bias = weight[0], bias[0]
         layers[name] = FrozenLayer(weight, bias, patterns)
@@ -152,7 +153,7 @@ def save_team(team: FrozenTeam, path: Path, dtype: str = "float32") -> None:
     """Write a team, whole or not at all; `dtype` of its weights (int8: with a scale for each row), biases in float32.
 
     Raises:
-        ConfigError: an unknown dtype.
+        ConfigError: an unknown dtype, or weights that it cannot hold.
     """
     if dtype not in DTYPES:
         raise ConfigError(unknown("dtype", dtype, DTYPES))
@@ -162,14 +163,14 @@ def save_team(team: FrozenTeam, path: Path, dtype: str = "float32") -> None:
         if dtype == "int8":
             tensors[f"{name}/weight"], tensors[f"{name}/scale"] = quantise(weight)
         else:
-            tensors[f"{name}/weight"] = weight.to(DTYPES[dtype])
+            tensors[f"{name}/weight"] = to_dtype(weight, DTYPES[dtype], f"layer {name!r}")
         tensors[f"{name}/bias"] = layer.bias
         if layer.patterns is not None:
             tensors[f"{name}/patterns"] = pack_patterns(layer.patterns)
     about = {
         "format": FORMAT,
         "config": json.dumps(dataclasses.asdict(team.config)),
-        "sizes": json.dumps({key: getattr(team, key) for key in ("obs_dim", "n_agents", "n_masks", "t_env")}),
+        "sizes": json.dumps({key: getattr(team, key) for key in SIZES}),
         "dtype": dtype,
     }
     about["checksum"] = _checksum(about, tensors)
@@ -183,9 +184,9 @@ def storage_report(team: FrozenTeam, n_bytes: int, dtype: str) -> str:
     layers = agent_layers(team.input_dim, team.config.hidden_dim, team.n_actions)
     stored = {"float32": "fp32", "float16": "fp16", "bfloat16": "fp16", "int8": "int8"}[dtype]
     one = team_bytes(layers, 1, "one shared dense network", stored)
-    n = team.n_masks
+    n = team.n_agents if team.n_masks == 1 else team.n_masks  # one mask for all agents
     return (
-        f"{n_bytes / 1000:.1f} kB in {dtype} for {n} masks, {n_bytes / n / 1000:.1f} kB each; "
+        f"{n_bytes / 1000:.1f} kB in {dtype} for {n} agents or types, {n_bytes / n / 1000:.1f} kB each; "
         f"one dense network: {one / 1000:.1f} kB, {n} separate ones: {n * one / 1000:.1f} kB"
     )
 
@@ -194,7 +195,7 @@ def load_team(path: Path) -> FrozenTeam:
     """Read a team; its weights are float32 again, rounded as the file has them.
 
     Raises:
-        RunError: no such file, damaged, tampered with, of another kind or version.
+        RunError: no such file, damaged, of another kind or version, or numbers that do not make a team.
     """
     if not path.is_file():
         raise RunError(f"{path} does not exist")
@@ -215,20 +216,36 @@ def load_team(path: Path) -> FrozenTeam:
 
 
 def _team(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> FrozenTeam:
-    sizes: dict[str, Any] = json.loads(about["sizes"])
+    sizes, dtype, config = json.loads(about["sizes"]), about["dtype"], build_config(json.loads(about["config"]))
+    if set(sizes) != set(SIZES) or any(type(n) is not int or n < 0 for n in sizes.values()):
+        raise ValueError(f"sizes {sizes}, expected whole numbers {', '.join(SIZES)}")
+    if dtype not in DTYPES or config.method not in MASKED_METHODS:
+        raise ValueError(f"dtype {dtype!r} or method {config.method!r} that no team has")
+    _check_tensors(tensors, dtype)
     layers = {}
     for name in LAYERS:
         weight = tensors[f"{name}/weight"].float()
-        if about["dtype"] == "int8":
+        if dtype == "int8":
             weight = weight * tensors[f"{name}/scale"].unsqueeze(1)
         packed = tensors.get(f"{name}/patterns")
         patterns = None if packed is None else unpack_patterns(packed, len(weight), n_groups(weight.shape[1]))
         if patterns is not None and int(patterns.max()) >= N_PATTERNS:
             raise ValueError(f"layer {name!r} has a pattern {int(patterns.max())}, there are {N_PATTERNS}")
         layers[name] = FrozenLayer(weight, tensors[f"{name}/bias"], patterns)
-    team = FrozenTeam(layers, build_config(json.loads(about["config"])), **sizes, dtype=about["dtype"])
+    team = FrozenTeam(layers, config, **sizes, dtype=dtype)
     _check_sizes(team)
     return team
+
+
+def _check_tensors(tensors: Mapping[str, Tensor], dtype: str) -> None:
+    """Only what `save_team` writes, finite and in its dtypes."""
+    parts = {"weight": DTYPES[dtype], "bias": torch.float32, "scale": torch.float32, "patterns": torch.uint8}
+    for name, tensor in tensors.items():
+        layer, _, part = name.partition("/")
+        if layer not in LAYERS or part not in parts or (part == "scale" and dtype != "int8"):
+            raise ValueError(f"a tensor {name!r} that no team has")
+        if tensor.dtype != parts[part] or not tensor.float().isfinite().all():
+            raise ValueError(f"{name} in {tensor.dtype}, expected finite numbers in {parts[part]}")
 
 
 def _check_sizes(team: FrozenTeam) -> None:
@@ -236,7 +253,7 @@ def _check_sizes(team: FrozenTeam) -> None:
     hidden, sizes = team.config.hidden_dim, {"fc1": 1, "rnn_input": 3, "rnn_hidden": 3, "fc2": 1, "fc3": 1}
     for name, layer in team.layers.items():
         rows = sizes[name] * hidden if name in sizes else team.n_actions
-        columns = team.input_dim if name == "fc1" else hidden
+        columns = team.obs_dim + team.n_agents * team.config.agent_id if name == "fc1" else hidden
         shapes = {"weight": (tuple(layer.weight.shape), (rows, columns)), "bias": (tuple(layer.bias.shape), (rows,))}
         if layer.patterns is not None:
             shapes["patterns"] = (tuple(layer.patterns.shape), (team.n_masks, rows, n_groups(columns)))

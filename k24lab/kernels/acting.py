@@ -57,12 +57,14 @@ class PackedLinear:
         self, weight: Float[Tensor, "K out in"], bias: Float[Tensor, "Kb out"], gates: int = 1, sparse: bool = True
     ):
         (k, rows, inputs), per = weight.shape, weight.shape[1] // gates
+        if weight.dtype != torch.float32 or bias.dtype != torch.float32 or bias.shape not in ((1, rows), (k, rows)):
+            raise ValueError(f"weight {tuple(weight.shape)} and bias {tuple(bias.shape)} must fit, in float32")
         blocks, groups = gates * -(-per // LANES), -(-inputs // FOUR)
         self.inputs, self.columns, self.rows = inputs, groups * FOUR, blocks * LANES  # the last two are padded sizes
         # Of this many networks there are matrices and biases: one serves any number.
         self.most_networks = min([n for n in (len(weight), len(bias)) if n > 1], default=2**62)
         # Held here: the kernel only has their addresses.
-        self.bias = F.pad(bias.reshape(-1, gates, per), (0, self.rows // gates - per)).flatten(1)
+        self.bias = F.pad(bias.reshape(-1, gates, per), (0, self.rows // gates - per)).flatten(1).contiguous()
         self.values = weight.new_zeros(k, blocks, groups, 2 if sparse else FOUR, LANES)
         self.words = torch.zeros(k, blocks, -(-groups // WORD), LANES, dtype=torch.int32) if sparse else None
         sizes = (k, gates, per, inputs, weight.contiguous(), self.values)
@@ -84,9 +86,11 @@ class PackedLinear:
         """The product or its positive part, padded rows included, in `out` if given (new memory costs 1-2 us)."""
         x = x.contiguous() if self.inputs == self.columns else F.pad(x, (0, self.columns - self.inputs))
         networks, batch, inputs = x.shape
-        assert x.dtype == torch.float32 and inputs == self.columns and networks <= self.most_networks
         y = x.new_empty(networks, batch, self.rows) if out is None else out
-        assert y.is_contiguous() and y.shape == (networks, batch, self.rows)
+        if inputs != self.columns or networks > self.most_networks or x.dtype != torch.float32:
+            raise ValueError(f"x {tuple(x.shape)} in {x.dtype} does not fit {self.inputs} inputs in float32")
+        if y.shape != (networks, batch, self.rows) or not y.is_contiguous():
+            raise ValueError(f"out {tuple(y.shape)}, expected {(networks, batch, self.rows)}, contiguous")
         self._call(networks, batch, self._address, x.data_ptr(), relu, y.data_ptr())
         return y
 
@@ -109,10 +113,14 @@ class TeamStep:
 
     def __call__(self, x: Float[Tensor, "K B in"], hidden: Float[Tensor, "K B H"]) -> Float[Tensor, "K B A"]:
         """Q-values; `hidden` becomes the next one."""
-        assert x.dtype == hidden.dtype == torch.float32 and len(x) <= self._most_networks
-        assert x.shape[2] == self.inputs and hidden.shape == (*x.shape[:2], self.hidden_rows) and hidden.is_contiguous()
         x = x.contiguous()
         networks, batch, inputs = x.shape
+        if inputs != self.inputs or networks > self._most_networks or x.dtype != torch.float32:
+            raise ValueError(f"x {tuple(x.shape)} in {x.dtype} does not fit {self.inputs} inputs in float32")
+        if hidden.shape != (networks, batch, self.hidden_rows) or not hidden.is_contiguous():
+            raise ValueError(
+                f"hidden {tuple(hidden.shape)}, expected {(networks, batch, self.hidden_rows)}, contiguous"
+            )
         q_values = x.new_empty(networks, batch, self.n_actions)
         addresses = (x.data_ptr(), hidden.data_ptr(), q_values.data_ptr(), self._scratch.data_ptr())
         self._call(networks, batch, inputs, self.n_actions, self._address, *addresses)

@@ -70,6 +70,8 @@ def matmul(
     x = x if x.stride(2) == 1 else x.contiguous()
     bias = None if bias is None else bias.contiguous()
     (k, inputs, columns), rows, cap = x.shape, packed.counts.shape[2], packed.values.shape[3]
+    if len(packed.counts) != k:
+        raise ValueError(f"{len(packed.counts)} packed matrices for {k} networks")
     y = x.new_empty(k, rows, columns)
     per_bias = 0 if bias is None or len(bias) == 1 else rows
     sizes = (k, rows, inputs, columns, cap)
@@ -87,6 +89,8 @@ def gru(
     """Fill in all time steps of `h` but the first; returns what the backward pass needs, if `save`."""
     gate_x, bias = gate_x.contiguous(), bias.contiguous()
     k, size, steps, batch = h.shape[0], h.shape[1], gate_x.shape[2], gate_x.shape[3]
+    if gate_x.shape[:2] != (k, 3 * size) or h.shape[2:] != (steps + 1, batch):
+        raise ValueError(f"gates {tuple(gate_x.shape)} do not fit the hidden states {tuple(h.shape)}")
     saved = gate_x.new_empty(k, 4 * size, steps, batch) if save else None
     per_bias = 0 if len(bias) == 1 else 3 * size
     _check(_call("k24_gru", k, size, steps, batch, gate_x, bias, per_bias, *_matrix(weight), h, saved))

@@ -50,8 +50,7 @@ def collect(
     """Play one episode in each of the E environments.
 
     Args:
-        act: one time step: inputs [K, I, R] and hidden state to Q-values [K, A, R] and the next hidden state, of a
-            policy that stays the same for the whole episode.
+        act: one time step of a fixed policy: inputs [K, I, R] and hidden state to Q-values [K, A, R] and the next one.
         initial_hidden: the first hidden state of R rows for each of K networks.
         rows_of: which unit uses which weights, from the unit types at reset.
         seed: of the episodes; the same seed gives the same episodes for the same actions.
