@@ -98,7 +98,7 @@ def test_inputs_that_do_not_fit_are_refused(make_team, backend):
         with pytest.raises(ValueError, match=said):
             actor.act(inputs.mT, actor.initial_hidden(3, 2))
     actor.q_values(torch.randn(3, 2, 10))
-    with pytest.raises(ValueError, match=r"inputs \(3, 5\) of masks and games, the last step had \(3, 2\): reset\(\)"):
+    with pytest.raises(ValueError, match=r"inputs for 5 games, the last step had 2: reset\(\) first"):
         actor.q_values(torch.randn(3, 5, 10))
     actor.reset()
     assert actor.q_values(torch.randn(3, 5, 10)).shape == (3, 5, 5)

@@ -72,4 +72,4 @@ def test_numbers_that_a_dtype_cannot_hold_are_refused(dtype, value):
     weight = torch.zeros(1, 64, 128)
     weight[0, 3, 5] = value
     with pytest.raises(ConfigError, match=f"layer 'fc1' has numbers that {dtype} cannot hold"):
-        pack24(weight, dtype, "fc1")
+        pack.pack24(weight, dtype, "fc1")

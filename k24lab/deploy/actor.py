@@ -45,7 +45,7 @@ class Actor:
         self.backend = backend if built else "torch"
         self._masked = {name for name, layer in team.layers.items() if layer.patterns is not None}
         self._hidden: Tensor | None = None
-        self._games = (0, 0)
+        self._shape, self._form = torch.Size(), ""  # of the last step
 
     # Each form has the matrices in a layout of its own, made when it is first needed.
     @cached_property
@@ -84,13 +84,14 @@ class Actor:
             ValueError: inputs of another shape or dtype than the team takes, or of another number of games than the
                 last step (`reset` begins new games).
         """
-        self._check(inputs)
-        networks, games, _ = inputs.shape
-        if self._hidden is None:
-            self._hidden, self._games = self.initial_hidden(networks, games), (networks, games)
-        if (networks, games) != self._games:
-            raise ValueError(f"inputs {(networks, games)} of masks and games, the last step had {self._games}: reset()")
-        q_values, self._hidden = self._step(inputs, self._hidden)
+        if self._hidden is None or inputs.shape != self._shape or inputs.dtype != torch.float32 or not inputs.is_cpu:
+            self._check(inputs)
+            networks, games, _ = inputs.shape
+            if self._hidden is not None:
+                raise ValueError(f"inputs for {games} games, the last step had {self._shape[1]}: reset() first")
+            self._hidden, self._shape = self.initial_hidden(networks, games), inputs.shape
+            self._form = self.form(*self._folded(networks, games))
+        q_values, self._hidden = self._step(inputs, self._hidden, self._form)
         return q_values
 
     def actions(self, inputs: Float[Tensor, "K B I"], avail_actions: Bool[Tensor, "K B A"]) -> Int[Tensor, "K B"]:
@@ -108,16 +109,17 @@ class Actor:
     def act(self, inputs: Float[Tensor, "K I R"], hidden: Tensor) -> tuple[Float[Tensor, "K A R"], Tensor]:
         """One time step for `k24lab.marl.rollout.collect`, which keeps the hidden state itself."""
         self._check(inputs.mT)
-        q_values, hidden = self._step(inputs.mT, hidden)
+        form = self.form(*self._folded(len(inputs), inputs.shape[2]))
+        q_values, hidden = self._step(inputs.mT, hidden, form)
         return q_values.mT, hidden
 
     def _folded(self, networks: int, games: int) -> tuple[int, int]:
         """One network for all sees the rows of all alike."""
         return (1, networks * games) if self.team.n_masks == 1 else (networks, games)
 
-    def _step(self, inputs: Float[Tensor, "K B I"], hidden: Tensor) -> tuple[Float[Tensor, "K B A"], Tensor]:
-        networks, games = self._folded(*inputs.shape[:2])
-        x, form = inputs.reshape(networks, games, -1), self.form(networks, games)
+    def _step(self, inputs: Float[Tensor, "K B I"], hidden: Tensor, form: str) -> tuple[Float[Tensor, "K B A"], Tensor]:
+        one = self.team.n_masks == 1
+        x = inputs.reshape(1, -1, inputs.shape[2]) if one else inputs
         if form == "kernel":
             q_values = self._kernel(x, hidden)  # changes the hidden state in place
         elif form == "columns":
@@ -125,7 +127,7 @@ class Actor:
             q_values = columns.mT
         else:
             q_values, hidden = team_step(self._torch, x, hidden)
-        return q_values.reshape(*inputs.shape[:2], -1), hidden
+        return q_values.reshape(*inputs.shape[:2], -1) if one else q_values, hidden
 
     def _check(self, inputs: Tensor) -> None:
         """The kernels work on addresses: what does not fit would be read past its end."""

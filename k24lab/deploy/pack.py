@@ -63,8 +63,8 @@ def check_padding(n_weights: int, n_padded: int, what: str) -> None:
     """
     if n_padded > MOST_PADDING * n_weights:
         raise ConfigError(
-            f"{what} with {n_weights} weights would be padded to {n_padded}, more than {MOST_PADDING:.0f} times as many: "
-            "2:4 kernels of GPUs do not suit it"
+            f"{what} with {n_weights} weights would be padded to {n_padded}, more than {MOST_PADDING:.0f} times as "
+            "many: 2:4 kernels of GPUs do not suit it"
         )
 
 
