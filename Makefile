@@ -52,7 +52,7 @@ results: setup  ## every run behind figures/README.md (some hours on 2 cores), t
 	$(RUN) k24lab notebooks 09_what_separates --runs separate
 	$(RUN) k24lab notebooks 01_masks 03_mask_patterns 04_agent_similarity --runs rolenav3
 	$(RUN) k24lab notebooks 06_ampere_speedup --runs rolenav8
-	$(RUN) k24lab figures rolenav3 vmas_dispersion vmas_het_mass
+	$(RUN) k24lab figures rolenav3 rolenav8 vmas_navigation vmas_dispersion vmas_het_mass spread tag
 
 results-smax: setup  ## the study of SMAX (installs half a gigabyte more; one to two hours on 2 cores)
 	$(RUN) pip install --quiet --disable-pip-version-check -e '.[smax]'

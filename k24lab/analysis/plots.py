@@ -21,6 +21,7 @@ SEEDS_OF_AN_INTERVAL = 3  # that is drawn: of two it is nine times their standar
 MOST_BANDS = 8  # in one panel: more would hide the lines and one another
 WHISKER_STEP = 0.012  # of the time axis, between two intervals at its end
 LABEL_WIDTH = 44  # letters of a label beside an axis, before a second line
+TITLE_WIDTH = 102  # letters of a title over the width of the text
 LEGEND_LINE = 0.15  # inches, of 7 pt letters
 
 
@@ -79,8 +80,17 @@ def learning_curves(
     else:
         _limit_to_means(ax, curves)
     reference_lines(ax, references or {})
-    ax.set_title(", ".join(filter(None, [title, seed_count(curves.groupby("variant")["n"].max())])))
+    ax.set_title(_title(ax, title, seed_count(curves.groupby("variant")["n"].max())))
     return _time_axis(ax, ylabel)
+
+
+def _title(ax: Axes, *parts: str) -> str:
+    """In one line, or a line each where that would run into the next panel's title."""
+    place = ax.get_subplotspec()
+    n_columns = place.get_gridspec().ncols if place else 1
+    found = [part for part in parts if part]
+    line = ", ".join(found)
+    return line if len(line) <= TITLE_WIDTH // n_columns else ",\n".join(found)
 
 
 def _line_with_band(rows: pd.DataFrame, ax: Axes, style: LineStyle) -> None:
