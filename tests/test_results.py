@@ -265,3 +265,17 @@ def test_masks_are_named_after_types_or_numbered_by_agent(make_run):
     by_type, by_agent = results.find_runs("demo")
     assert results.mask_names(by_type) == names
     assert results.mask_names(by_agent) == ["0", "1", "2"]
+
+
+def test_the_run_that_stands_for_a_group_has_the_methods_own_settings_and_the_least_seed(make_run):
+    make_run("a", hidden_dim=32, seed=0)
+    make_run("b", seed=1)
+    make_run("c", seed=0)
+    make_run("d", method="nops", seed=0)
+    make_run("e", task="vmas/navigation", seed=0)
+    assert results.find_run("demo", method="k24").path.name == "c"
+    assert results.find_run("demo", method="k24", seed=1).path.name == "b"
+    assert results.find_run("demo", method="k24", hidden_dim=32).path.name == "a"
+    assert results.find_run("demo", task="vmas/navigation").path.name == "e"
+    with pytest.raises(RunError, match="seed"):
+        results.find_run("demo", seed=7)

@@ -81,6 +81,18 @@ def find_runs(source: str | Path, *, finished_only: bool = True, **filters: obje
     return finished
 
 
+def find_run(source: str | Path, **filters: object) -> Run:
+    """The run of `find_runs` that stands for its group: as near to the method's own settings as any, least seed.
+
+    Raises:
+        RunError: as `find_runs`.
+    """
+    runs = find_runs(source, **filters)
+    runs = [run for run in runs if run.config["task"] == runs[0].config["task"]]
+    names = dict(zip((run.path for run in runs), variants(runs), strict=True))
+    return min(runs, key=lambda run: (len(names[run.path].split()), run.config["seed"], run.path.name))
+
+
 def load_metrics(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per logged line: `run`, `variant`, every config field, `t_env` (env steps) and the metrics.
 
