@@ -87,7 +87,7 @@ def find_run(source: str | Path, **filters: object) -> Run:
     Raises:
         RunError: as `find_runs`.
     """
-    runs = find_runs(source, **filters)
+    runs = find_runs(source, finished_only=True, **filters)
     runs = [run for run in runs if run.config["task"] == runs[0].config["task"]]
     names = dict(zip((run.path for run in runs), variants(runs), strict=True))
     return min(runs, key=lambda run: (len(names[run.path].split()), run.config["seed"], run.path.name))
