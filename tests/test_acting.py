@@ -1,5 +1,7 @@
 """Acting in one call: the same numbers as the network's own step, for every size, batch and build."""
 
+import inspect
+
 import pytest
 import torch
 from test_kernels import build, needs_kernels, random_24  # noqa: F401
@@ -31,6 +33,27 @@ def test_one_matrix_and_one_bias_serve_all_networks(build):  # noqa: F811
     weight, bias, x = random_24(1, 9, 12), torch.randn(1, 9), torch.randn(4, 2, 12)
     y = acting.PackedLinear(weight, bias)(x)
     torch.testing.assert_close(y[..., :9], F.linear(x, weight[0], bias[0]), rtol=1e-5, atol=1e-5)
+
+
+def test_the_kernel_writes_to_no_memory_that_does_not_fit(build):  # noqa: F811
+    linear = acting.PackedLinear(random_24(2, 16, 12), torch.zeros(1, 16))
+    x, out = torch.randn(2, 3, 12), torch.empty(2, 3, 16)
+    first = linear(x, out=out).clone()
+    call = inspect.unwrap(acting.PackedLinear.__call__)  # as users have it, without the tests' checks of annotations
+    for bad_x, bad_out in [
+        (x, torch.empty(2, 2, 16)),
+        (x, torch.empty(2, 3, 16, dtype=torch.float16)),
+        (x, torch.empty(2, 16, 3).mT),
+        (x[:, :2], out),  # fitted the last inputs, not these
+        (torch.randn(2, 4, 12), out),
+        (torch.randn(3, 3, 12), None),
+        (x.double(), out),
+        (torch.randn(2, 3, 16), out),
+    ]:
+        with pytest.raises(ValueError, match=r"does not fit|expected"):
+            call(linear, bad_x, out=bad_out)
+    assert linear(2 * x, out=out) is out
+    torch.testing.assert_close(out, 2 * first)
 
 
 def test_a_group_that_keeps_three_is_named(build):  # noqa: F811
