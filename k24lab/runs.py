@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
+from k24lab import tensorfile
 from k24lab.config import NOT_HASHED, Config, build_config
 from k24lab.errors import ConfigError, RunError
 from k24lab.paths import runs_dir
 
-CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
-CHECKPOINT_FORMAT = "k24lab-checkpoint-1"
+CHECKPOINT, PREVIOUS = "checkpoint.safetensors", "checkpoint.prev.safetensors"
+CHECKPOINT_FORMAT = "k24lab-checkpoint-2"
 FAILED, LOCK = "FAILED", ".lock"  # the error of the last attempt; held by the process that trains the run
 # How long a run waits for its lock. One who asks whether it is held holds it for a moment; a run whose sweep was killed
 # ends within seconds.
@@ -122,7 +123,7 @@ class RunFolder:
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write a checkpoint; the one before is kept as a reserve."""
         with atomic_write(self.path / CHECKPOINT) as file:
-            torch.save({"format": CHECKPOINT_FORMAT, "config_hash": self.config.hash()} | state, file)
+            write_checkpoint(file, state, self.config.hash())
             if (self.path / CHECKPOINT).exists():
                 # A copy under the reserve's name first: at no moment is there no checkpoint.
                 (self.path / PREVIOUS).unlink(missing_ok=True)
@@ -168,7 +169,7 @@ class RunFolder:
 
 
 def _was_interrupted(error: BaseException) -> bool:
-    """Whether an error only follows from Ctrl-C or SIGTERM: `torch.save`, stopped half-way, raises one of its own."""
+    """Whether an error only follows from Ctrl-C or SIGTERM: what is stopped half-way may raise one of its own."""
     context = error.__context__
     return isinstance(context, KeyboardInterrupt) or (context is not None and _was_interrupted(context))
 
@@ -202,22 +203,23 @@ def read_config(path: Path) -> Config:
         raise RunError(f"{file} cannot be used: {error}") from error
 
 
+def write_checkpoint(file: BinaryIO, state: dict[str, Any], config_hash: str) -> None:
+    """Write the state of a run of this configuration into an open file."""
+    tensors: dict[str, torch.Tensor] = {}
+    tree = json.dumps(tensorfile.flatten(state, tensors))
+    tensorfile.write(file, {"format": CHECKPOINT_FORMAT, "config_hash": config_hash, "state": tree}, tensors)
+
+
 def read_checkpoint(path: Path, config_hash: str) -> dict[str, Any]:
     """Read a checkpoint without running any code in it.
 
     Raises:
-        RunError: truncated, not a checkpoint of this package, or of another configuration.
+        RunError: truncated, damaged, not a checkpoint of this version of the package, or of another configuration.
     """
-    try:
-        state = torch.load(path, weights_only=True)
-    except Exception as error:  # torch raises whatever the damage leads to
-        raise RunError(f"{path} cannot be read ({type(error).__name__}): truncated or not a checkpoint") from error
-    found = state.get("format") if isinstance(state, dict) else None
-    if found != CHECKPOINT_FORMAT:
-        raise RunError(f"{path} has format {found!r}, expected {CHECKPOINT_FORMAT!r}")
-    if state["config_hash"] != config_hash:
-        raise RunError(f"{path} belongs to config {state['config_hash']}, not to this run's {config_hash}")
-    return state
+    about, tensors = tensorfile.read(path, CHECKPOINT_FORMAT)
+    if about["config_hash"] != config_hash:
+        raise RunError(f"{path} belongs to config {about['config_hash']}, not to this run's {config_hash}")
+    return tensorfile.restore(json.loads(about["state"]), tensors)
 
 
 def _check_same(stored: Config, given: Config, path: Path) -> None:

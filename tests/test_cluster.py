@@ -21,7 +21,7 @@ import yaml
 from conftest import TINY
 
 from k24lab.config import Config, build_config
-from k24lab.runs import CHECKPOINT, run_folder
+from k24lab.runs import CHECKPOINT, read_checkpoint, read_config, run_folder
 from k24lab.status import last_t_env
 
 pytestmark = pytest.mark.cluster
@@ -115,7 +115,7 @@ def kill_some(home: Path, count: int, while_alive: "subprocess.Popen[bytes]") ->
 def assert_same_results(home: Path, reference: Path) -> None:
     for path, expected in zip(folders(home), folders(reference), strict=True):
         assert (path / "metrics.jsonl").read_bytes() == (expected / "metrics.jsonl").read_bytes(), path
-        a, b = (torch.load(p / CHECKPOINT, weights_only=True)["learner"]["agent"] for p in (path, expected))
+        a, b = (read_checkpoint(p / CHECKPOINT, read_config(p).hash())["learner"]["agent"] for p in (path, expected))
         assert all(torch.equal(value, b[name]) for name, value in a.items()), path
     assert sorted(p.name for p in (home / "runs" / "g").iterdir() if p.is_dir() and p.name[0] != ".") == sorted(
         p.name for p in folders(home)

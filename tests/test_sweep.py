@@ -83,7 +83,7 @@ def test_finished_runs_are_skipped_and_a_failing_one_does_not_stop_the_others(ti
         sweep(grid, Local(1, 1), poll_seconds=0.05)
     message = str(error.value)
     assert "1 of 3 runs are not finished" in message and str(run_folder(bad, "group")) in message
-    assert "RunError" in message and "checkpoint.pt cannot be read" in message and "--retry" in message
+    assert "RunError" in message and "checkpoint.safetensors cannot be read" in message and "--retry" in message
     assert (run_folder(good, "group") / "DONE").exists() and not (run_folder(bad, "group") / "DONE").exists()
     assert {p: p.stat().st_mtime_ns for p in run_folder(done, "group").rglob("*")} == before
     alone = train(good, folder=tmp_path / "alone", progress=False)

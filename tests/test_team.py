@@ -9,11 +9,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_kernels import build, needs_kernels  # noqa: F401
 
+from k24lab import tensorfile
 from k24lab.deploy import team as teams
 from k24lab.deploy.actor import Actor
 from k24lab.errors import ConfigError, RunError
 from k24lab.marl.agents import build_agent, step
 from k24lab.marl.learner import build_learner
+from k24lab.runs import CHECKPOINT, read_checkpoint
 from k24lab.sparsity.masks import argmax_masks
 from k24lab.train import train
 
@@ -103,7 +105,7 @@ def test_files_that_are_no_teams_are_refused(make_team, tmp_path):
         teams.load_team(path)
     del tensors["fc2/bias"]
     about = {"format": teams.FORMAT, "sizes": "{}", "dtype": "float32", "config": json.dumps({})}
-    save_file(tensors, path, about | {"checksum": teams._checksum(about, tensors)})
+    save_file(tensors, path, about | {"checksum": tensorfile.checksum(about, tensors)})
     with pytest.raises(RunError, match=r"does not hold a team: ValueError: sizes \{\}"):
         teams.load_team(path)
 
@@ -115,7 +117,7 @@ def _forge(path, change, **about):
         kept = {key: value for key, value in file.metadata().items() if key != "checksum"}
     change(tensors)
     kept |= about
-    save_file(tensors, path, kept | {"checksum": teams._checksum(kept, tensors)})
+    save_file(tensors, path, kept | {"checksum": tensorfile.checksum(kept, tensors)})
 
 
 @pytest.mark.parametrize(
@@ -194,7 +196,7 @@ def test_a_run_acts_as_it_did_in_training(tiny_config):
     team = teams.freeze_run(folder)
     assert team.t_env >= 800 and team.n_agents == 3 and team.config == config
     learner = build_learner(config, _spec(config))
-    learner.load_state_dict(torch.load(folder / "checkpoint.pt", weights_only=True)["learner"])
+    learner.load_state_dict(read_checkpoint(folder / CHECKPOINT, config.hash())["learner"])
     weights, hidden = learner.argmax_weights(), learner.agent.initial_hidden(3, 2500)
     actor = Actor(team)
     for _ in range(4):  # 30,000 observations

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from safetensors.torch import save_file
 
-from k24lab import runs
+from k24lab import runs, tensorfile
 from k24lab.config import build_config
 from k24lab.envs import make_env
 from k24lab.errors import ConfigError, RunError
@@ -222,23 +223,35 @@ def foreign(file, config):
     torch.save({"weights": torch.zeros(3)}, file)
 
 
-def no_dictionary(file, config):
-    torch.save(torch.zeros(3), file)
+def without_metadata(file, config):
+    save_file({"weights": torch.zeros(3)}, file)
+
+
+def one_bit(file, config):
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+
+
+def newer_version(file, config):
+    with file.open("wb") as opened:
+        tensorfile.write(opened, {"format": "k24lab-checkpoint-99"}, {})
 
 
 def other_configuration(file, config):
-    state = torch.load(file, weights_only=True)
-    torch.save(state | {"config_hash": "00000000"}, file)
+    state = runs.read_checkpoint(file, config.hash())
+    with file.open("wb") as opened:
+        runs.write_checkpoint(opened, state, "00000000")
 
 
-DAMAGES = [truncate, empty, foreign, no_dictionary, other_configuration]
+DAMAGES = [truncate, empty, foreign, without_metadata, one_bit, newer_version, other_configuration]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_unusable_checkpoint_is_replaced_by_the_one_before_with_a_warning(damage, unbroken, broken):
     config, path, state = unbroken
     damage(broken / CHECKPOINT, config)
-    with pytest.warns(UserWarning, match=r"checkpoint\.pt .*; going on from checkpoint\.prev\.pt"):
+    with pytest.warns(UserWarning, match=r"checkpoint\.safetensors .*; going on from checkpoint\.prev\.safetensors"):
         resumed = run_to_end(config, broken)
     assert_same(resumed, state)
     assert metrics(broken) == metrics(path)
@@ -258,7 +271,7 @@ def test_folder_whose_checkpoints_are_all_unusable_is_one_clear_error(unbroken, 
     with pytest.raises(RunError) as error:
         train(config, folder=broken, progress=False)
     message = str(error.value)
-    assert "checkpoint.pt cannot be read" in message and "truncated or not a checkpoint" in message
+    assert "checkpoint.safetensors cannot be read, it is truncated or of another kind" in message
     assert f"belongs to config 00000000, not to this run's {config.hash()}" in message
     assert "delete the run folder to start afresh" in message and "\n" not in message
 
@@ -266,10 +279,10 @@ def test_folder_whose_checkpoints_are_all_unusable_is_one_clear_error(unbroken, 
 def test_kill_while_saving_after_a_damaged_checkpoint_loses_nothing(unbroken, broken, monkeypatch):
     config, path, _ = unbroken
     truncate(broken / CHECKPOINT, config)
-    save, sync, saved = torch.save, os.fsync, []
+    save, sync, saved = runs.write_checkpoint, os.fsync, []
 
-    def note_save(state, file):
-        save(state, file)
+    def note_save(file, *state):
+        save(file, *state)
         saved.append(file)
 
     def kill_once_saved(fd):
@@ -278,7 +291,7 @@ def test_kill_while_saving_after_a_damaged_checkpoint_loses_nothing(unbroken, br
         sync(fd)
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", note_save)
+        patch.setattr(runs, "write_checkpoint", note_save)
         patch.setattr(os, "fsync", kill_once_saved)
         with pytest.warns(UserWarning, match="going on from"), pytest.raises(Interrupted):
             train(config, folder=broken, progress=False)
@@ -458,16 +471,16 @@ def test_failure_in_the_middle_of_a_write_leaves_the_old_file(tmp_path):
 
 def test_failure_in_the_middle_of_a_checkpoint_keeps_the_one_before(unbroken, tmp_path, monkeypatch):
     config, path, _ = unbroken
-    original, count = torch.save, itertools.count(1)
+    original, count = runs.write_checkpoint, itertools.count(1)
 
-    def save(state, file):
+    def save(file, *state):
         if next(count) == 3:
             file.write(b"half a checkpoint")
             raise Interrupted
-        original(state, file)
+        original(file, *state)
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", save)
+        patch.setattr(runs, "write_checkpoint", save)
         with pytest.raises(Interrupted):
             train(config, folder=tmp_path / "broken", progress=False)
     assert no_temporary_files(tmp_path / "broken")

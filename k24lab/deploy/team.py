@@ -5,7 +5,6 @@ where the team comes from. Nothing in it is executed when it is read, and its ch
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,10 +13,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from k24lab import tensorfile
 from k24lab.config import Config, build_config
 from k24lab.deploy.accounting import agent_layers, team_bytes
 from k24lab.deploy.pack import pack_patterns, quantise, to_dtype, unpack_patterns
@@ -173,10 +171,9 @@ def save_team(team: FrozenTeam, path: Path, dtype: str = "float32") -> None:
         "sizes": json.dumps({key: getattr(team, key) for key in SIZES}),
         "dtype": dtype,
     }
-    about["checksum"] = _checksum(about, tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
-        file.write(save(tensors, about))
+        tensorfile.write(file, about, tensors)
 
 
 def storage_report(team: FrozenTeam, n_bytes: int, dtype: str) -> str:
@@ -197,18 +194,7 @@ def load_team(path: Path) -> FrozenTeam:
     Raises:
         RunError: no such file, damaged, of another kind or version, or numbers that do not make a team.
     """
-    if not path.is_file():
-        raise RunError(f"{path} does not exist")
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from error
-    if about.get("format") != FORMAT:
-        raise RunError(f"{path} has format {about.get('format')!r}, expected {FORMAT!r}")
-    if about.pop("checksum", None) != _checksum(about, tensors):
-        raise RunError(f"{path} is damaged: its checksum is not that of its numbers")
+    about, tensors = tensorfile.read(path, FORMAT)
     try:
         return _team(about, tensors)
     except (KeyError, ValueError, TypeError, RuntimeError, ConfigError) as error:
@@ -260,13 +246,3 @@ def _check_sizes(team: FrozenTeam) -> None:
         for part, (found, wanted) in shapes.items():
             if found != wanted:
                 raise ValueError(f"{name}/{part} of shape {found}, expected {wanted}")
-
-
-def _checksum(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    """Of everything in a file but the checksum itself."""
-    digest = hashlib.sha256(json.dumps(dict(about), sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
