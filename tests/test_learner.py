@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from k24lab.config import METHODS
+from k24lab.errors import RunError
 from k24lab.marl.agents import unroll
 from k24lab.marl.learner import K24QLearner
 from k24lab.marl.replay import PER_EPISODE, EpisodeBatch
@@ -368,3 +369,31 @@ def test_temperature_and_logit_scale_follow_their_schedules(make_learner):
     assert [learner.temperature(t) for t in (0, 400, 800, 1000)] == pytest.approx([5.0, 1.0, 0.1, 0.1])
     assert [learner.logit_scale(t) for t in (0, 500, 1000, 2000)] == pytest.approx([2.0, 7.0, 12.0, 12.0])
     assert make_learner().logit_scale(900) == 10.0
+
+
+@pytest.mark.parametrize("method", ["k24", "nops", "kaleidoscope"])
+def test_numbers_that_are_not_finite_stop_the_update_and_leave_the_weights_as_they_were(
+    method, make_learner, random_episodes
+):
+    learner = make_learner(method=method)
+    good, bad = random_episodes(), random_episodes()
+    bad.reward[0, 0] = torch.inf
+    learner.update(good, 200)
+    before = copy.deepcopy(learner.agent.state_dict())
+    with pytest.raises(RunError, match=r"at t_env = 400 loss_td = inf, grad_norm = .*; the last checkpoint"):
+        learner.update(bad, 400)
+    assert learner.n_updates == 1
+    weights = {name: value for name, value in learner.agent.state_dict().items() if "ema" not in name}
+    assert all(torch.equal(value, before[name]) for name, value in weights.items())
+    with torch.no_grad():
+        dict(learner.agent.named_parameters())["layers.fc2.weight"][..., 0, 0] = torch.nan
+    with pytest.raises(RunError, match=r"not finite are layers\.fc2\.weight; the last checkpoint"):
+        learner.update(good, 600)
+
+
+def test_the_layer_whose_gradient_breaks_is_named_first(make_learner, random_episodes):
+    learner = make_learner(method="fups")
+    layer = dict(learner.agent.named_parameters())["layers.fc2.weight"]
+    layer.register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(RunError, match=r"not finite are gradient of layers\.fc2\.weight;"):
+        learner.update(random_episodes(), 200)

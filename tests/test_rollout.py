@@ -6,6 +6,7 @@ import torch
 
 from k24lab.envs.base import EnvSpec, Step, VecEnv
 from k24lab.envs.rolenav import RoleNav
+from k24lab.errors import RunError
 from k24lab.marl.agents import build_agent, step
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.marl.rollout import agent_inputs, collect, epsilon_greedy
@@ -158,3 +159,37 @@ def test_agent_id_appends_a_one_hot_index():
     inputs = agent_inputs(obs, True)
     assert torch.equal(inputs[..., :4], obs)
     assert torch.equal(inputs[..., 4:], torch.eye(3).expand(2, 5, 3, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "message"),
+    [
+        ("obs", (2, 1, 0), r"environment 2: obs of agent 1 is nan at step 1"),
+        ("state", (1, 1), r"environment 1: state is nan at step 1"),
+        ("reward", (3,), r"environment 3: reward is nan at step 0"),
+    ],
+)
+def test_a_world_that_says_nan_is_named_with_the_step(name, place, message, tiny_config, monkeypatch):
+    env, observe = CountingEnv(), CountingEnv._observe
+
+    def poisoned(self, reward):
+        now = observe(self, reward)
+        if self.t[3] == 1:
+            getattr(now, name)[place] = torch.nan
+        return now
+
+    monkeypatch.setattr(CountingEnv, "_observe", poisoned)
+    with pytest.raises(RunError, match=message):
+        play(env, tiny_config)
+
+
+def test_what_a_world_says_after_the_end_does_not_matter(tiny_config, monkeypatch):
+    expected, observe = play(CountingEnv(), tiny_config), CountingEnv._observe
+
+    def late(self, reward):
+        now = observe(self, reward)
+        now.reward[reward == 99.0] = torch.nan
+        return now
+
+    monkeypatch.setattr(CountingEnv, "_observe", late)
+    assert torch.equal(play(CountingEnv(), tiny_config).reward, expected.reward)

@@ -1,15 +1,19 @@
 """What is logged about values and masks, as functions of one update."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from k24lab.errors import RunError
 from k24lab.sparsity.baselines import ThresholdLinear
 from k24lab.sparsity.diversity import similarity_stats
 from k24lab.sparsity.masks import MaskDraw
 from k24lab.sparsity.patterns import N_PATTERNS
+
+MOST_NAMED = 4  # tensors, in a message
 
 
 def mask_metrics(
@@ -50,6 +54,26 @@ def gradient_norms(losses: Mapping[str, Tensor | float], parameters: list[nn.Par
             grads = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
         norms[name] = nn.utils.get_total_norm(grads).item()
     return norms
+
+
+def refuse_nonfinite(loss_td: float, grad_norm: float, networks: Iterable[nn.Module], t_env: int) -> None:
+    """Stop before a loss or a gradient that is no number spoils the weights.
+
+    Raises:
+        RunError: with the weights, or where those are sound the gradients, that are not finite.
+    """
+    if math.isfinite(loss_td) and math.isfinite(grad_norm):
+        return
+    weights = [(name, p) for network in networks for name, p in network.named_parameters()]
+    gradients = [(f"gradient of {name}", p.grad) for name, p in weights if p.grad is not None]
+    found = [name for name, x in weights if not x.isfinite().all()]
+    found = found or [name for name, x in gradients if not x.isfinite().all()]
+    # What lies nearest to the loss comes last in a network, and its gradient is the first to be spoilt.
+    where = ", ".join(found[::-1][:MOST_NAMED]) or "neither weights nor gradients: the targets are"
+    raise RunError(
+        f"at t_env = {t_env} loss_td = {loss_td:g}, grad_norm = {grad_norm:g}: not finite are {where}; the last "
+        "checkpoint is from before; try a lower lr"
+    )
 
 
 def value_metrics(td_error: Tensor, chosen_q: Tensor, targets: Tensor, filled: Tensor) -> dict[str, float]:

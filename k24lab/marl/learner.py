@@ -13,7 +13,7 @@ from k24lab import schedules
 from k24lab.config import Config
 from k24lab.envs.base import EnvSpec, check_types
 from k24lab.marl.agents import RNNAgent, build_agent
-from k24lab.marl.diagnostics import gradient_norms, mask_metrics, threshold_metrics, value_metrics
+from k24lab.marl.diagnostics import gradient_norms, mask_metrics, refuse_nonfinite, threshold_metrics, value_metrics
 from k24lab.marl.mixers import build_mixer
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.marl.rollout import agent_inputs
@@ -93,13 +93,13 @@ class K24QLearner:
         for group, factor in zip(self.optimizer.param_groups, (1.0, self.config.alpha_lr_factor), strict=False):
             group["lr"] = lr * factor
 
-    def _optimizer_step(self, t_env: int) -> Tensor:
-        """Clip, set the learning rates and step; returns the norm of the gradient to all but hetero_alpha.
-
-        Each group is clipped by its own norm: that of hetero_alpha grows as the temperature falls.
-        """
+    def _optimizer_step(self, t_env: int, loss_td: float) -> Tensor:
+        """Clip each group by its own norm (alpha's grows as the temperature falls), step; returns the first norm."""
         clip, groups = self.config.grad_norm_clip, self.optimizer.param_groups
-        norms = [nn.utils.clip_grad_norm_(group["params"], clip) for group in groups]
+        norms = [nn.utils.get_total_norm(p.grad for p in g["params"] if p.grad is not None) for g in groups]
+        refuse_nonfinite(loss_td, torch.stack(norms).sum().item(), (self.agent, self.mixer), t_env)
+        for group, norm in zip(groups, norms, strict=True):
+            nn.utils.clip_grads_with_norm_(group["params"], clip, norm)
         self._set_lr(t_env)
         self.optimizer.step()
         self.n_updates += 1
@@ -146,7 +146,7 @@ class K24QLearner:
                 metrics |= gradient_norms({"alpha_grad_td": loss_td, "alpha_grad_div": diversity}, self.alphas)
             (loss_td + diversity).backward()
         with record_function("optimizer"):
-            grad_norm = self._optimizer_step(t_env)
+            grad_norm = self._optimizer_step(t_env, metrics["loss_td"])
         with record_function("target and mask state"):
             self._update_target()
             self._after_masks(batch, rows, online, draw, t_env)

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from k24lab.envs.base import Step, VecEnv
+from k24lab.errors import RunError
 from k24lab.marl.replay import EpisodeBatch, empty_batch
 from k24lab.marl.rows import Rows
 from k24lab.marl.targets import greedy_actions
@@ -74,7 +75,19 @@ def collect(
     _store(batch, t + 1, now, with_state)
     if now.won is not None:
         batch.won.copy_(now.won)
+    _check_finite(batch)
     return batch
+
+
+def _check_finite(batch: EpisodeBatch) -> None:
+    """A world that says NaN or infinity would spoil the network many updates later."""
+    for name in ("obs", "state", "reward"):
+        values = getattr(batch, name)
+        if not values.isfinite().all():
+            env, t, *rest = (~values.isfinite()).nonzero()[0].tolist()
+            agent = f" of agent {rest[0]}" if name == "obs" else ""
+            value = values[(env, t, *rest)].item()
+            raise RunError(f"environment {env}: {name}{agent} is {value} at step {t}; worlds must give finite numbers")
 
 
 def _begin(env: VecEnv, seed: int, with_state: bool, device: torch.device) -> tuple[EpisodeBatch, Step]:
@@ -92,7 +105,7 @@ def _store_transition(
     device = running.device
     terminated, truncated = now.terminated.to(device), now.truncated.to(device)
     batch.actions[:, t] = actions
-    batch.reward[:, t] = now.reward.to(device) * running
+    batch.reward[:, t] = torch.where(running, now.reward.to(device), 0.0)
     batch.terminated[:, t] = terminated & running
     batch.filled[:, t] = running
     return running & ~(terminated | truncated)
