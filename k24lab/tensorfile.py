@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from k24lab.errors import RunError
@@ -17,16 +17,10 @@ TENSOR, PAIRS, TUPLE = "$tensor", "$pairs", "$tuple"  # what JSON has no words f
 
 
 def write(file: BinaryIO, about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors, and `about` them, into a file that is open at its begin.
-
-    Raises:
-        OSError: no room left, say.
-    """
+    """Write tensors, and `about` them, into a file that is open at its begin."""
     plain = _separate(tensors)
-    try:
-        save_file(plain, file.name, dict(about) | {"checksum": checksum(about, plain)})
-    except SafetensorError as error:
-        raise OSError(f"{file.name} cannot be written: {error}") from error
+    # Not `save_file`: it writes another file and renames it, so that nothing could be known to be on disk.
+    file.write(save(plain, dict(about) | {"checksum": checksum(about, plain)}))
 
 
 def read(path: Path, wanted: str) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -92,14 +92,6 @@ def test_buffer_goes_on_where_it_was_saved(tiny_spec):
     assert marks_of(a) == marks_of(b)
 
 
-def test_saved_state_does_not_change_with_the_buffer(tiny_spec):
-    buffer = ReplayBuffer(tiny_spec, 2, with_state=True)
-    buffer.add(marked(tiny_spec, [1, 2]))
-    state = buffer.state_dict()
-    buffer.add(marked(tiny_spec, [3, 4]))
-    assert state["episodes"]["reward"][:, 0].tolist() == [1, 2]
-
-
 @pytest.mark.parametrize("with_state", [True, False])
 def test_state_is_stored_only_where_it_is_read(with_state, tiny_spec):
     assert empty_batch(tiny_spec, 2, with_state).state.shape == (2, 7, 5 if with_state else 0)

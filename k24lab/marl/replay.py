@@ -97,8 +97,8 @@ class ReplayBuffer:
         )
 
     def state_dict(self) -> dict:
-        """What is stored, without the empty rest."""
-        stored = {f.name: getattr(self.episodes, f.name)[: self.size].clone() for f in fields(EpisodeBatch)}
+        """What is stored, without the empty rest; not copied, for it may be large: write it before more is added."""
+        stored = {f.name: getattr(self.episodes, f.name)[: self.size] for f in fields(EpisodeBatch)}
         return {"size": self.size, "next": self.next, "episodes": stored}
 
     def load_state_dict(self, state: dict) -> None:
