@@ -1,4 +1,4 @@
-"""Commands: `k24lab train | resume | sweep | status | notebooks | figures | export | import | bench | doctor`."""
+"""The commands of `k24lab`."""
 
 import errno
 import itertools
@@ -39,6 +39,7 @@ def main() -> None:
                 "resume": resume,
                 "sweep": sweep,
                 "status": status,
+                "show": show,
                 "notebooks": notebooks,
                 "figures": figures,
                 "export": export,
@@ -158,6 +159,19 @@ def status(grid: Annotated[Path, tyro.conf.Positional]) -> None:
     from k24lab.status import print_status
 
     print_status(grid)
+
+
+def show(run: Annotated[str, tyro.conf.Positional]) -> None:
+    """Show a run: settings, how far it is, last metrics, and where it comes from: code, packages, machine.
+
+    Example: k24lab show rolenav-k24-s0-1a2b3c4d
+
+    Args:
+        run: run folder, or its name alone where only one group has it.
+    """
+    from k24lab.show import describe_run, find_folder
+
+    print(describe_run(find_folder(run)))
 
 
 def notebooks(

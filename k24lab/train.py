@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from k24lab import schedules
+from k24lab import provenance, schedules
 from k24lab.config import Config
 from k24lab.envs import make_env
 from k24lab.envs.base import VecEnv, check_types
@@ -101,6 +101,7 @@ class Trainer:
         if state:
             self.load_state_dict(state)
         self.metrics_file = run.open_metrics(state["metrics_size"] if state else 0)
+        provenance.record(run.path, config, self.t_env)
         self.writer = _tensorboard(run.path, self.t_env) if config.tensorboard else None
 
     def _make_env(self, n_envs: int) -> VecEnv:

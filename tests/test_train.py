@@ -14,6 +14,7 @@ from k24lab import runs, tensorfile
 from k24lab.config import build_config
 from k24lab.envs import make_env
 from k24lab.errors import ConfigError, RunError
+from k24lab.provenance import FILE
 from k24lab.runs import CHECKPOINT, LOCK, PREVIOUS, RunFolder, atomic_write, read_config, run_folder
 from k24lab.train import Trainer, train
 
@@ -356,7 +357,7 @@ def test_finished_run_has_all_of_its_files(unbroken):
     config, path, _ = unbroken
     names = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()}
     patterns = {f"patterns/{t:010d}.npz" for t in (0, 400, 800, 1200, 1600)}
-    assert names == patterns | {"config.json", "metrics.jsonl", "summary.json", "policy.npz", CHECKPOINT, "DONE"}
+    assert names == patterns | {"config.json", "metrics.jsonl", "summary.json", "policy.npz", CHECKPOINT, "DONE", FILE}
     assert read_config(path) == config
 
 

@@ -1,0 +1,100 @@
+"""Where a run comes from: code, packages, machine. One line for each attempt that trained it."""
+
+import datetime
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from k24lab.config import Config
+from k24lab.kernels import describe
+from k24lab.paths import CHECKOUT
+from k24lab.runs import atomic_write
+
+FILE = "provenance.jsonl"
+PACKAGES = ("torch", "numpy", "pettingzoo", "mpe2", "vmas", "jaxmarl", "jax", "smacv2", "pysc2")
+MOST_CHANGED = 20  # files of a checkout that are named
+
+
+def record(folder: Path, config: Config, t_env: int) -> None:
+    """Add this attempt to the run's file; `t_env` is where it begins."""
+    line = {"t_env": t_env, "seed": config.seed, "n_threads": config.n_threads, "device": config.device}
+    path = folder / FILE
+    before = path.read_bytes() if path.exists() else b""
+    with atomic_write(path) as file:
+        file.write(before + (json.dumps(line | surroundings()) + "\n").encode())
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """All attempts of a run, first to last; lines that are no JSON objects are left out, and so is a missing file."""
+    path = folder / FILE
+    attempts = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict):
+            attempts.append(found)
+    return attempts
+
+
+def surroundings() -> dict[str, Any]:
+    """Time (UTC), versions, code and machine of this process."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"started": now, "k24lab": _version("k24lab"), **_code(CHECKOUT)} | {
+        "python": platform.python_version(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "kernels": describe(),
+        "system": platform.platform(),
+        "host": platform.node(),
+        "cpu": _cpu(),
+        "n_cpus": os.cpu_count(),
+        "gpu": gpu,
+    }
+
+
+@functools.cache
+def _code(checkout: Path) -> dict[str, Any]:
+    """Commit, changed files and SHA-256 of the lock of the checkout that the package is imported from, else None."""
+    lock = checkout / "requirements.lock"
+    changed = _git(checkout, "status", "--porcelain", "--untracked-files=no")
+    return {
+        "commit": _git(checkout, "rev-parse", "HEAD"),
+        "changed": None if changed is None else [line[3:] for line in changed.splitlines()[:MOST_CHANGED]],
+        "lock": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None,
+    }
+
+
+def _git(checkout: Path, *command: str) -> str | None:
+    """What git says; None where there is no git, or no repository of this package."""
+    if not (checkout / ".git").exists():  # the package may be installed inside someone else's repository
+        return None
+    try:
+        done = subprocess.run(["git", "-C", checkout, *command], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.rstrip("\n")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    """Name of the processor."""
+    info = Path("/proc/cpuinfo")  # Linux; platform.processor() is empty there
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -1,0 +1,77 @@
+"""A run at a glance, as text: `k24lab show RUN`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from k24lab import provenance
+from k24lab.config import NOT_HASHED, Config, build_config
+from k24lab.errors import RunError, unknown
+from k24lab.paths import runs_dir
+from k24lab.runs import read_config
+from k24lab.status import run_status
+
+SHOWN = (
+    *("started", "t_env", "k24lab", "commit", "changed", "lock", "python", "packages", "kernels"),
+    *("system", "host", "cpu", "n_cpus", "gpu", "device", "n_threads", "seed"),
+)
+
+
+def find_folder(run: str) -> Path:
+    """The folder of a run that is named by its path, or by its id where only one group has it.
+
+    Raises:
+        RunError: there is none, or there are several.
+    """
+    if (path := Path(run)).is_dir():
+        return path
+    every = {folder.parent for folder in runs_dir().glob("*/*/config.json")}
+    found = sorted(folder for folder in every if folder.name == run)
+    if len(found) > 1:
+        raise RunError(f"run {run!r} is in several groups: {', '.join(map(str, found))}")
+    if not found:
+        raise RunError(unknown("run", run, {folder.name for folder in every}) if every else f"no run in {runs_dir()}")
+    return found[0]
+
+
+def describe_run(folder: Path) -> str:
+    """What a run is, how far it is, its last metrics, and where it comes from.
+
+    Raises:
+        RunError: no run folder.
+    """
+    config = read_config(folder)
+    text = [folder.name, f"  {_state(folder)}", "", "settings (those of the method are left out)"]
+    text += _lines(_own_settings(config))
+    summary = folder / "summary.json"
+    if summary.exists():
+        text += ["", "at the end", *_lines(json.loads(summary.read_text()))]
+    for k, attempt in enumerate(provenance.read(folder)):
+        text += ["", f"attempt {k + 1}", *_lines({key: attempt[key] for key in SHOWN if key in attempt})]
+    return "\n".join(text)
+
+
+def _state(folder: Path) -> str:
+    now = run_status(folder)
+    far = f"{now.state}, {now.t_env} of {now.t_max} env steps"
+    return far + (f": {now.error}" if now.error else "")
+
+
+def _own_settings(config: Config) -> dict[str, Any]:
+    """The method, and every setting that is not its default."""
+    usual = build_config({"method": config.method, "learner": config.learner})
+    keys = [key for key in vars(config) if key not in NOT_HASHED and getattr(config, key) != getattr(usual, key)]
+    return {key: getattr(config, key) for key in dict.fromkeys(["task", "method", "seed", "t_max", *keys])}
+
+
+def _lines(values: dict[str, Any]) -> list[str]:
+    width = max(map(len, values), default=0)
+    return [f"  {key:{width}}  {_text(value)}" for key, value in values.items()]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
+    return ", ".join(map(_text, value)) or "none" if isinstance(value, list) else str(value)

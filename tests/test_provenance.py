@@ -1,0 +1,107 @@
+"""Where a run comes from, and how it is shown."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+
+import pytest
+
+from k24lab import provenance
+from k24lab.errors import RunError
+from k24lab.paths import CHECKOUT
+from k24lab.show import describe_run, find_folder
+from k24lab.train import train
+
+
+def git(folder, *command):
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    done = subprocess.run(["git", "-C", folder, *who, *command], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def run(tiny_config, home):
+    return train(tiny_config(method="k24", t_max=800, hidden_dim=24), "group", progress=False)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("K24LAB_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_a_run_knows_its_code_packages_machine_and_seed(run):
+    (attempt,) = provenance.read(run)
+    lock = hashlib.sha256((CHECKOUT / "requirements.lock").read_bytes()).hexdigest()
+    assert attempt["lock"] == lock and attempt["seed"] == 0 and attempt["t_env"] == 0 and attempt["n_threads"] == 1
+    assert attempt["packages"]["torch"].startswith("2.") and attempt["python"].startswith("3.11")
+    assert attempt["cpu"] and attempt["n_cpus"] > 0 and attempt["device"] == "cpu"
+
+
+def test_every_attempt_that_trains_adds_a_line_and_a_finished_run_none(tiny_config, home, monkeypatch):
+    config = tiny_config(method="fups", t_max=1600, checkpoint_interval=400)
+    from k24lab.train import Trainer
+
+    iteration, count = Trainer._iteration, iter(range(9))
+
+    def stops(self):
+        if next(count) == 2:
+            raise KeyboardInterrupt
+        iteration(self)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "_iteration", stops)
+        train(config, "group", progress=False)
+    path = train(config, "group", progress=False)
+    train(config, "group", progress=False)
+    first, second = provenance.read(path)
+    assert first["t_env"] == 0 and second["t_env"] > 0
+
+
+def test_commit_and_changed_files_are_those_of_the_checkout(tmp_path):
+    git(tmp_path, "init", "-q")
+    (tmp_path / "a.py").write_text("1\n")
+    (tmp_path / "b.py").write_text("1\n")
+    git(tmp_path, "add", "."), git(tmp_path, "commit", "-qm", "first")
+    (tmp_path / "new.py").write_text("untracked\n")
+    clean = provenance._code.__wrapped__(tmp_path)
+    assert clean == {"commit": git(tmp_path, "rev-parse", "HEAD"), "changed": [], "lock": None}
+    (tmp_path / "b.py").write_text("2\n")
+    assert provenance._code.__wrapped__(tmp_path)["changed"] == ["b.py"]
+
+
+def test_a_package_inside_someone_elses_repository_has_no_commit(tmp_path):
+    git(tmp_path, "init", "-q")
+    (inner := tmp_path / "site-packages").mkdir()
+    assert provenance._code.__wrapped__(inner) == {"commit": None, "changed": None, "lock": None}
+
+
+def test_a_damaged_file_shows_what_can_be_read(tmp_path):
+    assert provenance.read(tmp_path) == []
+    (tmp_path / provenance.FILE).write_bytes(b'{"seed": 1}\n[2]\n\xff\n{"seed": 3')
+    assert provenance.read(tmp_path) == [{"seed": 1}]
+
+
+def test_a_run_is_shown_with_settings_results_and_origin(run):
+    text = " ".join(describe_run(find_folder(run.name)).split())
+    summary = json.loads((run / "summary.json").read_text())
+    for part in (
+        "finished, 800 of 800 env steps",
+        "hidden_dim 24",
+        f"test_return_mean {summary['test_return_mean']:.6g}",
+        "attempt 1",
+        "torch 2.",
+    ):
+        assert part in text, text
+    assert "logit_scale" not in text  # the method's own
+    (run / "DONE").unlink()
+    assert "begun, " in describe_run(run)
+
+
+def test_a_run_that_is_not_there_or_in_two_groups_is_an_error(run, home):
+    with pytest.raises(RunError, match=f"unknown run '{run.name}x'; did you mean '{run.name}'"):
+        find_folder(run.name + "x")
+    shutil.copytree(run, run.parent.parent / "other" / run.name)
+    with pytest.raises(RunError, match=r"is in several groups: .*group.*other"):
+        find_folder(run.name)
