@@ -1,6 +1,6 @@
 # Every target sets up its environment itself: conda where it is present, else venv + pip.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo results results-smax test test-oracle test-cluster lint format lock clean
+.PHONY: help setup demo results results-smax test test-oracle test-cluster test-faults lint format lock clean
 
 CONDA := $(shell command -v mamba || command -v conda)
 PYTHON ?= python3.11
@@ -68,6 +68,9 @@ test-cluster: setup  ## grids that are killed midway, on this machine, on a real
 	$(RUN) pip install --quiet --disable-pip-version-check -e '.[slurm,ray]'
 	command -v slurmctld >/dev/null || { test "$$(id -u)" = 0 && apt-get install -qq -y slurmctld slurmd slurm-client munge; } || echo "no SLURM: its tests are skipped"
 	$(RUN) pytest -s -m cluster tests/test_cluster.py
+
+test-faults: setup  ## 400 kills of runs, 12,000 damaged files and settings, full and read-only disks (as root)
+	K24LAB_FAULTS=100 K24LAB_FUZZ=2000 $(RUN) pytest -s tests/test_faults.py tests/test_fuzz.py tests/test_tensorfile.py tests/test_vector.py
 
 lint: setup  ## ruff and mypy alone
 	$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) mypy

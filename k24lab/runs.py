@@ -31,6 +31,8 @@ LOCK_SECONDS = 10.0
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path` that takes its place only once it is whole and on disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if not path.parent.is_dir():
+        raise RunError(f"{path.parent} is gone: {path.name} cannot be written")
     try:
         with temporary.open("wb") as file:
             yield file
@@ -95,6 +97,7 @@ class RunFolder:
             raise RunError(f"{self.path}: another process trains this run") from None
         with lock:
             (self.path / FAILED).unlink(missing_ok=True)
+            self._clear_temporary()
             try:
                 yield
             except Exception as error:
@@ -103,6 +106,12 @@ class RunFolder:
                 with contextlib.suppress(OSError), atomic_write(self.path / FAILED) as file:  # the disk may be full
                     file.write(f"{type(error).__name__}: {error}\n".encode())
                 raise
+
+    def _clear_temporary(self) -> None:
+        """Remove what killed attempts were writing, for checkpoints are large; others may be writing config.json."""
+        for path in self.path.rglob(".*.tmp"):
+            if not path.name.startswith(".config.json."):
+                path.unlink(missing_ok=True)
 
     def write_json(self, name: str, data: dict[str, Any]) -> None:
         """Write a small JSON file, whole or not at all."""

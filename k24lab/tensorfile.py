@@ -34,7 +34,8 @@ def read(path: Path, wanted: str) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            # Copies: a tensor that is the file itself, mapped, would be lost, and this process too, if that was cut.
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read, it is truncated or of another kind: {error}") from error
     if about.get("format") != wanted:

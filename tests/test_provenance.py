@@ -25,12 +25,6 @@ def run(tiny_config, home):
     return train(tiny_config(method="k24", t_max=800, hidden_dim=24), "group", progress=False)
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("K24LAB_HOME", str(tmp_path))
-    return tmp_path
-
-
 def test_a_run_knows_its_code_packages_machine_and_seed(run):
     (attempt,) = provenance.read(run)
     lock = hashlib.sha256((CHECKOUT / "requirements.lock").read_bytes()).hexdigest()

@@ -212,6 +212,14 @@ def test_an_exception_names_the_environment_and_needs_a_reset(workers: int):
         env.close()
 
 
+def test_an_environment_of_this_process_that_hangs_is_named_and_the_next_episode_is_played():
+    env, before = SerialVector(partial(Drift, "hangs"), 5, timeout=0.2), signal.getsignal(signal.SIGALRM)
+    with pytest.raises(RunError, match=r"environment 3: TimeoutError: no answer for 0\.2 s"):
+        play(env, seed=1)
+    assert same(play(env, seed=0), play(SerialVector(Drift, 5), seed=0))
+    assert signal.getsignal(signal.SIGALRM) is before and signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
 def fails_to_build(flag: Path) -> Drift:
     if flag.exists():
         raise OSError("no game here")

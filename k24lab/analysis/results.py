@@ -1,5 +1,6 @@
 """Read run folders into tidy DataFrames and arrays; needs no torch and changes nothing on disk."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -127,7 +128,7 @@ def load_patterns(run: Run, last_only: bool = False) -> dict[int, dict[str, Patt
     `last_only` reads the last one alone.
 
     Raises:
-        RunError: the run has no snapshots, as for methods without masks.
+        RunError: the run has no snapshots, as for methods without masks, or damaged ones.
     """
     paths = sorted((run.path / "patterns").glob("[0-9]*.npz"), key=lambda path: int(path.stem))
     if not paths:
@@ -139,12 +140,12 @@ def load_policies(run: Run) -> Policies:
     """Q-values of all agents on common observations, as written at the end of training.
 
     Raises:
-        RunError: the run has no policy.npz.
+        RunError: the run has no policy.npz, or a damaged one.
     """
     path = run.path / "policy.npz"
     if not path.is_file():
         raise RunError(f"{path} does not exist: it is written when a run finishes")
-    with np.load(path) as arrays:
+    with _arrays(path) as arrays:
         return Policies(arrays["q_values"].astype(np.float64), arrays["avail_actions"].astype(bool))
 
 
@@ -267,8 +268,18 @@ def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             warn(f"{path}:{number} is not a whole JSON object and is skipped")
 
 
+@contextlib.contextmanager
+def _arrays(path: Path) -> Iterator[Any]:
+    """The arrays of an npz file; whatever its damage leads to is one error."""
+    try:
+        with path.open("rb") as file, np.load(file) as arrays:
+            yield arrays
+    except Exception as error:
+        raise RunError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
+
+
 def _read_patterns(path: Path) -> dict[str, Patterns]:
-    with np.load(path) as arrays:
+    with _arrays(path) as arrays:
         layers = dict.fromkeys(key.partition("/")[0] for key in arrays.files)
         return {
             layer: Patterns(

@@ -1,7 +1,10 @@
 """One environment in numpy lifted to E of them, stepped one after the other; k24lab/envs/workers.py: in processes."""
 
+import contextlib
+import signal
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +16,7 @@ from torch import Tensor
 from k24lab.envs.base import EnvSpec, Step, VecEnv, check_actions
 from k24lab.errors import ConfigError, RunError
 
+TIMEOUT = 600.0  # seconds that environments may take for a reset or a step together
 ALIGNMENT = 64  # bytes, a cache line: no two fields of the rows share one
 
 
@@ -114,10 +118,15 @@ class Vector(VecEnv):
 
 
 class SerialVector(Vector):
-    """E environments, stepped one after the other in this process."""
+    """E environments, stepped one after the other in this process.
 
-    def __init__(self, make: Callable[[], SingleEnv], n_envs: int):
+    One that hangs for `timeout` seconds, in Python or in a call of the system, is a RunError; inside a library's own
+    code it can only be stopped in a worker process.
+    """
+
+    def __init__(self, make: Callable[[], SingleEnv], n_envs: int, timeout: float = TIMEOUT):
         sample = make()
+        self._timeout = timeout
         super().__init__(sample, n_envs, bytearray)
         self._lane = Lane([sample, *(make() for _ in range(n_envs - 1))], self._rows, first=0)
 
@@ -127,10 +136,31 @@ class SerialVector(Vector):
         self._lane.close()
 
     def _reset(self, seed: int) -> None:
-        self._lane.reset(seed)
+        with _alarm(self._timeout):
+            self._lane.reset(seed)
 
     def _advance(self) -> None:
-        self._lane.step(self._actions)
+        with _alarm(self._timeout):
+            self._lane.step(self._actions)
+
+
+@contextlib.contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    """TimeoutError after so many seconds, where the system has alarms: in the main thread of a POSIX system."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(*_: object) -> None:
+        raise TimeoutError(f"no answer for {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Lane:

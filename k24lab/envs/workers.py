@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from k24lab.envs.base import EnvSpec
-from k24lab.envs.vector import Lane, SingleEnv, Vector, close_all, views
+from k24lab.envs.vector import TIMEOUT, Lane, SingleEnv, Vector, close_all, views
 from k24lab.errors import ConfigError, RunError
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class SubprocessVector(Vector):
         make: Callable[[], SingleEnv],
         n_envs: int,
         workers: int,
-        timeout: float | None = 600.0,
+        timeout: float | None = TIMEOUT,
         max_restarts: int = 3,
     ):
         """`make` is called in this process, for the sizes, and in the workers, so it must be picklable.
