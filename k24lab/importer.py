@@ -4,8 +4,10 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
+from k24lab import provenance
 from k24lab.config import Config, build_config
 from k24lab.errors import ConfigError, RunError
 from k24lab.paths import runs_dir
@@ -34,17 +36,21 @@ def import_runs(files: Sequence[Path], name: str | None = None) -> list[Path]:
     """
     if not files:
         raise RunError("name at least one file of raw summaries, e.g. figures/05_rolenav3_runs.jsonl")
-    runs = [(_folder(path, name), line, _config(line, where)) for path in files for where, line in _lines(path)]
-    runs = [(group / str(line["run"]), line, config) for group, line, config in runs]
-    for folder, _, config in runs:
+    read = [(path, line, _config(line, where)) for path in files for where, line in _lines(path)]
+    runs = [(_folder(path, name) / str(line["run"]), line, config, path) for path, line, config in read]
+    first: dict[Path, Line] = {}
+    if unequal := {folder.name for folder, line, *_ in runs if first.setdefault(folder, line) != line}:
+        raise RunError(f"{', '.join(map(str, files))}: lines that differ for run {', '.join(sorted(unequal))}")
+    for folder, _, config, _ in runs:
         if (folder / "config.json").exists() and read_config(folder) != config:
             raise RunError(f"{folder} holds a run with other settings: import under another --name")
-    for folder, line, config in runs:
+    for folder, line, config, path in runs:
         run = RunFolder(folder, config)
         if not (run.done or (folder / CHECKPOINT).exists()):
             with run.attempt():
+                provenance.record_import(folder, path)
                 _write(run, line)
-    return [folder for folder, _, _ in runs]
+    return [folder for folder, *_ in runs]
 
 
 def _folder(path: Path, name: str | None) -> Path:
@@ -79,6 +85,10 @@ def _check_line(line: object, where: str) -> None:
         lengths = {len(column) if isinstance(column, list) else None for column in columns}
         if columns and (len(lengths) != 1 or None in lengths or "t_env" not in line[key]):
             raise RunError(f"{where}: {key} must be lists of one length, t_env among them")
+        if any(type(number) not in (int, float, NoneType) for column in columns for number in column or ()):
+            raise RunError(f"{where}: {key} holds what is no number")
+        if any(type(t_env) is not int for t_env in (line[key]["t_env"] if columns else ())):
+            raise RunError(f"{where}: t_env of {key} must be whole numbers")
 
 
 def _config(line: Line, where: str) -> Config:

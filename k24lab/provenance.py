@@ -11,12 +11,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from k24lab.config import Config
-from k24lab.kernels import describe
 from k24lab.paths import CHECKOUT
-from k24lab.runs import atomic_write
 
 FILE = "provenance.jsonl"
 PACKAGES = ("torch", "numpy", "pettingzoo", "mpe2", "vmas", "jaxmarl", "jax", "smacv2", "pysc2")
@@ -25,11 +21,24 @@ MOST_CHANGED = 20  # files of a checkout that are named
 
 def record(folder: Path, config: Config, t_env: int) -> None:
     """Add this attempt to the run's file; `t_env` is where it begins."""
-    line = {"t_env": t_env, "seed": config.seed, "n_threads": config.n_threads, "device": config.device}
+    _append(
+        folder,
+        {"t_env": t_env, "seed": config.seed, "n_threads": config.n_threads, "device": config.device} | surroundings(),
+    )
+
+
+def record_import(folder: Path, file: Path) -> None:
+    """Say that a run was not trained here but comes from a file of raw summaries."""
+    _append(folder, {"imported": file.name})
+
+
+def _append(folder: Path, line: dict[str, Any]) -> None:
+    from k24lab.runs import atomic_write  # it loads torch, which readers do without
+
     path = folder / FILE
     before = path.read_bytes() if path.exists() else b""
     with atomic_write(path) as file:
-        file.write(before + (json.dumps(line | surroundings()) + "\n").encode())
+        file.write(before + (json.dumps(line) + "\n").encode())
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -48,6 +57,10 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 def surroundings() -> dict[str, Any]:
     """Time (UTC), versions, code and machine of this process."""
+    import torch
+
+    from k24lab.kernels import describe
+
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"started": now, "k24lab": _version("k24lab"), **_code(CHECKOUT)} | {

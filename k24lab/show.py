@@ -12,6 +12,7 @@ from k24lab.runs import read_config
 from k24lab.status import run_status
 
 SHOWN = (
+    "imported",
     *("started", "t_env", "k24lab", "commit", "changed", "lock", "python", "packages", "kernels"),
     *("system", "host", "cpu", "n_cpus", "gpu", "device", "n_threads", "seed"),
 )

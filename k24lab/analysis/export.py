@@ -7,9 +7,12 @@ from typing import Any
 
 import pandas as pd
 
+from k24lab import provenance
+from k24lab.analysis.results import Run
 from k24lab.config import Config
 
 RETURN = "test_return_mean"
+ORIGIN = ("k24lab", "commit", "changed", "packages", "cpu", "gpu", "imported")  # of provenance.jsonl
 
 
 def marl_eval(metrics: pd.DataFrame, summaries: pd.DataFrame) -> dict[str, Any]:
@@ -64,3 +67,12 @@ def _series(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, list[Any]]:
     present = [name for name in names if name in rows and rows[name].notna().any()]
     rows = rows.dropna(subset=present, how="all")
     return {key: [None if x != x else x for x in rows[key].tolist()] for key in ("t_env", *present)} if present else {}
+
+
+def sources(runs: Sequence[Run]) -> str:
+    """Lines of JSON that tell where a figure's numbers come from: runs, and the code and machine of their attempts."""
+    lines = []
+    for run in sorted(runs, key=lambda run: run.path):
+        attempts = [{key: line[key] for key in ORIGIN if line.get(key)} for line in provenance.read(run.path)]
+        lines.append({"run": f"{run.path.parent.name}/{run.id}", "attempts": attempts})
+    return "".join(json.dumps(line) + "\n" for line in lines)
