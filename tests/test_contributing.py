@@ -1,0 +1,60 @@
+"""The examples of CONTRIBUTING.md, run as they stand there."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import TINY
+
+from k24lab.paths import CHECKOUT
+from k24lab.train import train
+
+TEXT = (CHECKOUT / "CONTRIBUTING.md").read_text()
+TITLES = ("A task", "A method", "A figure")
+BLOCKS = {title: re.findall(rf"## {title}\n.*?```\w+\n(.*?)```", TEXT, re.DOTALL)[0] for title in TITLES}
+TRAIN_AND_LOOK = """
+from k24lab.config import build_config
+from k24lab.marl.agents import build_agent
+from k24lab.train import train
+config = build_config({settings})
+layer = build_agent(config, 40, 5, 3).layers["fc2"]
+kept = (layer.effective()[0] != 0).float().mean(dim=(1, 2))
+assert len(kept) == 3 and ((0.3 < kept) & (kept < 0.7)).all(), kept
+print(train(config, progress=False))
+"""
+
+
+def test_each_example_is_short():
+    assert all(len(block.splitlines()) <= 40 for block in BLOCKS.values())
+
+
+def test_the_task_trains(tiny_config, tmp_path, monkeypatch):
+    (tmp_path / "corridor.py").write_text(BLOCKS["A task"])
+    monkeypatch.syspath_prepend(tmp_path)
+    path = train(tiny_config(task="pettingzoo/corridor:Corridor:length=6", method="fups-id"), progress=False)
+    assert (path / "DONE").exists()
+
+
+def test_the_method_trains_once_the_patch_is_applied(tmp_path):
+    package = tmp_path / "k24lab"
+    shutil.copytree(CHECKOUT / "k24lab", package, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "a.diff").write_text(BLOCKS["A method"])
+    subprocess.run(["git", "apply", "--unidiff-zero", "a.diff"], cwd=tmp_path, check=True)
+    settings = TINY | {"method": "unstructured50"}
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "K24LAB_HOME": str(tmp_path)}
+    script = TRAIN_AND_LOOK.replace("{settings}", repr(settings))
+    done = subprocess.run([sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "unstructured50" in done.stdout, done.stderr
+
+
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg")
+def test_the_figure_is_drawn(tiny_config, home):
+    for seed in (0, 1):
+        train(tiny_config(method="fups", seed=seed), "mine", progress=False)
+    exec(compile(BLOCKS["A figure"], "CONTRIBUTING.md", "exec"), {})
+    drawn = {path.name for path in (home / "figures").iterdir()}
+    assert drawn == {f"mine_spread.{kind}" for kind in ("pdf", "png", "csv")}
+    assert (home / "figures" / "mine_spread.csv").read_text().startswith("variant,t_env,std\nfups,0,")
