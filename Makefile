@@ -57,7 +57,7 @@ results: setup  ## every run behind figures/README.md (some hours on 2 cores), t
 results-smax: setup  ## the study of SMAX (installs half a gigabyte more; one to two hours on 2 cores)
 	$(RUN) pip install --quiet --disable-pip-version-check -e '.[smax]'
 	$(RUN) k24lab sweep notebooks/grids/smax.yaml
-	$(RUN) k24lab notebooks 07_unit_types --runs smax
+	$(RUN) k24lab notebooks 07_unit_types 05_ablations --runs smax
 
 test-oracle:  ## the aggregates against rliable, in an environment of its own (it needs pandas 2)
 	$(PYTHON) -m venv build/oracle
