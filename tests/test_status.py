@@ -1,17 +1,15 @@
 """How far runs are, from their folders."""
 
-import contextlib
 import dataclasses
 import json
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
 
 from k24lab import cli
 from k24lab.errors import RunError
-from k24lab.runs import CHECKPOINT, FAILED, RunFolder, atomic_write, is_locked, run_folder
+from k24lab.runs import CHECKPOINT, FAILED, RunFolder, is_locked, run_folder
 from k24lab.status import last_t_env, print_status, run_status, status_table
 
 
@@ -53,13 +51,11 @@ def test_interruption_in_the_middle_of_a_checkpoint_is_no_failure_and_keeps_the_
     run.save_checkpoint(state)
     whole = (run.path / CHECKPOINT).read_bytes()
 
-    @contextlib.contextmanager
-    def stopped_halfway(path):
-        with atomic_write(path) as file:
-            write = mock.Mock(side_effect=[len(b"PK"), KeyboardInterrupt])
-            yield mock.Mock(wraps=file, write=write)
+    def stopped_halfway(file, *_):
+        file.write(whole[: len(whole) // 2])
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr("k24lab.runs.atomic_write", stopped_halfway)
+    monkeypatch.setattr("k24lab.tensorfile.write", stopped_halfway)
     with pytest.raises(KeyboardInterrupt), run.attempt():
         run.save_checkpoint(state)
     assert not (run.path / FAILED).exists() and not is_locked(run.path)
