@@ -49,9 +49,13 @@ def main() -> None:
             },
             prog="k24lab",
         )
+        sys.stdout.flush()
     except K24Error as error:
         print(f"k24lab: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except BrokenPipeError:  # whoever reads, `head` say, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise

@@ -1,12 +1,13 @@
 """A run at a glance, as text: `k24lab show RUN`."""
 
+import difflib
 import json
 from pathlib import Path
 from typing import Any
 
 from k24lab import provenance
 from k24lab.config import NOT_HASHED, Config, build_config
-from k24lab.errors import RunError, unknown
+from k24lab.errors import RunError
 from k24lab.paths import runs_dir
 from k24lab.runs import read_config
 from k24lab.status import run_status
@@ -31,7 +32,9 @@ def find_folder(run: str) -> Path:
     if len(found) > 1:
         raise RunError(f"run {run!r} is in several groups: {', '.join(map(str, found))}")
     if not found:
-        raise RunError(unknown("run", run, {folder.name for folder in every}) if every else f"no run in {runs_dir()}")
+        near = difflib.get_close_matches(run, {folder.name for folder in every}, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise RunError(f"no run {run!r} among the {len(every)} in {runs_dir()}{hint}")
     return found[0]
 
 

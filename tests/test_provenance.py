@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -94,7 +96,7 @@ def test_a_run_is_shown_with_settings_results_and_origin(run):
 
 
 def test_a_run_that_is_not_there_or_in_two_groups_is_an_error(run, home):
-    with pytest.raises(RunError, match=f"unknown run '{run.name}x'; did you mean '{run.name}'"):
+    with pytest.raises(RunError, match=f"no run '{run.name}x' among the 1 in .*; did you mean '{run.name}'"):
         find_folder(run.name + "x")
     shutil.copytree(run, run.parent.parent / "other" / run.name)
     with pytest.raises(RunError, match=r"is in several groups: .*group.*other"):
@@ -114,3 +116,12 @@ def test_figures_name_the_runs_that_they_come_from_and_their_code(run, home):
     import_runs([home / "raw_runs.jsonl"], "copies")
     (line,) = [json.loads(line) for line in export.sources(results.find_runs("copies")).splitlines()]
     assert line == {"run": f"copies/{run.name}", "attempts": [{"imported": "raw_runs.jsonl"}]}
+
+
+def test_a_reader_that_has_enough_is_no_error(run):
+    reading, writing = os.pipe()
+    os.close(reading)
+    line = [sys.executable, "-m", "k24lab", "show", run]
+    done = subprocess.run(line, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert done.returncode == 1 and done.stderr == ""
