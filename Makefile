@@ -37,11 +37,11 @@ test: setup  ## lint, types, all tests, and the notebooks with small parameters
 	K24LAB_HOME=$(CURDIR)/build/test $(RUN) k24lab sweep notebooks/grids/ci.yaml
 	K24LAB_HOME=$(CURDIR)/build/test $(RUN) pytest --nbmake -n 2 notebooks
 
-GRIDS := rolenav3 rolenav8 spread tag regimes recipe resets vmas_navigation vmas_navigation8 vmas_het_mass vmas_dispersion
+TASKS := rolenav3 rolenav8 vmas_navigation vmas_dispersion vmas_het_mass spread tag
+STUDIES := regimes recipe resets vmas_navigation8
 results: setup  ## every run behind figures/README.md (some hours on 2 cores), then the figures
-	for grid in $(GRIDS); do \
-	  $(RUN) k24lab sweep notebooks/grids/$$grid.yaml && $(RUN) k24lab notebooks 05_ablations --runs $$grid || exit 1; \
-	done
+	for grid in $(TASKS) $(STUDIES); do $(RUN) k24lab sweep notebooks/grids/$$grid.yaml || exit 1; done
+	for grid in $(STUDIES); do $(RUN) k24lab notebooks 05_ablations --runs $$grid || exit 1; done
 	$(RUN) k24lab sweep notebooks/grids/ablation.yaml
 	$(RUN) k24lab notebooks 05_ablations --runs ablation --parameters reference k24
 	$(RUN) k24lab notebooks 10_regimes --runs regimes
@@ -50,9 +50,9 @@ results: setup  ## every run behind figures/README.md (some hours on 2 cores), t
 	$(RUN) k24lab notebooks 07_unit_types --runs types
 	$(RUN) k24lab sweep notebooks/grids/separate.yaml
 	$(RUN) k24lab notebooks 09_what_separates --runs separate
-	$(RUN) k24lab notebooks 01_masks 03_mask_patterns 04_agent_similarity --runs rolenav3
+	$(RUN) k24lab notebooks 01_masks
 	$(RUN) k24lab notebooks 06_ampere_speedup --runs rolenav8
-	$(RUN) k24lab figures rolenav3 rolenav8 vmas_navigation vmas_dispersion vmas_het_mass spread tag
+	$(RUN) k24lab figures $(TASKS)
 
 results-smax: setup  ## the study of SMAX (installs half a gigabyte more; one to two hours on 2 cores)
 	$(RUN) pip install --quiet --disable-pip-version-check -e '.[smax]'
