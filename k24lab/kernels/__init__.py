@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 
 SWITCH = "K24LAB_KERNELS"  # environment variable: "torch" does without the kernels
-BUILDS = {"AVX512": ("avx512", "avx2"), "AVX2": ("avx2",)}  # that a processor runs (torch's names), besides the portable
+BUILDS = {
+    "AVX512": ("avx512", "avx2"),
+    "AVX2": ("avx2",),
+}  # that a processor runs (torch's names), besides the portable
 MOST_THREADS = 2  # of torch: the kernels work on one and are still ahead of two, of more they need not be
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
