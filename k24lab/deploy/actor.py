@@ -15,7 +15,7 @@ from k24lab.marl.agents import Weights, step
 from k24lab.marl.targets import greedy_actions
 
 BACKENDS = ("auto", "kernel", "columns", "torch")
-# From here on `columns` is ahead of `kernel` with AVX2, measured for 1 to 16 masks and hidden sizes of 32 to 256: games,
+# With AVX2 `columns` is ahead of `kernel` from here on, measured for 1 to 16 masks and hidden sizes 32 to 256: games,
 # because it works on vectors of them, and masks * games * hidden size², because each of its calls costs some 40 us.
 # With AVX-512 `kernel` has the registers that it needs for many games, and is as fast or faster everywhere.
 MANY_GAMES, MUCH_WORK = 24, 2_000_000
@@ -26,8 +26,8 @@ class Actor:
 
     Args:
         team: what acts.
-        backend: `kernel` is the CPU kernel for acting (float32), `columns` that of training, which is the faster for many
-            games with AVX2, `torch` does without kernels, and `auto` takes the one that `form` says, of those that are built.
+        backend: `kernel` is the CPU kernel for acting (float32), `columns` that of training (with AVX2 the faster one
+            for many games), `torch` does without, and `auto` takes what `form` says, of those that are built.
         sparse: False lets `kernel` multiply by every weight, dropped ones too: what 2:4 itself is worth.
 
     Raises:
