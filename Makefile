@@ -72,11 +72,11 @@ test-cluster: setup  ## grids that are killed midway, on this machine, on a real
 test-faults: setup  ## 400 kills of runs, 12,000 damaged files and settings, full and read-only disks (as root)
 	K24LAB_FAULTS=100 K24LAB_FUZZ=2000 $(RUN) pytest -s tests/test_faults.py tests/test_fuzz.py tests/test_tensorfile.py tests/test_vector.py
 
-CHROMIUM := chromium chromium-browser google-chrome-stable google-chrome
 test-browser: setup  ## every notebook in JupyterLab and Chromium (which root gets from Debian): runs, shows its figures
 	$(RUN) pip install --quiet --disable-pip-version-check -e '.[browser]' || echo "no playwright: its tests are skipped"
-	test -n "$$K24LAB_CHROMIUM" || command -v $(CHROMIUM) >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && \
-	  DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -qq -y --no-install-recommends chromium; } || \
+	PYTHONPATH=tests $(RUN) python -c "import lab, sys; sys.exit(lab.find_chromium() is None)" || \
+	  { test "$$(id -u)" = 0 && apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	  apt-get -o DPkg::Lock::Timeout=300 install -qq -y --no-install-recommends chromium; } || \
 	  echo "no Chromium: its tests are skipped"
 	$(RUN) pytest -s -m browser tests/test_browser.py
 
