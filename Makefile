@@ -1,6 +1,6 @@
 # Every target sets up its environment itself: conda where it is present, else venv + pip.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo results results-smax test test-oracle test-cluster test-faults lint format lock clean
+.PHONY: help setup demo results results-smax test test-oracle test-cluster test-faults test-browser test-soak lint format lock clean
 
 CONDA := $(shell command -v mamba || command -v conda)
 PYTHON ?= python3.11
@@ -71,6 +71,17 @@ test-cluster: setup  ## grids that are killed midway, on this machine, on a real
 
 test-faults: setup  ## 400 kills of runs, 12,000 damaged files and settings, full and read-only disks (as root)
 	K24LAB_FAULTS=100 K24LAB_FUZZ=2000 $(RUN) pytest -s tests/test_faults.py tests/test_fuzz.py tests/test_tensorfile.py tests/test_vector.py
+
+test-browser: setup  ## every notebook in JupyterLab and Chromium (which root gets from Debian): runs, shows its figures
+	$(RUN) pip install --quiet --disable-pip-version-check -e '.[browser]' || echo "no playwright: its tests are skipped"
+	PYTHONPATH=tests $(RUN) python -c "import lab, sys; sys.exit(lab.find_chromium() is None)" || \
+	  { test "$$(id -u)" = 0 && apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	  apt-get -o DPkg::Lock::Timeout=300 install -qq -y --no-install-recommends chromium; } || \
+	  echo "no Chromium: its tests are skipped"
+	$(RUN) pytest -s -m browser tests/test_browser.py
+
+test-soak: setup  ## an hour of training and a sweep of 200 runs: memory, open files and processes stay as they are
+	$(RUN) pytest -s -m soak tests/test_soak.py
 
 lint: setup  ## ruff and mypy alone
 	$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) mypy
