@@ -107,7 +107,8 @@ def fit(samples: Sequence[Sample], column: str) -> Line:
     assert n_blocks > 4, f"{len(samples)} samples are too few"
     x, y = ([block.mean() for block in np.array_split(a, n_blocks)] for a in (times / 3600, values))
     line, hours = linregress(x, y), (times[-1] - times[0]) / 3600
-    return Line(line.slope, line.stderr, line.slope * hours, line.stderr * hours)
+    error = line.stderr if np.ptp(values) else 0.0  # that of a constant can be 0/0
+    return Line(line.slope, error, line.slope * hours, error * hours)
 
 
 def fewest(samples: Sequence[Sample], column: str) -> tuple[int, int]:
@@ -125,12 +126,14 @@ def leaks(samples: Sequence[Sample], memory: Sequence[str] = MEMORY, counts: Seq
 
 
 def report(name: str, samples: Sequence[Sample]) -> str:
-    """One line for each column: slope and range of memory, range of counts."""
+    """One line for each column: slope of memory, also of the second half (a heap settles in the first), and ranges."""
     lines = [f"{name}: {len(samples)} samples in {samples[-1].seconds - samples[0].seconds:.0f} s"]
     for column in MEMORY + COUNTS:
         values = [getattr(s, column) for s in samples]
-        span = f"{min(values):g} to {max(values):g}"
-        line = fit(samples, column)
-        slope = f"slope {line.slope:+.2f} ± {line.error:.2f} MB/h, " if column in MEMORY else ""
-        lines.append(f"  {column}: {slope}{span}")
+        text = f"{min(values):g} to {max(values):g}"
+        if column in MEMORY:
+            whole, second = fit(samples, column), fit(samples[len(samples) // 2 :], column)
+            text += f" MB, {whole.slope:+.2f} ± {whole.error:.2f} MB/h"
+            text += f", in the second half {second.slope:+.2f} ± {second.error:.2f}"
+        lines.append(f"  {column}: {text}")
     return "\n".join(lines)
