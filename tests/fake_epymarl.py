@@ -83,13 +83,14 @@ from controllers import REGISTRY as controllers
 from learners import REGISTRY as learners
 
 torch.manual_seed(0)
+torch.set_num_threads(1)
 name = sys.argv[1].removeprefix("--config=")
 with open("src/config/default.yaml") as default, open(f"src/config/algs/{{name}}.yaml") as algorithm:
     settings = yaml.safe_load(default) | yaml.safe_load(algorithm)
 args = SimpleNamespace(**settings | {{"device": "cpu", "n_agents": 2, "n_actions": 3, "state_shape": 4}})
 mac = controllers[args.mac](fake_epymarl.SCHEME, {{"agents": 2}}, args)
 learner = learners[args.learner](mac, fake_epymarl.SCHEME, fake_epymarl.Logger(), args)
-for t in range(20):
+for t in range(3):
     learner.train(fake_epymarl.make_batch(args), 10 * t, t)
 print("trained", type(mac.agent).__name__, sorted(learner.logger.stats)[0])
 """

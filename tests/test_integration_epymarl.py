@@ -14,11 +14,12 @@ import torch
 import yaml
 from fake_epymarl import Logger, make_batch, write_checkout
 
+from k24lab.config import build_config
 from k24lab.errors import ConfigError
 from k24lab.integrations.epymarl import __main__ as command
 from k24lab.integrations.epymarl import install, register
-from k24lab.integrations.epymarl.batches import to_episodes
-from k24lab.integrations.epymarl.configs import config_files
+from k24lab.integrations.epymarl.batches import observations, to_episodes
+from k24lab.integrations.epymarl.configs import KEYS, MASK_KEYS, TYPE_KEYS, config_files
 from k24lab.integrations.epymarl.install import integrate, recognise, remove
 from k24lab.integrations.epymarl.settings import read_settings
 from k24lab.marl.agents import K24RNNAgent, K24TypeRNNAgent
@@ -192,7 +193,8 @@ def test_the_command_says_what_it_did_and_an_error_is_one_line(checkout, tmp_pat
     assert ended.value.code == 2 and message.startswith("k24lab: error: ") and message.count("\n") == 1
 
 
-def test_their_own_command_trains_with_our_configuration(checkout):
+def test_their_own_command_trains_with_our_configuration(tmp_path):
+    checkout = write_checkout(tmp_path, "pymarl2")
     integrate(checkout)
     done = subprocess.run(
         [sys.executable, "src/main.py", "--config=k24_type_qmix"], cwd=checkout, capture_output=True, text=True
@@ -289,6 +291,15 @@ def test_an_entry_of_k24_args_that_cannot_be_is_an_error_with_key_value_and_what
         read_settings(make_args(k24_args=given))
 
 
+@pytest.mark.parametrize(("flavour", "name"), CONFIGS)
+def test_a_file_lists_every_key_because_sacred_adds_none_and_null_is_the_methods_default(flavour, name):
+    listed = yaml.safe_load(config_files(flavour)[name])["k24_args"]
+    assert set(listed) == set(KEYS) - (set() if "type" in name else set(TYPE_KEYS))
+    config = read_settings(make_args(flavour, name)).config
+    defaults = build_config({"method": listed["method"]})
+    assert all(getattr(config, key) == getattr(defaults, key) for key in ("alpha_lr_factor", *MASK_KEYS))
+
+
 def test_k24_args_must_be_a_mapping():
     args = make_args()
     args.k24_args = "k24"
@@ -328,31 +339,29 @@ def test_parts_that_do_not_belong_together_are_refused(running):
 # --- learning --------------------------------------------------------------------------------------------------
 
 
-def losses(args: SimpleNamespace, updates: int = 150):
-    """A learner after some updates, and the TD loss of each."""
-    args.learner_log_interval = 0
+def train(args: SimpleNamespace, updates: int):
+    """A learner after some updates, and the TD loss of every tenth."""
+    args.learner_log_interval = 10
     learner = build(args)
     for k in range(updates):
-        learner.train(make_batch(args, n=16, seed=k), t_env=args.t_max * k // updates, episode_num=k)
+        learner.train(make_batch(args, n=16, seed=k), t_env=k, episode_num=k)
     return learner, [value for _, value in learner.logger.stats["loss_td"]]
 
 
 def test_agents_that_see_the_same_learn_to_differ_with_masks_and_cannot_without(running):
     running()
     # gamma: what is learned must not grow for longer than the test.
-    changes = {"target_update_interval_or_tau": 10, "standardise_rewards": False, "gamma": 0.3}
-    learner, k24 = losses(make_args(**changes))
-    _, shared = losses(make_args(k24_args={"method": "fups"}, **changes))
-    assert sum(k24[-10:]) < 0.2 * sum(k24[:10])
-    assert sum(k24[-10:]) < 0.3 * sum(shared[-10:])
-    batch = make_batch(learner.args, n=2)
-    actions = learner.mac.select_actions(batch, t_ep=0, t_env=10**6, test_mode=True)
+    changes = {"t_max": 120, "target_update_interval_or_tau": 10, "standardise_rewards": False, "gamma": 0.3}
+    learner, k24 = train(make_args(**changes), updates=120)
+    _, shared = train(make_args(k24_args={"method": "fups"}, **changes), updates=120)
+    assert k24[-1] < 0.2 * k24[0] and k24[-1] < 0.3 * shared[-1]
+    actions = learner.mac.select_actions(make_batch(learner.args, n=2), t_ep=0, t_env=10**6, test_mode=True)
     assert actions.tolist() == [[0, 1], [0, 1]]  # agent i is paid for action i
 
 
 def test_masks_stay_exactly_2_4_and_are_drawn_once_an_update(running, monkeypatch):
     running()
-    learner, _ = losses(make_args(), updates=20)
+    learner, _ = train(make_args(), updates=10)
     for name, layer in learner.masked_layers.items():
         kept = (learner.agent.argmax_weights()[name].weight != 0).float()
         missing = -layer.in_features % 4
@@ -436,6 +445,16 @@ def test_acting_keeps_to_available_actions_and_gives_no_gradient(running):
     only[..., 1] = 1
     actions = learner.mac.select_actions(batch.with_values(avail_actions=only), t_ep=0, t_env=0)
     assert (actions == 1).all() and not learner.mac.hidden_states.requires_grad
+
+
+def test_the_last_action_follows_the_observation_and_is_nothing_at_first():
+    batch = make_batch(make_args())
+    seen = observations(batch, 0, 5, last_action=True)
+    obs, before = seen.split([fake_epymarl.N_OBS, 3], dim=-1)
+    assert torch.equal(obs, batch["obs"]) and torch.equal(before[:, 1:], batch["actions_onehot"][:, :-1])
+    assert before[:, 1].any() and not before[:, 0].any()
+    for t in range(5):
+        assert torch.equal(observations(batch, t, t + 1, last_action=True), seen[:, t : t + 1])
 
 
 def test_the_observation_behind_the_end_of_an_episode_and_padding_teach_nothing(running):

@@ -23,13 +23,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--remove", action="store_true", help="take all of it out again")
     given = parser.parse_args(argv)
     try:
-        print("\n".join((remove if given.remove else integrate)(given.path.resolve())))
+        done = (remove if given.remove else integrate)(given.path.resolve())
     except K24Error as error:
         print(f"k24lab: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:
         print(f"k24lab: error: {error.strerror}: {error.filename}; nothing was changed", file=sys.stderr)
         raise SystemExit(2) from None
+    print("\n".join(done))
     if not given.remove:
         print(NEXT)
 

@@ -1,8 +1,11 @@
 """Algorithm configurations for a checkout: settings of its own algorithms with K-2:4's agent and learner."""
 
+import dataclasses
 import zlib
 from itertools import product
 from typing import Literal
+
+from k24lab.config import MaskConfig, build_config
 
 Flavour = Literal["epymarl", "pymarl2"]
 
@@ -12,6 +15,10 @@ METHODS = {
     "random24": "fixed random 2:4 masks: what learning them is to be compared with",
 }
 MIXERS = ("qmix", "vdn")
+# What `k24_args` may say; everything else is a setting of the checkout's own.
+TYPE_KEYS = ("n_unit_types", "unit_type_start")
+MASK_KEYS = tuple(field.name for field in dataclasses.fields(MaskConfig) if field.name != "mask_per")
+KEYS = ("method", "alpha_lr_factor", "lr_final", "td_loss", *MASK_KEYS, *TYPE_KEYS)
 HEADER = "# k24lab "  # before the checksum of all that follows the first line
 
 EXPLORATION = """\
@@ -29,7 +36,8 @@ runner: "episode"
 buffer_size: 5000
 target_update_interval_or_tau: 200 # updates; up to 1: the share of a soft update at each
 
-learner: "k24_learner" # 1-step double Q; k24_nq_learner: TD(lambda), then give td_lambda too
+learner: "k24_learner" # 1-step double Q; k24_nq_learner: TD(lambda)
+td_lambda: 0.6 # of k24_nq_learner
 agent_output_type: "q"
 double_q: True
 use_rnn: True
@@ -89,14 +97,23 @@ def _config(flavour: Flavour, name: str, method: str, per_type: bool, mixer: str
 agent: "{"k24_type" if per_type else "k24"}"
 mac: "k24_mac"
 obs_agent_id: False # masks tell {owner}s apart
-# Any setting of k24lab's masks, besides alpha_lr_factor, lr_final (lr falls to it; by default it stays) and td_loss:
-# see `k24lab train --help`. On the command line: with k24_args.logit_scale=3.0
+# null: the method's default, which stands behind it; `k24lab train --help` says what each is. All keys are listed, as
+# only what is listed can be changed on the command line: with k24_args.logit_scale=3.0
 k24_args:
   method: "{method}" # also: fups (one dense network), nops (a dense network each), magnitude24, kaleidoscope, multih
+  lr_final: null # lr; reached linearly at t_max
+  td_loss: null # mse; or huber
 """
+        + _defaults(method)
         + (TYPES if per_type else "")
         + f'\nname: "{name}"\n'
     )
+
+
+def _defaults(method: str) -> str:
+    """A line for every setting of the masks."""
+    config = build_config({"method": method})
+    return "".join(f"  {key}: null # {getattr(config, key)}\n" for key in ("alpha_lr_factor", *MASK_KEYS))
 
 
 def _signed(text: str) -> str:

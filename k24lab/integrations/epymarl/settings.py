@@ -11,14 +11,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from k24lab.config import Config, MaskConfig, build_config
+from k24lab.config import Config, build_config
 from k24lab.envs.base import EnvSpec
 from k24lab.errors import ConfigError, unknown
+from k24lab.integrations.epymarl.configs import KEYS, TYPE_KEYS
 
-# What `k24_args` may say; everything else is a setting of the checkout's own and is read from there.
-TYPE_KEYS = ("n_unit_types", "unit_type_start")
-MASK_KEYS = tuple(field.name for field in dataclasses.fields(MaskConfig) if field.name != "mask_per")
-KEYS = ("method", "alpha_lr_factor", "lr_final", "td_loss", *MASK_KEYS, *TYPE_KEYS)
 # Switches of the checkouts that the K-2:4 agent and learner have only one position of.
 DEMANDED = {
     "use_rnn": True,
@@ -97,7 +94,7 @@ def read_settings(args: SimpleNamespace) -> Settings:
 
 
 def _given(args: SimpleNamespace) -> dict[str, Any]:
-    """The entries of `k24_args`, their names checked."""
+    """The entries of `k24_args` that say something, all names checked."""
     given = getattr(args, "k24_args", None) or {}
     if not isinstance(given, Mapping):
         raise ConfigError(f"k24_args = {given!r} is a {type(given).__name__}, not a mapping such as {{method: k24}}")
@@ -109,7 +106,7 @@ def _given(args: SimpleNamespace) -> dict[str, Any]:
             problems.append(f"k24_args.{key} = {value!r}: {unknown('key', key, KEYS)}")
     if problems:
         raise ConfigError("; ".join(problems))
-    return dict(given)
+    return {key: value for key, value in given.items() if value is not None}
 
 
 def _theirs(args: SimpleNamespace) -> dict[str, Any]:
@@ -151,7 +148,7 @@ def _target_update(args: SimpleNamespace) -> dict[str, Any]:
 def _unit_types(args: SimpleNamespace, given: Mapping[str, Any]) -> UnitTypes | None:
     """Where the observations tell the unit type; only agent "k24_type" wants to know."""
     if args.agent != "k24_type":
-        if any(given.get(key) is not None for key in TYPE_KEYS):
+        if any(key in given for key in TYPE_KEYS):
             raise ConfigError(f"{', '.join(TYPE_KEYS)} of k24_args are for agent = 'k24_type', not {args.agent!r}")
         return None
     for key in TYPE_KEYS:
