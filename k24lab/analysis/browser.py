@@ -12,9 +12,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from k24lab.analysis.mask_plots import agent_labels
-from k24lab.analysis.mask_view import MaskView, Window, change_table, draw_view, mask_view, numbers, png
+from k24lab.analysis.mask_view import MaskView, Window, change_table, draw_view, mask_view, numbers
 from k24lab.analysis.results import Patterns, Run, find_runs, kind, mask_names, read_patterns, snapshot_paths, variants
-from k24lab.analysis.style import paper_style
+from k24lab.analysis.style import paper_style, screen_png
 from k24lab.config import METHODS, build_config
 from k24lab.errors import RunError, unknown
 
@@ -115,7 +115,7 @@ class MaskBrowser:
     def png(self) -> bytes:
         """The figure as a picture."""
         with paper_style():
-            return png(self.figure)
+            return screen_png(self.figure)
 
     def _last(self, run: str | None = None) -> dict[str, Patterns]:
         return _read(list(snapshot_paths(self.runs[run or self.selection.run]).values())[-1])

@@ -1,6 +1,5 @@
 """One agent's mask of one layer at one time: its weights, what changed since the snapshot before, its patterns."""
 
-import io
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -10,21 +9,18 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Integer
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.pyplot import get_cmap
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from PIL import Image
 
 from k24lab.analysis.results import Patterns
 from k24lab.analysis.similarity import flip_rate, hamming_distance, masks, pattern_entropy, pattern_usage
-from k24lab.analysis.style import OKABE_ITO, TEXT_WIDTH
+from k24lab.analysis.style import OKABE_ITO, SCREEN_DPI, TEXT_WIDTH
 from k24lab.sparsity.patterns import GROUP_SIZE, N_PATTERNS, PATTERN_NAMES
 
 HEIGHT = 3.3  # inches of the whole figure
-SCREEN_DPI = 130
 # Left, bottom, width, height of each panel, shares of the figure: a layout that is computed costs half of a redraw.
 MASK, CHANGE, USAGE = (0.085, 0.21, 0.33, 0.61), (0.45, 0.21, 0.33, 0.61), (0.87, 0.21, 0.115, 0.61)
 TITLE_WIDTH = 100  # letters in a line
@@ -185,15 +181,6 @@ def usage_bars(usage: Float[np.ndarray, " 6"], ax: Axes) -> Axes:
     ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ax.set(title="patterns", xlabel="share of groups")
     return ax
-
-
-def png(fig: Figure) -> bytes:
-    """The figure as it is shown on a screen; half the time of `savefig`, which draws twice."""
-    canvas = FigureCanvasAgg(fig)
-    canvas.draw()
-    buffer = io.BytesIO()
-    Image.fromarray(np.asarray(canvas.buffer_rgba())).save(buffer, "png", compress_level=1)
-    return buffer.getvalue()
 
 
 def _ticks(first: int, end: int, step: int) -> tuple[np.ndarray, list[str]]:

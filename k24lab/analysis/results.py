@@ -103,7 +103,7 @@ def load_metrics(runs: Sequence[Run]) -> pd.DataFrame:
     Raises:
         RunError: a run without metrics.jsonl, or a line without t_env.
     """
-    rows = [{"run": str(run.path), **row} for run in runs for row in _metric_rows(run.path / "metrics.jsonl")]
+    rows = [{"run": str(run.path), **row} for run in runs for row in metric_rows(run.path / "metrics.jsonl")]
     if not rows:
         raise RunError(f"no metrics in {len(runs)} runs ({', '.join(run.id for run in runs[:3])} ...)")
     return _join_configs(runs, pd.DataFrame(rows))
@@ -255,7 +255,8 @@ def _read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _metric_rows(path: Path) -> list[dict[str, Any]]:
+def metric_rows(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics.jsonl, each with t_env; none, or one without t_env, is a `RunError`."""
     if not path.is_file():
         raise RunError(f"{path} does not exist")
     rows = dict(_read_lines(path))
