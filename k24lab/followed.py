@@ -102,7 +102,7 @@ class Followed:
         bar = "█" * round(BAR * share) + "░" * (BAR - round(BAR * share))
         far = f"{label}  {status.state:8}  {bar} {share:4.0%} of {_short(status.t_max)}"
         rows = self._rows.get(status.path / "metrics.jsonl", (0, []))[1]
-        value = f"  {metric_label(self.metric)} {rows[-1][1]:.3g}" if rows else ""
+        value = f"  {metric_label(self.metric)} {rows[-1][1]:#.3g}" if rows else ""
         return far + value + self._time_left(status) + (f"  {status.error}" if status.error else "")
 
     def _time_left(self, status: RunStatus) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import subprocess
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +65,7 @@ def watch(
     Raises:
         RunError: no runs, a metric that no run logs (the nearest name is given), a baseline without runs of the tasks.
     """
-    return _follow(Followed(source, metric), baseline, seconds, timeout, over=lambda: False)
+    return _follow(Followed(source, metric), baseline, seconds, timeout)
 
 
 def train_live(
@@ -94,7 +93,7 @@ def train_live(
     """
     run = start(config, name)
     try:
-        watched = _follow(Followed(run.folder, metric), baseline, seconds, None, over=lambda: run.ended)
+        watched = _follow(Followed(run.folder, metric), baseline, seconds, None, run)
         run.check(watched.ended == "interrupted")
     finally:
         run.stop()
@@ -151,15 +150,20 @@ class Background:
 
 
 def _follow(
-    runs: Followed, baseline: str | Path | None, seconds: float, timeout: float | None, over: Callable[[], bool]
+    runs: Followed,
+    baseline: str | Path | None,
+    seconds: float,
+    timeout: float | None,
+    own: "Background | None" = None,
 ) -> Watched:
-    """Look, show what is new, wait; until all runs have ended, it is `over`, time is, or an interrupt."""
+    """Look, show what is new, wait; until all runs have ended, `own` has, time is over, or an interrupt stops `own`."""
     view = _View(runs, baseline)
     deadline = float("inf") if timeout is None else time.monotonic() + timeout
     reason = ""
     try:
         while not reason:
-            ended, late = over(), time.monotonic() >= deadline  # before the look: what comes after it would be missed
+            # Before the look, which would miss what a run writes between it and its end.
+            ended, late = own is not None and own.ended, time.monotonic() >= deadline
             runs.look()
             if all(status.state in ENDED for status in runs.statuses):
                 reason = "all have ended"
@@ -172,6 +176,9 @@ def _follow(
                 time.sleep(min(seconds, max(0.0, deadline - time.monotonic())))
     except KeyboardInterrupt:
         reason = "interrupted"
+        if own is not None:
+            own.stop()
+            runs.look()  # what is left standing must not call it running
         view.show(reason)
     return Watched(runs.statuses, runs.curves(), view.figure, reason, view.n_updates)
 

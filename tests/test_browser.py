@@ -87,7 +87,7 @@ def test_line_of_numbers_is_counted_over_the_whole_layer(home):
     flips = np.mean(index[1000]["fc2"][1] != index[0]["fc2"][1])
     distance = [np.mean(kept(index[1000]["fc2"][1]) != kept(index[1000]["fc2"][k])) for k in (0, 2)]
     title = browser.figure.get_suptitle()
-    assert f"{flips:.1%} of groups changed · entropy 1.79 nats" in title
+    assert f"flip rate {flips:.1%} · entropy 1.79 nats" in title
     assert f"Hamming distance to agent 0: {distance[0]:.2f}, 2: {distance[1]:.2f}" in title
     assert "fc2 · agent 1 · 1,000 env steps" in title
 
@@ -96,7 +96,7 @@ def test_first_snapshot_has_no_change_and_no_flip_rate(home):
     index = write_run(home)
     browser = mask_browser("group", t_env=0, layer="fc1")
     np.testing.assert_array_equal(drawn(browser)[1], kept(index[0]["fc1"][0]))
-    assert "changed" not in browser.figure.get_suptitle()
+    assert "flip rate" not in browser.figure.get_suptitle()
     assert browser.figure.axes[1].get_title() == "first snapshot"
 
 

@@ -98,9 +98,9 @@ def test_run_that_grows_is_drawn_when_there_is_something_new_until_it_is_done(ma
     assert curves_of(seen.figure) == [[[0, 1], [400, 2], [800, 3]]]
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
-    assert "1 running of 1 run | k24 seed 0 running ░░░░░░░░░░░░ 0% of 1600 test return 1" in lines[0]
-    assert "running ███░░░░░░░░░ 25% of 1600 test return 2" in lines[1] and "left" in lines[1]
-    assert "running ██████░░░░░░ 50% of 1600 test return 3" in lines[2]
+    assert "1 running of 1 run | k24 seed 0 running ░░░░░░░░░░░░ 0% of 1600 test return 1.00" in lines[0]
+    assert "running ███░░░░░░░░░ 25% of 1600 test return 2.00" in lines[1] and "left" in lines[1]
+    assert "running ██████░░░░░░ 50% of 1600 test return 3.00" in lines[2]
     assert "1 finished of 1 run · all have ended" in lines[3] and "100%" in lines[3]
 
 
@@ -109,7 +109,7 @@ def test_failing_run_is_shown_with_its_error(make_run, script, capsys):
     script(lambda: (run.path / FAILED).write_text("ValueError: boom\n"))
     seen = watch("group")
     assert seen.ended == "all have ended" and seen.statuses[0].error == "ValueError: boom"
-    assert "failed ░░░░░░░░░░░░ 0% of 1600 test return 1 ValueError: boom" in capsys.readouterr().out
+    assert "failed ░░░░░░░░░░░░ 0% of 1600 test return 1.00 ValueError: boom" in capsys.readouterr().out
 
 
 def test_time_is_over(make_run, monkeypatch):
@@ -262,13 +262,14 @@ def test_run_that_fails_is_an_error_with_its_reason(tiny_config, as_run):
         train_live(tiny_config(), "mine", seconds=0.05)
 
 
-def test_interrupt_stops_what_train_live_started(tiny_config, as_run, monkeypatch):
+def test_interrupt_stops_what_train_live_started_before_it_shows_the_end(tiny_config, as_run, monkeypatch):
     as_run("import time; time.sleep(100)")
-    started = []
+    started, ended = [], []
     monkeypatch.setattr(live, "start", lambda *given: started.append(start(*given)) or started[0])
+    monkeypatch.setattr(Lines, "show", lambda *_: ended.append(started[0].ended))
     monkeypatch.setattr(live, "time", SimpleNamespace(sleep=lambda _: interrupt(), monotonic=time.monotonic))
     assert train_live(tiny_config(), "mine").ended == "interrupted"
-    assert started[0].ended
+    assert ended == [False, True]
 
 
 def test_misspelt_metric_stops_the_run_too(tiny_config, as_run):

@@ -141,7 +141,8 @@ class MaskBrowser:
         s, view, of = self.selection, self.view, kind(self.runs[self.selection.run])
         with paper_style():
             title = f"{s.run} · {s.layer} · {of} {s.agent} · {s.t_env:,} env steps"
-            return draw_view(view, self.window, title, numbers(view, self.agents().index(s.agent), self.agents(), of))
+            note = numbers(view, self.agents().index(s.agent), self.agents(), of)
+            return draw_view(view, self.window, title, note, of)
 
     def __repr__(self) -> str:
         s = self.selection

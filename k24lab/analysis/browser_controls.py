@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as widgets
 
 from k24lab.analysis.results import kind
+from k24lab.analysis.style import SCREEN_DPI, TEXT_WIDTH
 from k24lab.errors import RunError
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ class Controls:
         self.film = widgets.Play(interval=FRAME_MS, show_repeat=False)
         self.row = widgets.IntSlider(description="first row", layout={"width": "24em"}, style=WIDE)
         self.group = widgets.IntSlider(description="first group", layout={"width": "24em"}, style=WIDE)
-        self.picture, self.problem = widgets.Image(format="png"), widgets.Label()
+        width = f"{TEXT_WIDTH * SCREEN_DPI:.0f}px"  # its own: stretched over the cell it blurs
+        self.picture, self.problem = widgets.Image(format="png", layout={"width": width}), widgets.Label()
         lines = [[self.run, self.layer, self.agent], [self.t_env, self.film], [self.row, self.group]]
         self.box = widgets.VBox([*map(widgets.HBox, lines), self.problem, self.picture])
         widgets.link((self.film, "value"), (self.t_env, "index"))
@@ -57,7 +59,8 @@ class Controls:
                 getattr(self, field).value = value
         finally:
             self._following = False
-        self.picture.value, self.problem.value = browser.png(), ""
+        self.picture.value = browser.png()
+        self._complain("")
 
     def mimebundle(self) -> dict[str, Any]:
         """What a notebook shows them by."""
@@ -70,7 +73,10 @@ class Controls:
         try:
             self.browser.select(**{field: change["new"]})
         except RunError as error:  # a damaged snapshot, a folder that is gone: an exception here nobody would see
-            self.problem.value = str(error)
+            self._complain(str(error))
+
+    def _complain(self, text: str) -> None:
+        self.problem.value, self.problem.layout.display = text, None if text else "none"
 
 
 def _offer(choice: Any, options: Sequence[Any]) -> None:

@@ -20,10 +20,11 @@ from k24lab.analysis.similarity import flip_rate, hamming_distance, masks, patte
 from k24lab.analysis.style import OKABE_ITO, SCREEN_DPI, TEXT_WIDTH
 from k24lab.sparsity.patterns import GROUP_SIZE, N_PATTERNS, PATTERN_NAMES
 
-HEIGHT = 3.3  # inches of the whole figure
-# Left, bottom, width, height of each panel, shares of the figure: a layout that is computed costs half of a redraw.
-MASK, CHANGE, USAGE = (0.085, 0.21, 0.33, 0.61), (0.45, 0.21, 0.33, 0.61), (0.87, 0.21, 0.115, 0.61)
-TITLE_WIDTH = 100  # letters in a line
+# Inches. A layout that is computed costs half of a redraw.
+BOTTOM, TOP, LINE = 0.62, 0.34, 0.16  # of the panels; above them, with their titles; a line of the figure's title
+PANEL_HEIGHT = 1.95
+LEFTS_AND_WIDTHS = ((0.47, 1.82), (2.47, 1.82), (4.78, 0.65))  # mask, change, usage
+TITLE_WIDTH = 115  # letters in a line
 NAMED = 5  # other agents whose distances are written one by one
 
 DROPPED = "white"  # in both maps
@@ -108,7 +109,7 @@ def change_table(view: MaskView, window: Window) -> pd.DataFrame:
 
 def numbers(view: MaskView, agent: int, names: Sequence[str], of: str = "agent") -> str:
     """One line: flip rate, entropy and Hamming distances of the whole layer; `of` says whose masks they are."""
-    flips = "" if np.isnan(view.flip_rate) else f"{view.flip_rate:.1%} of groups changed · "
+    flips = "" if np.isnan(view.flip_rate) else f"flip rate {view.flip_rate:.1%} · "
     others = [k for k in range(len(names)) if k != agent]
     far = view.hamming
     if not others:
@@ -122,22 +123,29 @@ def numbers(view: MaskView, agent: int, names: Sequence[str], of: str = "agent")
     return f"{flips}entropy {view.entropy:.2f} nats{distance}"
 
 
-def draw_view(view: MaskView, window: Window, title: str = "", note: str = "") -> Figure:
+def draw_view(view: MaskView, window: Window, title: str = "", note: str = "", of: str = "agent") -> Figure:
     """Mask, change and pattern usage side by side, in a figure that pyplot knows nothing of and so never keeps."""
-    fig = Figure(figsize=(TEXT_WIDTH, HEIGHT), dpi=SCREEN_DPI)
-    fig.set_layout_engine("none")
-    left, middle, right = (fig.add_axes(place) for place in (MASK, CHANGE, USAGE))
+    lines = [*textwrap.wrap(title, TITLE_WIDTH), *textwrap.wrap(note, TITLE_WIDTH)]
+    fig, (left, middle, right) = _panels(len(lines))
+    fig.suptitle("\n".join(lines), fontsize=8, y=1 - 0.06 / fig.get_figheight(), va="top")
     weight_map(owner_codes(view), OWNERS, left, window=window)
     whole = view.kept[window.part(view.kept)].shape == view.kept.shape
-    left.set_title("kept by this agent" if whole else "kept by this agent (part of the layer)")
+    left.set_title(f"kept by this {of}" if whole else f"kept by this {of} (part of the layer)")
     weight_map(change_codes(view), CHANGES, middle, window=window)
     middle.set_title("first snapshot" if view.before is None else "since the snapshot before")
     middle.set_ylabel("")
     middle.tick_params(labelleft=False)
     usage_bars(view.usage, right)
-    lines = [*textwrap.wrap(title, TITLE_WIDTH), *textwrap.wrap(note, TITLE_WIDTH)]
-    fig.suptitle("\n".join(lines), fontsize=8, y=0.985, va="top")
     return fig
+
+
+def _panels(n_lines: int) -> tuple[Figure, list[Axes]]:
+    """An empty figure, high enough for a title of so many lines."""
+    height = BOTTOM + PANEL_HEIGHT + TOP + LINE * n_lines
+    fig = Figure(figsize=(TEXT_WIDTH, height), dpi=SCREEN_DPI)
+    fig.set_layout_engine("none")
+    places = [(x / TEXT_WIDTH, BOTTOM / height, w / TEXT_WIDTH, PANEL_HEIGHT / height) for x, w in LEFTS_AND_WIDTHS]
+    return fig, [fig.add_axes(place) for place in places]
 
 
 def weight_map(

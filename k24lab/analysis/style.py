@@ -26,7 +26,7 @@ TEXT_WIDTH = 5.5  # inches, NeurIPS text block
 HALF_WIDTH = 2.7  # inches, two figures side by side
 ROW_HEIGHT = 1.9  # inches, one row of panels
 PNG_DPI = 200
-SCREEN_DPI = 130
+SCREEN_DPI = 150
 RASTER_DPI = 300  # of heatmaps inside a PDF, whose text and lines stay vectors
 
 # Okabe & Ito (2008), colours that colour-blind readers can tell apart.
