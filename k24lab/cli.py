@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from k24lab.backends import MEMORY_GB, BackendName, Resources, end_with_parent
+from k24lab.cli_look import report
 from k24lab.config import METHODS, Config, build_config
 from k24lab.errors import K24Error
 
@@ -40,6 +41,7 @@ def main() -> None:
                 "sweep": sweep,
                 "status": status,
                 "show": show,
+                "report": report,
                 "notebooks": notebooks,
                 "figures": figures,
                 "export": export,
@@ -53,7 +55,9 @@ def main() -> None:
     except K24Error as error:
         print(f"k24lab: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except BrokenPipeError:  # whoever reads, `head` say, has enough
+    except (
+        BrokenPipeError
+    ):  # whoever reads, `head` say, has enough (what workers' pipes raise is handled where they are)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except OSError as error:

@@ -122,7 +122,7 @@ def _limit_to_means(ax: Axes, curves: pd.DataFrame, margin: float = 0.3) -> None
     reach = margin * (top - bottom) or 1.0
     bands = curves[curves["n"] >= SEEDS_OF_AN_INTERVAL]
     low, high = bands["low"].min(), bands["high"].max()
-    pad = 0.04 * (top - bottom)
+    pad = 0.04 * ((top - bottom) or max(abs(top), 1.0))  # a flat line is no error
     ax.set_ylim(max(np.nanmin([low, bottom]) - pad, bottom - reach), min(np.nanmax([high, top]) + pad, top + reach))
 
 

@@ -68,7 +68,7 @@ def find_runs(source: str | Path, *, finished_only: bool = True, **filters: obje
         RunError: no such folder, no runs in it, none finished, none that passes the filters, an unknown field.
     """
     folder = source if isinstance(source, Path) else runs_dir() / source
-    runs = [_read_run(path.parent) for path in sorted(folder.glob("*/config.json"))]
+    runs = [read_run(path.parent) for path in sorted(folder.glob("*/config.json"))]
     if not runs:
         raise RunError(no_runs(folder))
     runs = unique_runs(_filter(runs, {k: v for k, v in filters.items() if v is not None}, folder), folder)
@@ -90,8 +90,8 @@ def find_run(source: str | Path, **filters: object) -> Run:
     """
     runs = find_runs(source, finished_only=True, **filters)
     runs = [run for run in runs if run.config["task"] == runs[0].config["task"]]
-    names = dict(zip((run.path for run in runs), variants(runs), strict=True))
-    return min(runs, key=lambda run: (len(names[run.path].split()), run.config["seed"], run.path.name))
+    departures = [len(name.split()) for name in variants(runs)]
+    return min(zip(departures, runs, strict=True), key=lambda pair: (pair[0], pair[1].config["seed"], pair[1].id))[1]
 
 
 def load_metrics(runs: Sequence[Run]) -> pd.DataFrame:
@@ -241,7 +241,8 @@ def _join_configs(runs: Sequence[Run], frame: pd.DataFrame) -> pd.DataFrame:
     return joined.assign(run=joined["run"].map(lambda path: Path(path).name))
 
 
-def _read_run(path: Path) -> Run:
+def read_run(path: Path) -> Run:
+    """The run of one folder, finished or not; raises RunError if its configuration cannot be read."""
     return Run(path, _read_object(path / "config.json"), (path / "DONE").is_file())
 
 

@@ -185,7 +185,7 @@ def save_figure(
         FigureError: `name` is not a plain file name (letters, digits, `_`, `-`, `.`, `=`, not starting with a dot).
     """
     target = _folder(name, folder)
-    paths = {suffix: _write(target / f"{name}.{suffix}", _render(fig, suffix)) for suffix in ("pdf", "png")}
+    paths = {suffix: _write(target / f"{name}.{suffix}", render(fig, suffix)) for suffix in ("pdf", "png")}
     return paths | {"csv": save_table(data, name, folder)}
 
 
@@ -217,7 +217,7 @@ def _folder(name: str, folder: str | os.PathLike[str] | None) -> Path:
     return target
 
 
-def _render(fig: Figure, suffix: str) -> bytes:
+def render(fig: Figure, suffix: str) -> bytes:
     """Bytes of the figure; fonts embedded as TrueType also when saved outside `paper_style`."""
     absent: Mapping[str, Mapping[str, None]] = {
         "pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},

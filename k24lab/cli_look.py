@@ -1,0 +1,21 @@
+"""Commands that look at what a run has learnt."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+def report(what: Annotated[str, tyro.conf.Positional], output: Path | None = None) -> None:
+    """Write a run or a group of runs as one HTML page: curves, masks, similarity, tables, where they come from.
+
+    Example: k24lab report rolenav-k24-s0-1a2b3c4d
+    Example: k24lab report demo --output demo.html
+
+    Args:
+        what: run folder or name, group under runs/, or grid file.
+        output: the page; by default figures/report_<name>.html. One that is there is replaced.
+    """
+    from k24lab.report import write_report
+
+    print(write_report(what, output))
