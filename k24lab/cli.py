@@ -194,7 +194,7 @@ def notebooks(
     Example: k24lab notebooks 05_ablations --runs ablation --parameters reference k24
 
     Args:
-        names: notebooks; by default all but 02_train.
+        names: notebooks; by default 01, 03, 04, 05 and 06.
         runs: group of runs for the notebooks that read runs.
         jobs: notebooks at a time.
         parameters: names and values (YAML) for the notebooks' parameters cells.
