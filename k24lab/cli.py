@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from k24lab.backends import MEMORY_GB, BackendName, Resources, end_with_parent
-from k24lab.cli_look import report
+from k24lab.cli_look import report, show
 from k24lab.config import METHODS, Config, build_config
 from k24lab.errors import K24Error
 
@@ -167,19 +167,6 @@ def status(grid: Annotated[Path, tyro.conf.Positional]) -> None:
     from k24lab.status import print_status
 
     print_status(grid)
-
-
-def show(run: Annotated[str, tyro.conf.Positional]) -> None:
-    """Show a run: settings, how far it is, last metrics, and where it comes from: code, packages, machine.
-
-    Example: k24lab show rolenav-k24-s0-1a2b3c4d
-
-    Args:
-        run: run folder, or its name alone where only one group has it.
-    """
-    from k24lab.show import describe_run, find_folder
-
-    print(describe_run(find_folder(run)))
 
 
 def notebooks(
