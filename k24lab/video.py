@@ -1,5 +1,6 @@
 """Pictures to a GIF or an MP4 file, which is there whole or not at all."""
 
+import contextlib
 import importlib.util
 import itertools
 import shutil
@@ -157,5 +158,7 @@ def _run_ffmpeg(frames: Iterator[Pixels], fps: int, made: Path, errors: Path) ->
     finally:
         process.kill()
         process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
     if code:
         raise RunError(f"ffmpeg ended with {code}: {errors.read_text(errors='replace').strip()[-300:]}")

@@ -11,16 +11,17 @@ import pytest
 import torch
 from PIL import Image
 from test_cli import assert_one_line_error, k24lab  # noqa: F401
+from test_envs_pettingzoo import World
 
 from k24lab import replay as replay_module
 from k24lab import video
-from k24lab.analysis.scene_plots import agent_color, view_of
+from k24lab.analysis.scene_plots import agent_color
 from k24lab.analysis.stage import Stage
 from k24lab.deploy.team import load_learner
 from k24lab.envs import drawable, make_env
 from k24lab.errors import ConfigError, K24Error, RunError
 from k24lab.replay import record, replay
-from k24lab.runs import CHECKPOINT
+from k24lab.runs import CHECKPOINT, RunFolder
 from k24lab.scene import Episode, Scene, Thing
 from k24lab.train import Trainer, train
 from k24lab.video import write_video
@@ -78,11 +79,12 @@ def test_arrows_point_to_where_agents_go():
         env = make_env(task, n_envs=n_actions)
         env.reset(3)
         before = [where(env.scene(e), "agent")[0] for e in range(n_actions)]
-        env.step(torch.arange(n_actions)[:, None].expand(-1, env.spec.n_agents))
+        for _ in range(2):  # of mpe2 the first only gives speed
+            env.step(torch.arange(n_actions)[:, None].expand(-1, env.spec.n_agents))
         names = [env.action_name(0, a) for a in range(n_actions)]
         assert len(set(names)) == n_actions
         for e, name in enumerate(names):
-            if name in arrows and not (task == "rolenav" and before[e].abs().max() > 0.88):
+            if name in arrows and not (task == "rolenav" and before[e].abs().max() > 0.75):
                 moved = where(env.scene(e), "agent")[0] - before[e]
                 assert torch.dot(moved, torch.tensor(arrows[name], dtype=torch.float32)) > 0, (task, name)
 
@@ -111,7 +113,8 @@ def test_scenes_of_vmas_have_goals_of_their_agents_and_no_eaten_food():
     env = make_env("vmas/dispersion", n_envs=2)
     env.reset(0)
     assert [len(env.scene(e).of_kind("landmark")) for e in range(2)] == [4, 4]
-    env._env.world.landmarks[0].is_rendering[1] = False
+    with torch.inference_mode():
+        env._env.world.landmarks[0].is_rendering[1] = False
     assert [len(env.scene(e).of_kind("landmark")) for e in range(2)] == [4, 3]
     env = make_env("vmas/balance", n_envs=1)
     env.reset(0)
@@ -139,7 +142,7 @@ def test_a_scene_of_smax_has_both_sides_and_their_health():
 def test_the_film_is_of_the_runs_own_evaluation(method, make_run):
     folder = make_run(method=method)
     learner, _ = load_learner(folder)
-    trainer = Trainer(learner.config, replay_module_run(folder))
+    trainer = Trainer(learner.config, RunFolder(folder, learner.config))
     own = trainer._test_batch()
     trainer.close()
     shown = record(learner, 4, learner.config.seed)
@@ -149,12 +152,6 @@ def test_the_film_is_of_the_runs_own_evaluation(method, make_run):
         assert torch.equal(torch.stack([where(s, "agent") for s in episode.scenes]), own.obs[e, :, :, :2])
         names = ["stay", "→", "←", "↑", "↓"]
         assert episode.actions == tuple(tuple(names[a] for a in row) for row in own.actions[e].tolist())
-
-
-def replay_module_run(folder):
-    from k24lab.runs import RunFolder, read_config
-
-    return RunFolder(folder, read_config(folder))
 
 
 def test_more_episodes_than_the_run_was_tested_on_come_from_further_worlds(make_run):
@@ -192,39 +189,42 @@ def test_worlds_are_filmed(task, make_run, tmp_path):
         assert film.n_frames == 1 + load_learner(folder)[0].spec.episode_limit
 
 
+class Silent(World):
+    """Nothing that can be drawn."""
+
+    max_cycles = 3
+
+    def __init__(self):
+        super().__init__()
+
+
+class Painter(Silent):
+    """Draws itself: a red picture."""
+
+    def __init__(self, render_mode: str | None = None):
+        super().__init__()
+        self.render_mode = render_mode
+
+    def render(self):
+        return np.full((20, 30, 3), (200, 30, 60), np.uint8)
+
+
 def test_a_world_that_draws_itself_is_filmed_and_one_that_does_not_is_named(make_run, tmp_path):
-    plain = "pettingzoo/test_envs_pettingzoo:Countdown"
-    assert drawable("rolenav:n_agents=4") == "rolenav:n_agents=4" and drawable(plain) == plain
-    name = "pettingzoo/test_replay_video:Painter"
-    assert drawable(name) == f"{name}:render_mode=rgb_array"
-    env = make_env(drawable(name), n_envs=1)
-    env.reset(0)
-    scene = env.scene(0)
-    assert scene.picture is not None and scene.picture.shape == (20, 30, 3) and not scene.things
-    episode = Episode((scene,), ((),) * 0, np.zeros(0, np.float32), 4)
-    assert view_of(episode.scenes).reach > 0
-    folder = make_run(task=name, test_episodes=1, n_envs=1, batch_size=1, method="fups")
+    painter, silent = (f"pettingzoo/test_replay_video:{name}" for name in ("Painter", "Silent"))
+    assert drawable(painter) == f"{painter}:render_mode=rgb_array"
+    assert drawable(f"{painter}:episode_limit=2") == f"{painter}:episode_limit=2,render_mode=rgb_array"
+    for task in ("rolenav:n_agents=4", silent, "mpe2/simple_spread"):
+        assert drawable(task) == task
+    tiny = {"test_episodes": 1, "n_envs": 1, "method": "fups", "t_max": 30}
+    folder = make_run(task=painter, **tiny)
     with Image.open(replay(str(folder), tmp_path / "a.gif", **SMALL)[0]) as film:
-        colors = {color for _, color in film.convert("RGB").getcolors(1 << 20)}
-    assert (200, 30, 60) in colors
-    with pytest.raises(ConfigError, match=r"cannot be drawn.*rgb_array"):
-        make_env(plain, n_envs=1).scene(0)
-
-
-def painter():
-    from test_envs_pettingzoo import Countdown
-
-    class Painter(Countdown):
-        """A world that draws itself: a red picture."""
-
-        def __init__(self, render_mode=None):
-            super().__init__()
-            self.render_mode = render_mode
-
-        def render(self):
-            return np.full((20, 30, 3), (200, 30, 60), np.uint8)
-
-    return Painter
+        assert film.n_frames == 4
+        colors = {color: count for count, color in film.convert("RGB").getcolors(1 << 20)}
+    assert colors[200, 30, 60] > 10_000
+    folder = make_run(task=silent, **tiny)
+    with pytest.raises(ConfigError, match=r"task 'pettingzoo/.*Silent': .* cannot be drawn: .*rgb_array"):
+        replay(str(folder), tmp_path / "b.gif", **SMALL)
+    assert [file.name for file in tmp_path.glob("*.gif")] == ["a.gif"]
 
 
 def scene_of(*things: Thing) -> Scene:

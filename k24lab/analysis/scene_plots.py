@@ -25,7 +25,14 @@ _AGENT_COLORS = (
 )
 _DARK, _LIGHT = "#404040", "#D0D0D0"
 _FILL: dict[Kind, str] = {"opponent": _DARK, "obstacle": _LIGHT, "object": "#9A9A9A"}
-_ORDER: dict[Kind, int] = {"obstacle": 1, "landmark": 2, "goal": 3, "object": 5, "opponent": 6, "agent": 7}
+_ORDER: dict[Kind, float] = {
+    "obstacle": 1.0,
+    "landmark": 2.0,
+    "goal": 3.0,  # trails are at 4
+    "object": 5.0,
+    "opponent": 6.0,
+    "agent": 7.0,
+}
 _LEGEND: dict[Kind, dict[str, object]] = {
     "goal": {"marker": "o", "markerfacecolor": "none", "markeredgecolor": OKABE_ITO["blue"], "markeredgewidth": 2},
     "landmark": {"marker": "o", "markerfacecolor": "none", "markeredgecolor": GREY},
