@@ -15,7 +15,7 @@ from matplotlib.patches import Circle, Polygon, Wedge
 from k24lab.analysis.style import GREY, OKABE_ITO
 from k24lab.scene import Kind, Scene, Thing
 
-HEALTH = OKABE_ITO["green"]
+LONG_NAMES = 16  # letters; longer ones would not fit under the world
 TRAIL = 12  # env steps that an agent's way is seen
 
 # Colours that go on where Okabe and Ito's end, of Tol's muted scheme and darker ones; the index tells the rest.
@@ -34,7 +34,7 @@ _ORDER: dict[Kind, float] = {
     "agent": 7.0,
 }
 _LEGEND: dict[Kind, dict[str, object]] = {
-    "goal": {"marker": "o", "markerfacecolor": "none", "markeredgecolor": OKABE_ITO["blue"], "markeredgewidth": 2},
+    "goal": {"marker": "o", "markerfacecolor": "none", "markeredgecolor": GREY, "markeredgewidth": 2},
     "landmark": {"marker": "o", "markerfacecolor": "none", "markeredgecolor": GREY},
     "opponent": {"marker": "D", "markerfacecolor": _DARK, "markeredgecolor": _DARK},
     "obstacle": {"marker": "s", "markerfacecolor": _LIGHT, "markeredgecolor": _LIGHT},
@@ -177,10 +177,12 @@ def _draw_unit(unit: Thing, radius: float, per_inch: float, order: float, ax: Ax
         ax.add_line(Line2D([unit.x], [unit.y], zorder=1.5, **look))  # type: ignore[arg-type]
         return
     if unit.health is not None:
-        rim, full = 0.32 * radius, HEALTH if unit.owners else GREY
+        rim = 0.32 * radius
         ax.add_artist(Wedge(where, radius + rim, 0, 360, width=rim, fc="#EDEDED", ec="none", zorder=order))
         end = 90 + 360 * unit.health
-        ax.add_artist(Wedge(where, radius + rim, 90, end, width=rim, fc=full, ec="none", zorder=order))
+        ax.add_artist(
+            Wedge(where, radius + rim, 90, end, width=rim, fc=color if unit.owners else GREY, ec="none", zorder=order)
+        )
     if unit.kind == "opponent":
         corners = np.array(where) + radius * np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])
         ax.add_artist(Polygon(corners, fc=color, ec="white", linewidth=0.6, zorder=order))
@@ -204,17 +206,19 @@ def ink(color: str) -> str:
 
 def _draw_legend(scene: Scene, ax: Axes) -> None:
     """Under the world: what else there is besides agents."""
-    handles = []
-    for kind, look in _LEGEND.items():
-        things = scene.of_kind(kind)
-        if things:
-            names = list(dict.fromkeys(thing.label for thing in things if thing.label and kind != "opponent"))
-            owned = kind == "goal" and any(thing.owners for thing in things)
-            text = "goal, in the colour of its agent" if owned else ", ".join(names[:3]) or kind
-            handles.append(Line2D([], [], linestyle="none", markersize=6, label=text, **look))  # type: ignore[arg-type]
+    entries = [(look, _named(things, kind)) for kind, look in _LEGEND.items() if (things := scene.of_kind(kind))]
     if any(thing.health is not None for thing in scene.things):
-        rim = {"marker": "o", "markerfacecolor": "none", "markeredgecolor": HEALTH, "markeredgewidth": 2}
-        handles.append(Line2D([], [], linestyle="none", markersize=6, label="health", **rim))  # type: ignore[arg-type]
-    if handles:
+        entries.append((_LEGEND["goal"], "rim: health"))
+    if entries:
+        handles = [Line2D([], [], linestyle="none", markersize=6, label=text, **look) for look, text in entries]  # type: ignore[arg-type]
         look = {"fontsize": 8, "handletextpad": 0.2, "columnspacing": 1.2, "borderaxespad": 0.3, "ncols": len(handles)}
         ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(-0.01, 0.0), **look)
+
+
+def _named(things: Sequence[Thing], kind: Kind) -> str:
+    """The world's own names, where they are few and short; else what kind of things they are."""
+    if any(thing.owners for thing in things):
+        return "goal, in the colours of its agents"
+    names = list(dict.fromkeys(thing.label for thing in things if thing.label and kind != "opponent"))
+    own = ", ".join(names)
+    return own if names and len(own) <= LONG_NAMES else kind

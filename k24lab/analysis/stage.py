@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, Rectangle
 
-from k24lab.analysis.scene_plots import HEALTH, TRAIL, agent_color, draw_world, frame_world, ink, paler, view_of
+from k24lab.analysis.scene_plots import TRAIL, agent_color, draw_world, frame_world, ink, paler, view_of
 from k24lab.analysis.style import GREY
 from k24lab.scene import Episode, Thing
 
@@ -106,7 +106,8 @@ def frame_agents(episode: Episode, ax: Axes) -> Axes:
     table = Table(episode)
     ax.set(xlim=(0, PANEL[2]), ylim=(0, PANEL[3]))
     ax.axis("off")
-    heads = {0.02: "agent", table.action_x: "next action"} | ({table.kind_x: "type"} if table.typed else {})
+    action = "next action" if table.n_columns == 1 else "next"
+    heads = {0.02: "agent", table.action_x: action} | ({table.kind_x: "type"} if table.typed else {})
     for column in range(table.n_columns):
         for x, text in heads.items():
             ax.text(column * table.width + x, PANEL[3] - table.height / 2, text, fontsize=7.5, color=GREY, va="center")
@@ -134,7 +135,7 @@ def draw_agents(episode: Episode, t: int, ax: Axes) -> Axes:
         if unit.health is not None and unit.alive:
             bar, length = (x + table.kind_x, y - 0.44 * table.height), 0.55 * (table.action_x - table.kind_x)
             ax.add_artist(Rectangle(bar, length, 0.03, fc=paler(GREY, 0.4), ec="none"))
-            ax.add_artist(Rectangle(bar, length * unit.health, 0.03, fc=HEALTH, ec="none"))
+            ax.add_artist(Rectangle(bar, length * unit.health, 0.03, fc=agent_color(i), ec="none"))
     return ax
 
 

@@ -82,7 +82,8 @@ def vmas_scene(world: Any, agents: Sequence[Any], e: int) -> Scene:
             i = index[id(agent)]
             things.append(_vmas_thing(agent, e, "agent", (i,), roles[i]))
         else:
-            things.append(_vmas_thing(agent, e, "opponent"))
+            ball = "ball" in agent.name.lower()  # football's is an agent that a script moves
+            things.append(_vmas_thing(agent, e, "object" if ball else "opponent", label="ball" if ball else ""))
     x, y = world.x_semidim, world.y_semidim
     if x is None or y is None:
         return Scene(tuple(things))
@@ -90,7 +91,7 @@ def vmas_scene(world: Any, agents: Sequence[Any], e: int) -> Scene:
 
 
 def _vmas_kind(mark: Any, owned: bool) -> Kind:
-    if owned or "goal" in mark.name.lower():
+    if owned or re.fullmatch(r"(.*[ _])?goal[ _]*\d*", mark.name.lower()):
         return "goal"
     return "object" if mark.movable else "obstacle" if mark.collide else "landmark"
 
