@@ -102,9 +102,7 @@ def replay(
     title = f"{config.task}, {method_style(config.method).label}, seed {config.seed}"
     with paper_style(), rc_context({"font.family": "DejaVu Sans"}):  # serifs are too fine for a screen
         draw_film(path, shown, title, f"{trained} steps · ", fps, dpi, progress)
-    returns = ", ".join(f"{episode.rewards.sum(dtype=float):.2f}" for episode in shown)
-    many = f"{len(shown)} episodes, returns" if len(shown) > 1 else "1 episode, return"
-    return path, f"{many} {returns}; {trained} env steps"
+    return path, f"{_returns(shown)}; {trained} env steps"
 
 
 def _check(path: Path, episodes: int, seed: int | None, fps: int, dpi: int) -> None:
@@ -158,6 +156,11 @@ def draw_film(
             return stage(k).picture(t)
 
         write_video(path, picture, holds, fps)
+
+
+def _returns(episodes: list[Episode]) -> str:
+    returns = ", ".join(f"{episode.rewards.sum(dtype=float):.2f}" for episode in episodes)
+    return f"{len(episodes)} episodes, returns {returns}" if len(episodes) > 1 else f"1 episode, return {returns}"
 
 
 def _steps(n: int) -> str:
