@@ -1,6 +1,6 @@
 # Every target sets up its environment itself: conda where it is present, else venv + pip.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo results results-smax test test-oracle test-cluster test-faults lint format lock clean
+.PHONY: help setup demo results results-smax test test-oracle test-cluster test-faults test-browser test-soak lint format lock clean
 
 CONDA := $(shell command -v mamba || command -v conda)
 PYTHON ?= python3.11
@@ -37,11 +37,11 @@ test: setup  ## lint, types, all tests, and the notebooks with small parameters
 	K24LAB_HOME=$(CURDIR)/build/test $(RUN) k24lab sweep notebooks/grids/ci.yaml
 	K24LAB_HOME=$(CURDIR)/build/test $(RUN) pytest --nbmake -n 2 notebooks
 
-GRIDS := rolenav3 rolenav8 spread tag regimes recipe resets vmas_navigation vmas_navigation8 vmas_het_mass vmas_dispersion
+TASKS := rolenav3 rolenav8 vmas_navigation vmas_dispersion vmas_het_mass spread tag
+STUDIES := regimes recipe resets vmas_navigation8
 results: setup  ## every run behind figures/README.md (some hours on 2 cores), then the figures
-	for grid in $(GRIDS); do \
-	  $(RUN) k24lab sweep notebooks/grids/$$grid.yaml && $(RUN) k24lab notebooks 05_ablations --runs $$grid || exit 1; \
-	done
+	for grid in $(TASKS) $(STUDIES); do $(RUN) k24lab sweep notebooks/grids/$$grid.yaml || exit 1; done
+	for grid in $(STUDIES); do $(RUN) k24lab notebooks 05_ablations --runs $$grid || exit 1; done
 	$(RUN) k24lab sweep notebooks/grids/ablation.yaml
 	$(RUN) k24lab notebooks 05_ablations --runs ablation --parameters reference k24
 	$(RUN) k24lab notebooks 10_regimes --runs regimes
@@ -50,9 +50,9 @@ results: setup  ## every run behind figures/README.md (some hours on 2 cores), t
 	$(RUN) k24lab notebooks 07_unit_types --runs types
 	$(RUN) k24lab sweep notebooks/grids/separate.yaml
 	$(RUN) k24lab notebooks 09_what_separates --runs separate
-	$(RUN) k24lab notebooks 01_masks 03_mask_patterns 04_agent_similarity --runs rolenav3
+	$(RUN) k24lab notebooks 01_masks
 	$(RUN) k24lab notebooks 06_ampere_speedup --runs rolenav8
-	$(RUN) k24lab figures rolenav3 rolenav8 vmas_navigation vmas_dispersion vmas_het_mass spread tag
+	$(RUN) k24lab figures $(TASKS)
 
 results-smax: setup  ## the study of SMAX (installs half a gigabyte more; one to two hours on 2 cores)
 	$(RUN) pip install --quiet --disable-pip-version-check -e '.[smax]'
@@ -71,6 +71,17 @@ test-cluster: setup  ## grids that are killed midway, on this machine, on a real
 
 test-faults: setup  ## 400 kills of runs, 12,000 damaged files and settings, full and read-only disks (as root)
 	K24LAB_FAULTS=100 K24LAB_FUZZ=2000 $(RUN) pytest -s tests/test_faults.py tests/test_fuzz.py tests/test_tensorfile.py tests/test_vector.py
+
+test-browser: setup  ## every notebook in JupyterLab and Chromium (which root gets from Debian): runs, shows its figures
+	$(RUN) pip install --quiet --disable-pip-version-check -e '.[browser]' || echo "no playwright: its tests are skipped"
+	PYTHONPATH=tests $(RUN) python -c "import lab, sys; sys.exit(lab.find_chromium() is None)" || \
+	  { test "$$(id -u)" = 0 && apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	  apt-get -o DPkg::Lock::Timeout=300 install -qq -y --no-install-recommends chromium; } || \
+	  echo "no Chromium: its tests are skipped"
+	$(RUN) pytest -s -m browser tests/test_browser.py
+
+test-soak: setup  ## an hour of training and a sweep of 200 runs: memory, open files and processes stay as they are
+	$(RUN) pytest -s -m soak tests/test_soak.py
 
 lint: setup  ## ruff and mypy alone
 	$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) mypy

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from k24lab.backends import MEMORY_GB, BackendName, Resources, end_with_parent
-from k24lab.cli_look import replay
+from k24lab.cli_look import replay, report, show
 from k24lab.config import METHODS, Config, build_config
 from k24lab.errors import K24Error
 
@@ -42,6 +42,7 @@ def main() -> None:
                 "status": status,
                 "show": show,
                 "replay": replay,
+                "report": report,
                 "notebooks": notebooks,
                 "figures": figures,
                 "export": export,
@@ -55,7 +56,9 @@ def main() -> None:
     except K24Error as error:
         print(f"k24lab: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except BrokenPipeError:  # whoever reads, `head` say, has enough
+    except (
+        BrokenPipeError
+    ):  # whoever reads, `head` say, has enough (what workers' pipes raise is handled where they are)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except OSError as error:
@@ -167,19 +170,6 @@ def status(grid: Annotated[Path, tyro.conf.Positional]) -> None:
     print_status(grid)
 
 
-def show(run: Annotated[str, tyro.conf.Positional]) -> None:
-    """Show a run: settings, how far it is, last metrics, and where it comes from: code, packages, machine.
-
-    Example: k24lab show rolenav-k24-s0-1a2b3c4d
-
-    Args:
-        run: run folder, or its name alone where only one group has it.
-    """
-    from k24lab.show import describe_run, find_folder
-
-    print(describe_run(find_folder(run)))
-
-
 def notebooks(
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
     runs: str = "demo",
@@ -192,7 +182,7 @@ def notebooks(
     Example: k24lab notebooks 05_ablations --runs ablation --parameters reference k24
 
     Args:
-        names: notebooks; by default all but 02_train.
+        names: notebooks; by default 01, 03, 04, 05 and 06.
         runs: group of runs for the notebooks that read runs.
         jobs: notebooks at a time.
         parameters: names and values (YAML) for the notebooks' parameters cells.

@@ -6,6 +6,34 @@ from typing import Annotated
 import tyro
 
 
+def show(run: Annotated[str, tyro.conf.Positional]) -> None:
+    """Show a run: settings, how far it is, last metrics, and where it comes from: code, packages, machine.
+
+    Example: k24lab show rolenav-k24-s0-1a2b3c4d
+
+    Args:
+        run: run folder, or its name alone where only one group has it.
+    """
+    from k24lab.show import describe_run, find_folder
+
+    print(describe_run(find_folder(run)))
+
+
+def report(what: Annotated[str, tyro.conf.Positional], output: Path | None = None) -> None:
+    """Write a run or a group of runs as one HTML page: curves, masks, similarity, tables, where they come from.
+
+    Example: k24lab report rolenav-k24-s0-1a2b3c4d
+    Example: k24lab report demo --output demo.html
+
+    Args:
+        what: run folder or name, group under runs/, or grid file.
+        output: the page; by default figures/report_<name>.html. One that is there is replaced.
+    """
+    from k24lab.report import write_report
+
+    print(write_report(what, output))
+
+
 def replay(
     run: Annotated[str, tyro.conf.Positional],
     output: Path | None = None,

@@ -23,7 +23,7 @@ from k24lab.errors import ConfigError, RunError, unknown
 from k24lab.paths import notebooks_dir, project_root
 from k24lab.runs import read_config
 
-# Those that draw figures of runs, or of the method itself; 02_train makes a run.
+# Those that draw figures of runs, or of the method itself; 02_train and 11_look make a run, which nobody asked for.
 DEFAULT_NOTEBOOKS = (
     "01_masks",
     "03_mask_patterns",

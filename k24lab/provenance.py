@@ -21,10 +21,8 @@ MOST_CHANGED = 20  # files of a checkout that are named
 
 def record(folder: Path, config: Config, t_env: int) -> None:
     """Add this attempt to the run's file; `t_env` is where it begins."""
-    _append(
-        folder,
-        {"t_env": t_env, "seed": config.seed, "n_threads": config.n_threads, "device": config.device} | surroundings(),
-    )
+    own = {"t_env": t_env, "seed": config.seed, "n_threads": config.n_threads, "device": config.device}
+    _append(folder, own | surroundings())
 
 
 def record_import(folder: Path, file: Path) -> None:

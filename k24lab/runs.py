@@ -97,7 +97,7 @@ class RunFolder:
             raise RunError(f"{self.path}: another process trains this run") from None
         with lock:
             (self.path / FAILED).unlink(missing_ok=True)
-            self._clear_temporary()
+            self._clear_temporary(but=(".config.json.",))  # whoever waits for the lock may be writing that
             try:
                 yield
             except Exception as error:
@@ -107,10 +107,10 @@ class RunFolder:
                     file.write(f"{type(error).__name__}: {error}\n".encode())
                 raise
 
-    def _clear_temporary(self) -> None:
-        """Remove what killed attempts were writing, for checkpoints are large; others may be writing config.json."""
+    def _clear_temporary(self, but: tuple[str, ...] = ()) -> None:
+        """Remove what killed attempts were writing: checkpoints are large."""
         for path in self.path.rglob(".*.tmp"):
-            if not path.name.startswith(".config.json."):
+            if not path.name.startswith(but):
                 path.unlink(missing_ok=True)
 
     def write_json(self, name: str, data: dict[str, Any]) -> None:
@@ -173,6 +173,7 @@ class RunFolder:
         """Write the summary and mark the run as done; its checkpoints' reserve is no longer needed."""
         self.write_json("summary.json", summary)
         (self.path / PREVIOUS).unlink(missing_ok=True)
+        self._clear_temporary()
         with atomic_write(self.path / "DONE"):
             pass
 

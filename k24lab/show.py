@@ -45,8 +45,8 @@ def describe_run(folder: Path) -> str:
         RunError: no run folder.
     """
     config = read_config(folder)
-    text = [folder.name, f"  {_state(folder)}", "", "settings (those of the method are left out)"]
-    text += _lines(_own_settings(config))
+    text = [folder.name, f"  {state_line(folder)}", "", "settings (those of the method are left out)"]
+    text += _lines(own_settings(config))
     summary = folder / "summary.json"
     if summary.exists():
         text += ["", "at the end", *_lines(json.loads(summary.read_text()))]
@@ -55,13 +55,14 @@ def describe_run(folder: Path) -> str:
     return "\n".join(text)
 
 
-def _state(folder: Path) -> str:
+def state_line(folder: Path) -> str:
+    """Whether a run is finished, running, failed or waiting, and how far it is."""
     now = run_status(folder)
     far = f"{now.state}, {now.t_env} of {now.t_max} env steps"
     return far + (f": {now.error}" if now.error else "")
 
 
-def _own_settings(config: Config) -> dict[str, Any]:
+def own_settings(config: Config) -> dict[str, Any]:
     """The method, and every setting that is not its default."""
     usual = build_config({"method": config.method, "learner": config.learner})
     keys = [key for key in vars(config) if key not in NOT_HASHED and getattr(config, key) != getattr(usual, key)]
@@ -70,12 +71,13 @@ def _own_settings(config: Config) -> dict[str, Any]:
 
 def _lines(values: dict[str, Any]) -> list[str]:
     width = max(map(len, values), default=0)
-    return [f"  {key:{width}}  {_text(value)}" for key, value in values.items()]
+    return [f"  {key:{width}}  {as_text(value)}" for key, value in values.items()]
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A value of a configuration or a summary for a person."""
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
-    return ", ".join(map(_text, value)) or "none" if isinstance(value, list) else str(value)
+        return ", ".join(f"{key} {as_text(item)}" for key, item in value.items())
+    return ", ".join(map(as_text, value)) or "none" if isinstance(value, list) else str(value)

@@ -99,14 +99,14 @@ def print_status(grid: Path) -> None:
             for path, c in zip(paths, configs, strict=True)
         ]
     else:
-        statuses = _of_group(grid)
+        statuses = group_statuses(grid)
     print(status_table(statuses).to_string(index=False))
     for status in statuses:
         if status.state == "failed":
             print(f"failed: {status.path}: {status.error}")
 
 
-def _of_group(name: Path) -> list[RunStatus]:
+def group_statuses(name: Path) -> list[RunStatus]:
     """All runs of a group; those whose configuration cannot be read are named and left out."""
     statuses = []
     for file in sorted((runs_dir() / name).glob("*/config.json")):

@@ -93,17 +93,18 @@ def _problem(status: RunStatus, code: int | str | None) -> str:
     if isinstance(code, str):
         return f"could not be computed ({code}); the same sweep goes on with it"
     if status.state == "finished":
-        return f"is trained, but ended with exit code {code}: {_last_line(status.path)}"
+        return f"is trained, but ended with exit code {code}: {last_line(status.path)}"
     if status.state == "running":
         return "another process has it in hand"
     if code is None or code == INTERRUPTED:
         return "was stopped; the same sweep goes on with it"
     if code < 0:
         return f"was killed by signal {-code} (9: often for memory); the same sweep goes on with it"
-    return f"ended with exit code {code}: {_last_line(status.path)}"
+    return f"ended with exit code {code}: {last_line(status.path)}"
 
 
-def _last_line(path: Path) -> str:
+def last_line(path: Path) -> str:
+    """What a run said last."""
     log = path / "log.txt"
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     return lines[-1] if lines else "no output"

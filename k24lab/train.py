@@ -45,7 +45,7 @@ def train(config: Config, name: str = "default", folder: Path | None = None, pro
     """
     path = folder or run_folder(config, name)
     if not (path / "DONE").exists():
-        _check_usable(config)  # a slip of the pen leaves no folder behind
+        check_usable(config)  # a slip of the pen leaves no folder behind
     run = RunFolder(path, config)
     if not run.done:
         with run.attempt():
@@ -72,8 +72,8 @@ def check_device(device: str) -> None:
         raise ConfigError(f"device = {device!r}, but torch finds {n or 'no'} CUDA devices; allowed here: {there}")
 
 
-def _check_usable(config: Config) -> None:
-    """Refuse a device or a task that is not there."""
+def check_usable(config: Config) -> None:
+    """Refuse a device or a task that is not there, as a ConfigError."""
     check_device(config.device)
     env = make_env(config.task, 1, config.n_workers, config.device)
     env.close()

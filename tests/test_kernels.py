@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from k24lab import kernels
 from k24lab.config import MaskConfig
-from k24lab.kernels import ops
+from k24lab.kernels import acting, ops
 from k24lab.marl import gru
 from k24lab.marl.learner import build_learner
 from k24lab.sparsity import fused
@@ -19,10 +19,10 @@ from k24lab.sparsity.layers import SemiStructuredLinear24, weighted_abs_sum
 from k24lab.sparsity.masks import argmax_masks, draw_masks
 
 SUFFIXES = importlib.machinery.EXTENSION_SUFFIXES
-WIDE = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+RUN_HERE = kernels.BUILDS.get(torch.backends.cpu.get_cpu_capability(), ())
 BUILDS = {
     name: path
-    for name in ("_k24", *(["_k24_avx2"] if WIDE else []))
+    for name in ("_k24", *(f"_k24_{build}" for build in RUN_HERE))
     for suffix in SUFFIXES
     if (path := Path(kernels.__file__).with_name(name + suffix)).exists()
 }
@@ -269,9 +269,22 @@ def test_the_switch_and_a_missing_build_leave_the_work_to_torch(monkeypatch, tmp
     kernels.library.cache_clear()
 
 
+@pytest.mark.skipif("_k24_avx512" not in BUILDS, reason="this processor runs no AVX-512 build")
+def test_wider_registers_change_no_bit(monkeypatch):
+    weight, bias, x = random_24(3, 70, 50), torch.randn(3, 70), torch.randn(3, 50, 100)
+    found = []
+    for name in ("_k24_avx2", "_k24_avx512"):
+        lib = ctypes.CDLL(str(BUILDS[name]))
+        for module in (acting, ops):
+            monkeypatch.setattr(module, "library", lambda lib=lib: lib)
+        few = acting.PackedLinear(weight, bias)(x.mT.contiguous())
+        found.append((ops.matmul(ops.pack(weight), x, bias), few))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))  # so that stored runs repeat on either
+
+
 def test_kernels_take_float32_on_the_cpu_only(build):
     assert kernels.usable(torch.ones(1))
     assert not kernels.usable(torch.ones(1, dtype=torch.float64)) and not kernels.usable(torch.ones(1, device="meta"))
-    assert kernels.describe() in ("avx2", "portable")
+    assert kernels.describe() in ("avx512", "avx2", "portable")
     torch.set_num_threads(kernels.MOST_THREADS + 1)  # of which torch makes more than one thread can
     assert not kernels.usable(torch.ones(1))

@@ -175,6 +175,11 @@ def test_bands_of_few_seeds_do_not_flatten_the_lines():
     assert plots.learning_curves(narrow).get_ylim() == pytest.approx((-0.14, 1.14))
 
 
+def test_a_flat_line_is_no_error():
+    flat = pd.DataFrame({"variant": "k24", "t_env": [0, 1], "mean": 0.0, "low": 0.0, "high": 0.0, "n": 1})
+    assert plots.learning_curves(flat).get_ylim() == pytest.approx((-0.04, 0.04))  # wins none, as long as it trains
+
+
 def test_more_than_eight_variants_have_intervals_at_the_end_in_place_of_bands():
     one = pd.DataFrame({"t_env": [0, 100], "mean": [0.0, 1.0], "low": [-0.1, 0.9], "high": [0.1, 1.2], "n": 3})
     for count, limits in ((8, (-0.14, 1.24)), (9, (-0.04, 1.24))):

@@ -220,6 +220,19 @@ def test_an_environment_of_this_process_that_hangs_is_named_and_the_next_episode
     assert signal.getsignal(signal.SIGALRM) is before and signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
+def test_an_alarm_that_is_someone_elses_is_left_to_them():
+    rung = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(True))
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        play(SerialVector(Drift, 2, timeout=0.001), seed=0)
+        time.sleep(0.5)
+        assert rung == [True]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def fails_to_build(flag: Path) -> Drift:
     if flag.exists():
         raise OSError("no game here")

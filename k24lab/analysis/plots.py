@@ -81,7 +81,7 @@ def learning_curves(
         _limit_to_means(ax, curves)
     reference_lines(ax, references or {})
     ax.set_title(_title(ax, title, seed_count(curves.groupby("variant")["n"].max())))
-    return _time_axis(ax, ylabel)
+    return time_axis(ax, ylabel)
 
 
 def _title(ax: Axes, *parts: str) -> str:
@@ -122,7 +122,7 @@ def _limit_to_means(ax: Axes, curves: pd.DataFrame, margin: float = 0.3) -> None
     reach = margin * (top - bottom) or 1.0
     bands = curves[curves["n"] >= SEEDS_OF_AN_INTERVAL]
     low, high = bands["low"].min(), bands["high"].max()
-    pad = 0.04 * (top - bottom)
+    pad = 0.04 * ((top - bottom) or max(abs(top), 1.0))  # a flat line is no error
     ax.set_ylim(max(np.nanmin([low, bottom]) - pad, bottom - reach), min(np.nanmax([high, top]) + pad, top + reach))
 
 
@@ -168,7 +168,8 @@ def _free_place(ax: Axes, value: float, width: float, height: float = 0.1) -> tu
     return min(hits, key=hits.__getitem__)
 
 
-def _time_axis(ax: Axes, ylabel: str) -> Axes:
+def time_axis(ax: Axes, ylabel: str) -> Axes:
+    """Label the axes of a curve over env steps."""
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.set_xlabel("env steps")
@@ -258,7 +259,7 @@ def layer_lines(
         label = "all layers" if layer == ALL_LAYERS else layer
         ax.plot(rows["t_env"], rows[value], color=color, marker=marker, linewidth=width, markevery=every, label=label)
     reference_lines(ax, references or {})
-    return _time_axis(ax, ylabel or value)
+    return time_axis(ax, ylabel or value)
 
 
 def pair_scatter(

@@ -68,7 +68,7 @@ def find_runs(source: str | Path, *, finished_only: bool = True, **filters: obje
         RunError: no such folder, no runs in it, none finished, none that passes the filters, an unknown field.
     """
     folder = source if isinstance(source, Path) else runs_dir() / source
-    runs = [_read_run(path.parent) for path in sorted(folder.glob("*/config.json"))]
+    runs = [read_run(path.parent) for path in sorted(folder.glob("*/config.json"))]
     if not runs:
         raise RunError(no_runs(folder))
     runs = unique_runs(_filter(runs, {k: v for k, v in filters.items() if v is not None}, folder), folder)
@@ -90,8 +90,8 @@ def find_run(source: str | Path, **filters: object) -> Run:
     """
     runs = find_runs(source, finished_only=True, **filters)
     runs = [run for run in runs if run.config["task"] == runs[0].config["task"]]
-    names = dict(zip((run.path for run in runs), variants(runs), strict=True))
-    return min(runs, key=lambda run: (len(names[run.path].split()), run.config["seed"], run.path.name))
+    departures = [len(name.split()) for name in variants(runs)]
+    return min(zip(departures, runs, strict=True), key=lambda pair: (pair[0], pair[1].config["seed"], pair[1].id))[1]
 
 
 def load_metrics(runs: Sequence[Run]) -> pd.DataFrame:
@@ -103,7 +103,7 @@ def load_metrics(runs: Sequence[Run]) -> pd.DataFrame:
     Raises:
         RunError: a run without metrics.jsonl, or a line without t_env.
     """
-    rows = [{"run": str(run.path), **row} for run in runs for row in _metric_rows(run.path / "metrics.jsonl")]
+    rows = [{"run": str(run.path), **row} for run in runs for row in metric_rows(run.path / "metrics.jsonl")]
     if not rows:
         raise RunError(f"no metrics in {len(runs)} runs ({', '.join(run.id for run in runs[:3])} ...)")
     return _join_configs(runs, pd.DataFrame(rows))
@@ -130,10 +130,20 @@ def load_patterns(run: Run, last_only: bool = False) -> dict[int, dict[str, Patt
     Raises:
         RunError: the run has no snapshots, as for methods without masks, or damaged ones.
     """
+    paths = snapshot_paths(run)
+    return {t_env: read_patterns(paths[t_env]) for t_env in list(paths)[-1 if last_only else 0 :]}
+
+
+def snapshot_paths(run: Run) -> dict[int, Path]:
+    """Files of the masks in time order: t_env (env steps) -> path.
+
+    Raises:
+        RunError: the run has none, as for methods without masks.
+    """
     paths = sorted((run.path / "patterns").glob("[0-9]*.npz"), key=lambda path: int(path.stem))
     if not paths:
         raise RunError(f"{run.path} has no mask snapshots: method {run.config.get('method')!r} may have no masks")
-    return {int(path.stem): _read_patterns(path) for path in (paths[-1:] if last_only else paths)}
+    return {int(path.stem): path for path in paths}
 
 
 def load_policies(run: Run) -> Policies:
@@ -159,6 +169,11 @@ def mask_names(run: Run) -> list[str]:
     if run.config.get("mask_per") == "type" and names:
         return [str(name) for name in names]
     return [str(index) for index in range(len(load_policies(run).q_values))]
+
+
+def kind(run: Run) -> str:
+    """Whose masks a run has: "agent" or "unit type"."""
+    return "unit type" if run.config.get("mask_per") == "type" else "agent"
 
 
 def variants(runs: Sequence[Run]) -> list[str]:
@@ -226,7 +241,8 @@ def _join_configs(runs: Sequence[Run], frame: pd.DataFrame) -> pd.DataFrame:
     return joined.assign(run=joined["run"].map(lambda path: Path(path).name))
 
 
-def _read_run(path: Path) -> Run:
+def read_run(path: Path) -> Run:
+    """The run of one folder, finished or not; raises RunError if its configuration cannot be read."""
     return Run(path, _read_object(path / "config.json"), (path / "DONE").is_file())
 
 
@@ -240,7 +256,8 @@ def _read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _metric_rows(path: Path) -> list[dict[str, Any]]:
+def metric_rows(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics.jsonl, each with t_env; none, or one without t_env, is a `RunError`."""
     if not path.is_file():
         raise RunError(f"{path} does not exist")
     rows = dict(_read_lines(path))
@@ -278,7 +295,8 @@ def _arrays(path: Path) -> Iterator[Any]:
         raise RunError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
 
 
-def _read_patterns(path: Path) -> dict[str, Patterns]:
+def read_patterns(path: Path) -> dict[str, Patterns]:
+    """One snapshot: layer -> `Patterns` of shape [M, out, G]; a damaged file is a `RunError`."""
     with _arrays(path) as arrays:
         layers = dict.fromkeys(key.partition("/")[0] for key in arrays.files)
         return {

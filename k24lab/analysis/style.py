@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from cycler import cycler
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from PIL import Image
 
 from k24lab.errors import K24Error
 from k24lab.paths import figures_dir
@@ -23,6 +26,7 @@ TEXT_WIDTH = 5.5  # inches, NeurIPS text block
 HALF_WIDTH = 2.7  # inches, two figures side by side
 ROW_HEIGHT = 1.9  # inches, one row of panels
 PNG_DPI = 200
+SCREEN_DPI = 150
 RASTER_DPI = 300  # of heatmaps inside a PDF, whose text and lines stay vectors
 
 # Okabe & Ito (2008), colours that colour-blind readers can tell apart.
@@ -181,8 +185,17 @@ def save_figure(
         FigureError: `name` is not a plain file name (letters, digits, `_`, `-`, `.`, `=`, not starting with a dot).
     """
     target = _folder(name, folder)
-    paths = {suffix: _write(target / f"{name}.{suffix}", _render(fig, suffix)) for suffix in ("pdf", "png")}
+    paths = {suffix: _write(target / f"{name}.{suffix}", render(fig, suffix)) for suffix in ("pdf", "png")}
     return paths | {"csv": save_table(data, name, folder)}
+
+
+def screen_png(fig: Figure) -> bytes:
+    """The figure as it is shown while something changes, at its own resolution: `savefig` would draw it twice."""
+    canvas = FigureCanvasAgg(fig)
+    canvas.draw()
+    buffer = io.BytesIO()
+    Image.fromarray(np.asarray(canvas.buffer_rgba())).save(buffer, "png", compress_level=1)
+    return buffer.getvalue()
 
 
 def save_table(data: pd.DataFrame, name: str, folder: str | os.PathLike[str] | None = None) -> Path:
@@ -204,7 +217,7 @@ def _folder(name: str, folder: str | os.PathLike[str] | None) -> Path:
     return target
 
 
-def _render(fig: Figure, suffix: str) -> bytes:
+def render(fig: Figure, suffix: str) -> bytes:
     """Bytes of the figure; fonts embedded as TrueType also when saved outside `paper_style`."""
     absent: Mapping[str, Mapping[str, None]] = {
         "pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},

@@ -15,8 +15,9 @@ from k24lab.marl.agents import Weights, step
 from k24lab.marl.targets import greedy_actions
 
 BACKENDS = ("auto", "kernel", "columns", "torch")
-# From here on `columns` is ahead of `kernel`, measured for 1 to 16 masks and hidden sizes of 32 to 256: games, because
-# it works on vectors of them, and masks * games * hidden size², because each of its calls costs some 40 us.
+# With AVX2 `columns` is ahead of `kernel` from here on, measured for 1 to 16 masks and hidden sizes 32 to 256: games,
+# because it works on vectors of them, and masks * games * hidden size², because each of its calls costs some 40 us.
+# With AVX-512 `kernel` has the registers that it needs for many games, and is as fast or faster everywhere.
 MANY_GAMES, MUCH_WORK = 24, 2_000_000
 
 
@@ -25,8 +26,8 @@ class Actor:
 
     Args:
         team: what acts.
-        backend: `kernel` is the CPU kernel for few games (float32), `columns` the one for many, `torch` does without
-            kernels, and `auto` takes the one that `form` says, of those that are built.
+        backend: `kernel` is the CPU kernel for acting (float32), `columns` that of training (with AVX2 the faster one
+            for many games), `torch` does without, and `auto` takes what `form` says, of those that are built.
         sparse: False lets `kernel` multiply by every weight, dropped ones too: what 2:4 itself is worth.
 
     Raises:
@@ -37,6 +38,7 @@ class Actor:
         if backend not in BACKENDS:
             raise ConfigError(unknown("backend", backend, BACKENDS))
         built = kernels.library() is not None
+        self._many = "kernel" if kernels.describe() == "avx512" else "columns"
         if backend in ("kernel", "columns") and not built:
             raise ConfigError(f"backend = {backend!r}, but the CPU kernels are not built; allowed here: auto, torch")
         if not sparse and backend != "kernel":
@@ -70,7 +72,7 @@ class Actor:
         if games < MANY_GAMES or work < MUCH_WORK:
             return "kernel"
         # The kernels work on one thread.
-        return "columns" if torch.get_num_threads() <= kernels.MOST_THREADS else "torch"
+        return self._many if torch.get_num_threads() <= kernels.MOST_THREADS else "torch"
 
     def reset(self) -> None:
         """Forget: the next step is the first of new games."""

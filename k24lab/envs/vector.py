@@ -168,8 +168,9 @@ class SerialVector(Vector):
 
 @contextlib.contextmanager
 def _alarm(seconds: float) -> Iterator[None]:
-    """TimeoutError after so many seconds, where the system has alarms: in the main thread of a POSIX system."""
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+    """TimeoutError after so many seconds, in the main thread of a POSIX system, unless its alarm is someone else's."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or not hasattr(signal, "setitimer") or signal.getitimer(signal.ITIMER_REAL)[0]:
         yield
         return
 

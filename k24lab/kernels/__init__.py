@@ -16,6 +16,10 @@ import torch
 from torch import Tensor
 
 SWITCH = "K24LAB_KERNELS"  # environment variable: "torch" does without the kernels
+BUILDS = {
+    "AVX512": ("avx512", "avx2"),
+    "AVX2": ("avx2",),
+}  # that a processor runs (torch's names), besides the portable
 MOST_THREADS = 2  # of torch: the kernels work on one and are still ahead of two, of more they need not be
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
@@ -25,8 +29,8 @@ def library() -> ctypes.CDLL | None:
     """The fastest build that this processor runs; None where there is none."""
     if os.environ.get(SWITCH) == "torch":
         return None
-    wide = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-    for name in (["_k24_avx2"] if wide else []) + ["_k24"]:
+    names = [f"_k24_{build}" for build in BUILDS.get(torch.backends.cpu.get_cpu_capability(), ())]
+    for name in [*names, "_k24"]:
         for suffix in importlib.machinery.EXTENSION_SUFFIXES:
             path = Path(__file__).with_name(name + suffix)
             if path.exists():
@@ -53,6 +57,8 @@ def keep_memory() -> None:
 
 
 def describe() -> str:
-    """Which build is used, for `k24lab doctor` and a run's summary: avx2, portable or torch."""
+    """Which build is used, for `k24lab doctor` and a run's summary: avx512, avx2, portable or torch."""
     lib = library()
-    return "torch" if lib is None else "avx2" if "avx2" in lib._name else "portable"
+    if lib is None:
+        return "torch"
+    return Path(lib._name).name.partition(".")[0].removeprefix("_k24").removeprefix("_") or "portable"

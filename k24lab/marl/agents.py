@@ -16,6 +16,7 @@ from k24lab.kernels import ops
 from k24lab.marl.gru import batched_gru
 from k24lab.sparsity.baselines import MagnitudeLinear24, ThresholdLinear
 from k24lab.sparsity.layers import SemiStructuredLinear24
+from k24lab.sparsity.masks import argmax_masks
 
 LAYERS = ("fc1", "rnn_input", "rnn_hidden", "fc2", "fc3", "fc4")
 RNN_LAYERS = ("rnn_input", "rnn_hidden")
@@ -99,6 +100,12 @@ class RNNAgent(nn.Module):
                 assert isinstance(layer, DenseLinear | MagnitudeLinear24 | ThresholdLinear)
                 effective[name] = LayerWeights(*layer.effective())
         return effective
+
+    @torch.no_grad()
+    def argmax_weights(self) -> dict[str, LayerWeights]:
+        """Effective weights of all layers under the argmax masks: of acting, evaluation and target networks."""
+        layers = self.masked_layers
+        return self.weights(dict(zip(layers, argmax_masks(list(layers.values())), strict=True)))
 
     def initial_hidden(self, n_networks: int, rows: int) -> Float[Tensor, "K H R"]:
         """Zeros, on the device and in the dtype of the network."""

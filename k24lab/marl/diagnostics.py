@@ -69,7 +69,7 @@ def refuse_nonfinite(loss_td: float, grad_norm: float, networks: Iterable[nn.Mod
     found = [name for name, x in weights if not x.isfinite().all()]
     found = found or [name for name, x in gradients if not x.isfinite().all()]
     # What lies nearest to the loss comes last in a network, and its gradient is the first to be spoilt.
-    where = ", ".join(found[::-1][:MOST_NAMED]) or "neither weights nor gradients: the targets are"
+    where = ", ".join(found[::-1][:MOST_NAMED]) or "Q-values or targets, not the weights"
     raise RunError(
         f"at t_env = {t_env} loss_td = {loss_td:g}, grad_norm = {grad_norm:g}: not finite are {where}; the last "
         "checkpoint is from before; try a lower lr"

@@ -23,7 +23,7 @@ from k24lab.marl.targets import double_q_values, greedy_actions, one_step, td_la
 from k24lab.seeding import Stream, derive_seed
 from k24lab.sparsity.baselines import LAYER_WEIGHTS, mask_distance
 from k24lab.sparsity.diversity import K24DiversityManager, PatternOrthogonalityLoss
-from k24lab.sparsity.masks import MaskDraw, argmax_masks, draw_masks, pin_masks
+from k24lab.sparsity.masks import MaskDraw, draw_masks, pin_masks
 from k24lab.sparsity.reset import ResetTrigger, mean_policy, revival_candidates, revive
 
 # Parts of an update, as a profiler and `k24lab bench train` name them.
@@ -40,17 +40,19 @@ class K24QLearner:
     Args:
         config: the run's settings.
         spec: sizes of the task.
+        agent, mixer: what is trained; built by the configuration where they are not given.
     """
 
-    def __init__(self, config: Config, spec: EnvSpec):
+    def __init__(self, config: Config, spec: EnvSpec, agent: RNNAgent | None = None, mixer: nn.Module | None = None):
         self.config, self.spec = config, spec
         device = config.device
         input_dim = spec.obs_dim + (spec.n_agents if config.agent_id else 0)
         check_types(config, spec)
         self.n_masks = spec.n_unit_types if config.per_type else spec.n_agents
-        self.agent: RNNAgent = build_agent(config, input_dim, spec.action_dim, self.n_masks).to(device)
+        self.agent = (agent or build_agent(config, input_dim, spec.action_dim, self.n_masks)).to(device)
         state_dim = spec.state_dim if config.mixer == "qmix" else 0
-        self.mixer = build_mixer(config.mixer, spec.n_agents, state_dim, config.mixing_embed_dim).to(device)
+        self.mixer = mixer or build_mixer(config.mixer, spec.n_agents, state_dim, config.mixing_embed_dim)
+        self.mixer = self.mixer.to(device)
         self.target_agent, self.target_mixer = copy.deepcopy(self.agent), copy.deepcopy(self.mixer)
         self.masked_layers = self.agent.masked_layers
         self.threshold_layers = list(self.agent.threshold_layers.values())
@@ -107,10 +109,7 @@ class K24QLearner:
 
     def argmax_weights(self, agent: RNNAgent | None = None) -> dict:
         """Effective weights under the argmax masks: of acting, evaluation and the target network."""
-        agent = agent or self.agent
-        layers = agent.masked_layers
-        with torch.no_grad():
-            return agent.weights(dict(zip(layers, argmax_masks(list(layers.values())), strict=True)))
+        return (agent or self.agent).argmax_weights()
 
     def rows(self, unit_type: Int[Tensor, "B N"]) -> Rows:
         """Which unit of these episodes is seen through which mask."""

@@ -75,12 +75,11 @@ def collect(
     _store(batch, t + 1, now, with_state)
     if now.won is not None:
         batch.won.copy_(now.won)
-    _check_finite(batch)
-    return batch
+    return _finite(batch)
 
 
-def _check_finite(batch: EpisodeBatch) -> None:
-    """A world that says NaN or infinity would spoil the network many updates later."""
+def _finite(batch: EpisodeBatch) -> EpisodeBatch:
+    """The batch; a world that says NaN or infinity would spoil the network many updates later."""
     for name in ("obs", "state", "reward"):
         values = getattr(batch, name)
         if not values.isfinite().all():
@@ -88,6 +87,7 @@ def _check_finite(batch: EpisodeBatch) -> None:
             agent = f" of agent {rest[0]}" if name == "obs" else ""
             value = values[(env, t, *rest)].item()
             raise RunError(f"environment {env}: {name}{agent} is {value} at step {t}; worlds must give finite numbers")
+    return batch
 
 
 def _begin(env: VecEnv, seed: int, with_state: bool, device: torch.device) -> tuple[EpisodeBatch, Step]:

@@ -1,0 +1,1 @@
+"""K-2:4 inside other people's code bases."""

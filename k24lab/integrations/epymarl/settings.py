@@ -1,0 +1,189 @@
+"""The flat arguments of a checkout as k24lab's settings: theirs for the learning, `k24_args` for the masks."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from k24lab.config import Config, build_config
+from k24lab.envs.base import EnvSpec
+from k24lab.errors import ConfigError, unknown
+from k24lab.integrations.epymarl.configs import KEYS, TYPE_KEYS
+
+# Switches of the checkouts that the K-2:4 agent and learner have only one position of.
+DEMANDED = {
+    "use_rnn": True,
+    "use_layer_norm": False,
+    "use_orthogonal": False,
+    "agent_output_type": "q",
+    "save_probs": False,
+    "common_reward": True,
+    "double_q": True,
+    "q_lambda": False,
+    "use_per": False,
+    "optimizer": "adam",
+    "weight_decay": 0,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitTypes:
+    """Where an observation tells its unit's type: a one-hot of `n` numbers from `start` on (negative: from the end)."""
+
+    n: int
+    start: int
+
+    def bits(self, obs: Tensor) -> Bool[Tensor, "*batch U"]:
+        """The one-hot; nothing is set for a dead unit."""
+        first = self.start % obs.shape[-1]
+        return obs[..., first : first + self.n] > 0.5
+
+    def check(self, obs: Tensor) -> None:
+        """Refuse observations with something else in that place.
+
+        Raises:
+            ConfigError: with the numbers that are there.
+        """
+        first = self.start % obs.shape[-1]
+        there = obs[..., first : first + self.n]
+        wrong = (there != self.bits(obs)).any(dim=-1) | (there.sum(dim=-1) > 1)
+        if wrong.any():
+            raise ConfigError(
+                f"unit_type_start = {self.start}, n_unit_types = {self.n}: obs[{first}:{first + self.n}] is "
+                f"{there[wrong][0].tolist()}, which is neither a one-hot nor all zeros"
+            )
+
+
+class Settings(NamedTuple):
+    """All that the agent, controller and learner are told."""
+
+    config: Config
+    unit_types: UnitTypes | None  # None: masks belong to agents
+    last_action: bool  # whether the network reads the last action too
+
+    @property
+    def n_unit_types(self) -> int:
+        """0 where masks belong to agents."""
+        return self.unit_types.n if self.unit_types else 0
+
+
+def read_settings(args: SimpleNamespace) -> Settings:
+    """Settings from the namespace that the checkout hands to everything it builds.
+
+    Raises:
+        ConfigError: for an unknown or impossible entry of `k24_args`, and for settings of the checkout's own that the
+            K-2:4 agent and learner do not have.
+    """
+    given = _given(args)
+    problems = [
+        f"{key} = {getattr(args, key)!r} must be {wanted!r} with K-2:4"
+        for key, wanted in DEMANDED.items()
+        if getattr(args, key, wanted) != wanted
+    ]
+    if problems:
+        raise ConfigError("; ".join(problems))
+    unit_types = _unit_types(args, given)
+    own = {key: value for key, value in given.items() if key not in TYPE_KEYS}
+    return Settings(build_config(_theirs(args) | own), unit_types, bool(args.obs_last_action))
+
+
+def _given(args: SimpleNamespace) -> dict[str, Any]:
+    """The entries of `k24_args` that say something, all names checked."""
+    given = getattr(args, "k24_args", None) or {}
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"k24_args = {given!r} is a {type(given).__name__}, not a mapping such as {{method: k24}}")
+    problems = []
+    for key, value in given.items():
+        if key not in KEYS and hasattr(args, key):
+            problems.append(f"k24_args.{key} = {value!r}: {key} is a setting of its own here, give {key} itself")
+        elif key not in KEYS:
+            problems.append(f"k24_args.{key} = {value!r}: {unknown('key', key, KEYS)}")
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _theirs(args: SimpleNamespace) -> dict[str, Any]:
+    """What is said by the checkout's own keys."""
+    return {
+        "task": str(args.env),
+        "seed": args.seed,
+        "t_max": args.t_max,
+        "device": str(args.device),
+        "learner": "nq" if args.learner == "k24_nq_learner" else "q",
+        "td_lambda": getattr(args, "td_lambda", Config.td_lambda),
+        "mask_per": "type" if args.agent == "k24_type" else "agent",
+        "hidden_dim": args.hidden_dim if hasattr(args, "hidden_dim") else args.rnn_hidden_dim,
+        "mixer": args.mixer or "none",
+        "lr": args.lr,
+        "lr_final": args.lr,  # theirs is constant
+        "grad_norm_clip": args.grad_norm_clip,
+        "td_loss": "mse",
+        "gamma": args.gamma,
+        "batch_size": args.batch_size,
+        "buffer_size": args.buffer_size,
+        "n_envs": args.batch_size_run,
+        **_target_update(args),
+        **({"agent_id": True} if args.obs_agent_id else {}),  # else as the method has it
+    }
+
+
+def _target_update(args: SimpleNamespace) -> dict[str, Any]:
+    """epymarl counts updates, and takes a number up to 1 for a share; pymarl2 counts episodes."""
+    if hasattr(args, "target_update_interval_or_tau"):
+        interval = args.target_update_interval_or_tau
+        if interval <= 1:
+            return {"target_update": "polyak", "polyak": interval}
+    else:
+        interval = args.target_update_interval / args.batch_size_run
+    return {"target_update": "hard", "target_update_interval": math.ceil(interval)}
+
+
+def _unit_types(args: SimpleNamespace, given: Mapping[str, Any]) -> UnitTypes | None:
+    """Where the observations tell the unit type; only agent "k24_type" wants to know."""
+    if args.agent != "k24_type":
+        if any(key in given for key in TYPE_KEYS):
+            raise ConfigError(f"{', '.join(TYPE_KEYS)} of k24_args are for agent = 'k24_type', not {args.agent!r}")
+        return None
+    for key in TYPE_KEYS:
+        if type(given.get(key)) is not int:
+            raise ConfigError(f"k24_args.{key} = {given.get(key)!r} must be a whole number with agent = 'k24_type'")
+    types = UnitTypes(n=given["n_unit_types"], start=given["unit_type_start"])
+    if types.n < 1:
+        raise ConfigError(f"k24_args.n_unit_types = {types.n} must be at least 1")
+    return types
+
+
+def env_spec(scheme: Mapping[str, Any], args: SimpleNamespace, settings: Settings) -> EnvSpec:
+    """Sizes of the task, as a learner needs them.
+
+    Raises:
+        ConfigError: if the unit type would lie outside the observation.
+    """
+    obs_dim = int(np.prod(scheme["obs"]["vshape"]))
+    types = settings.unit_types
+    if types and not (-obs_dim <= types.start < obs_dim and types.start % obs_dim + types.n <= obs_dim):
+        raise ConfigError(
+            f"unit_type_start = {types.start}, n_unit_types = {types.n} is not inside an observation of {obs_dim} "
+            "numbers"
+        )
+    return EnvSpec(
+        n_envs=args.batch_size_run,
+        n_agents=args.n_agents,
+        obs_dims=(obs_dim + args.n_actions * settings.last_action,) * args.n_agents,
+        n_actions=(args.n_actions,) * args.n_agents,
+        state_dim=int(np.prod(args.state_shape)),
+        episode_limit=0,  # the checkout's runner and buffer know it, a learner does not ask
+        n_unit_types=settings.n_unit_types,
+    )
+
+
+def torch_device(args: SimpleNamespace) -> torch.device:
+    """Where everything lives."""
+    return torch.device(args.device)
