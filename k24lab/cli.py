@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from k24lab.backends import MEMORY_GB, BackendName, Resources, end_with_parent
-from k24lab.cli_look import report, show
+from k24lab.cli_look import replay, report, show
 from k24lab.config import METHODS, Config, build_config
 from k24lab.errors import K24Error
 
@@ -41,6 +41,7 @@ def main() -> None:
                 "sweep": sweep,
                 "status": status,
                 "show": show,
+                "replay": replay,
                 "report": report,
                 "notebooks": notebooks,
                 "figures": figures,

@@ -32,3 +32,31 @@ def report(what: Annotated[str, tyro.conf.Positional], output: Path | None = Non
     from k24lab.report import write_report
 
     print(write_report(what, output))
+
+
+def replay(
+    run: Annotated[str, tyro.conf.Positional],
+    output: Path | None = None,
+    episodes: int = 3,
+    seed: int | None = None,
+    fps: int = 10,
+    dpi: int = 100,
+) -> None:
+    """Film test episodes of a trained team: the world, and beside it who is who, what each does, the return.
+
+    Example: k24lab replay rolenav-k24-s0-1a2b3c4d
+    Example: k24lab replay rolenav-k24-s0-1a2b3c4d --episodes 1 --output team.mp4
+
+    Args:
+        run: run folder, or its name alone where only one group has it; an unfinished run plays as its last checkpoint.
+        output: .gif or .mp4; by default figures/replay_<run>.gif. One that is there is replaced.
+        episodes: how many, the first ones that the run was tested on.
+        seed: play the test episodes of a run with this seed instead.
+        fps: env steps per second, 1 to 50.
+        dpi: pixels per inch of a picture of 7.3 x 4.84 inches.
+    """
+    from k24lab.replay import replay as replay_run
+
+    path, shown = replay_run(run, output, episodes, seed, fps, dpi, progress=True)
+    print(shown)
+    print(path)

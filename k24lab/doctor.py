@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -95,6 +96,12 @@ def check_onnx() -> list[Check]:
     return [package("onnx", extra("onnx")), package("onnxruntime", extra("onnx"))]
 
 
+def check_video() -> list[Check]:
+    """MP4 films of `k24lab replay`; a GIF needs nothing."""
+    found = shutil.which("ffmpeg") or package("imageio-ffmpeg", "").found
+    return [Check("ffmpeg", found, extra("video"))]
+
+
 def check_vmas() -> list[Check]:
     """VMAS worlds."""
     return [package("vmas", extra("vmas"))]
@@ -121,6 +128,7 @@ PARTS: dict[str, Callable[[], list[Check]]] = {
     "cuda": check_cuda,
     "tensorboard": check_tensorboard,
     "onnx": check_onnx,
+    "video": check_video,
     "vmas": check_vmas,
     "smax": check_smax,
     "smacv2": check_smacv2,

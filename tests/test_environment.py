@@ -55,7 +55,10 @@ def test_locks_differ_only_where_smacv2_demands_it():
 
 @pytest.mark.parametrize(
     ("lock", "without"),
-    [(LOCK, {"browser", "ray", "smax", "smacv2"}), (SMACV2_LOCK, {"browser", "ray", "smax", "onnx"})],
+    [
+        (LOCK, {"browser", "ray", "smax", "smacv2", "video"}),
+        (SMACV2_LOCK, {"browser", "ray", "smax", "onnx", "video"}),
+    ],
 )
 def test_lock_names_one_exact_version_of_everything_we_depend_on(lock, without):
     assert all(re.fullmatch(r"==[\w.]+", str(requirement.specifier)) for requirement in lock.values())

@@ -1,10 +1,8 @@
 """What freezing costs: how far a frozen team is from the network that was trained, and what it returns."""
 
 import tempfile
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import torch
@@ -14,23 +12,13 @@ from torch import Tensor
 from k24lab import kernels
 from k24lab.analysis.stats import mean_interval
 from k24lab.deploy.actor import Actor
+from k24lab.deploy.play import Policy, play, trained_policy
 from k24lab.deploy.team import DTYPES, FrozenTeam, freeze, load_learner, load_team, save_team
 from k24lab.envs import make_env
-from k24lab.envs.base import VecEnv
-from k24lab.marl.agents import step
-from k24lab.marl.learner import K24QLearner
 from k24lab.marl.replay import EpisodeBatch
-from k24lab.marl.rollout import agent_inputs, collect
+from k24lab.marl.rollout import agent_inputs
 from k24lab.marl.rows import Rows, rows_for
 from k24lab.marl.targets import greedy_actions
-from k24lab.seeding import Stream, derive_seed
-
-
-class Policy(NamedTuple):
-    """What `collect` acts with."""
-
-    act: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-    initial_hidden: Callable[[int, int], Tensor]
 
 
 def accuracy_table(folder: Path, n_episodes: int = 256) -> pd.DataFrame:
@@ -50,15 +38,15 @@ def accuracy_table(folder: Path, n_episodes: int = 256) -> pd.DataFrame:
     config, spec = learner.config, learner.spec
     team = freeze(learner.agent, config, spec.obs_dim, spec.n_agents, t_env)
     env = make_env(config.task, n_episodes, config.n_workers)
-    trained = Policy(partial(step, learner.argmax_weights()), learner.agent.initial_hidden)
-    batch = _play(learner, env, trained)
+    trained = trained_policy(learner)
+    batch = play(learner, env, trained, config.seed)
     rows = rows_for(config, batch.unit_type, learner.n_masks)
     reference = _q_values(trained, rows, batch, config.agent_id)
     table = [{"form": "trained network"} | _compared(reference, reference, batch) | _returned(batch, batch)]
     for form, (policy, size) in _frozen(team).items():
         q_values = _q_values(policy, rows, batch, config.agent_id)
         row = {"form": form, "kilobytes": size / 1000} | _compared(q_values, reference, batch)
-        table.append(row | _returned(_play(learner, env, policy), batch))
+        table.append(row | _returned(play(learner, env, policy, config.seed), batch))
     env.close()
     return pd.DataFrame(table).assign(run=folder.name)
 
@@ -77,21 +65,6 @@ def _frozen(team: FrozenTeam) -> dict[str, tuple[Policy, int]]:
                 name = f"{dtype}, {backend}" if dtype == "float32" else f"{dtype} weights"
                 forms[name] = Policy(actor.act, actor.initial_hidden), size
     return forms
-
-
-def _play(learner: K24QLearner, env: VecEnv, policy: Policy) -> EpisodeBatch:
-    """An episode of each environment, the same worlds for every policy."""
-    return collect(
-        env,
-        policy.act,
-        initial_hidden=policy.initial_hidden,
-        rows_of=learner.rows,
-        epsilon=0.0,
-        seed=derive_seed(learner.config.seed, Stream.TEST_EPISODES, 0),
-        generator=torch.Generator(),
-        agent_id=learner.config.agent_id,
-        with_state=False,
-    )
 
 
 @torch.inference_mode()

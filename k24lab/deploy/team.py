@@ -139,7 +139,9 @@ def load_learner(folder: Path) -> tuple[K24QLearner, int]:
     config = read_config(folder)
     state = RunFolder(folder, config).load_checkpoint()
     if state is None:
-        raise RunError(f"{folder} has no checkpoint: nothing is trained yet")
+        imported = (folder / "DONE").exists()  # a run that finished here keeps its last checkpoint
+        why = "it was imported, without its network" if imported else "nothing is trained yet"
+        raise RunError(f"{folder} has no checkpoint: {why}")
     env = make_env(config.task, 1)
     env.close()
     learner = build_learner(dataclasses.replace(config, device="cpu"), env.spec)

@@ -9,7 +9,7 @@ from k24lab.envs.base import EnvSpec, Step, VecEnv
 from k24lab.envs.rolenav import RoleNav
 from k24lab.errors import ConfigError, unknown
 
-__all__ = ["EnvSpec", "Step", "VecEnv", "make_env", "parse_task", "task_names"]
+__all__ = ["EnvSpec", "Step", "VecEnv", "drawable", "make_env", "parse_task", "task_names"]
 
 
 def parse_task(task: str) -> tuple[str, dict[str, object]]:
@@ -101,3 +101,12 @@ def make_env(task: str, n_envs: int, workers: int = 0, device: str = "cpu") -> V
         raise ConfigError(f"n_workers = {workers}: {name!r} steps all its environments at once, allowed is 0")
     where = {"workers": workers, "device": device}
     return builder(n_envs=n_envs, **kwargs, **{key: where[key] for key in where.keys() & parameters.keys()})
+
+
+def drawable(task: str) -> str:
+    """The task, told to draw itself where it is a foreign world of PettingZoo that can; any other as it is."""
+    name, kwargs = parse_task(task)
+    if not name.startswith("pettingzoo/") or "render_mode" in kwargs:
+        return task
+    able = "render_mode" in inspect.signature(_builder(name)).parameters
+    return f"{task}{',' if kwargs else ':'}render_mode=rgb_array" if able else task

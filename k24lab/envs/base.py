@@ -10,6 +10,12 @@ from torch import Tensor
 
 from k24lab.config import Config
 from k24lab.errors import ConfigError
+from k24lab.scene import Scene
+
+NO_SCENE = (
+    "cannot be drawn: its adapter has no scene (rolenav, mpe2, vmas and smax have one, and worlds of PettingZoo that "
+    "take render_mode='rgb_array' draw themselves)"
+)
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,18 @@ class VecEnv(ABC):
     @abstractmethod
     def step(self, actions: Int[Tensor, "E N"]) -> Step:
         """One step of all E; environments that have ended ignore their actions."""
+
+    def scene(self, e: int) -> Scene:
+        """What environment e looks like now: from its reset to the step that ends its episode.
+
+        Raises:
+            ConfigError: the world cannot be drawn.
+        """
+        raise ConfigError(f"{type(self).__name__} {NO_SCENE}")
+
+    def action_name(self, agent: int, action: int) -> str:
+        """What an action of an agent is, in a word or an arrow; the default is its number."""
+        return str(action)
 
     def close(self) -> None:
         """Free processes, windows and files; the default holds none."""

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from k24lab.envs.base import EnvSpec, VecEnv
+from k24lab.envs.base import NO_SCENE, EnvSpec, VecEnv
+from k24lab.envs.scenes import mpe_action, mpe_scene
 from k24lab.envs.scripted import PREY, Mpe2World
 from k24lab.envs.vector import Row, SingleEnv, lift
 from k24lab.errors import ConfigError, unknown
+from k24lab.scene import Scene
 
 ParallelEnv = Any  # pettingzoo.ParallelEnv, or any class with its methods: the package is imported only when used
 
@@ -105,6 +107,24 @@ class PettingZooWorld(SingleEnv):
             truncated=self._t >= self.spec.episode_limit if left else out_of_time,
         )
 
+    def scene(self) -> Scene:
+        """The things of a world of mpe2; the picture that another one draws of itself.
+
+        Raises:
+            ConfigError: it draws none.
+        """
+        if (world := _mpe_world(self._env)) is not None:
+            return mpe_scene(world, self.agents)
+        if getattr(self._env, "render_mode", None) != "rgb_array":
+            raise ConfigError(f"{self._env} {NO_SCENE}")
+        return Scene((), picture=np.ascontiguousarray(self._env.render(), dtype=np.uint8))
+
+    def action_name(self, agent: int, action: int) -> str:
+        """Move and word in a world of mpe2, else the number that the world knows."""
+        if (world := _mpe_world(self._env)) is None:
+            return str(action + self._first_action[agent])
+        return mpe_action(next(a for a in world.agents if a.name == self.agents[agent]), action)
+
     def close(self) -> None:
         """Close the world."""
         self._env.close()
@@ -131,6 +151,12 @@ class PettingZooWorld(SingleEnv):
                 avail_actions[i, : self.spec.n_actions[i]] = mask
         state = np.ravel(self._env.state()).astype(np.float32) if self._own_state else self._obs[self._real_obs]
         return Row(obs=self._obs, state=state, avail_actions=avail_actions, alive=alive, **rest)
+
+
+def _mpe_world(env: ParallelEnv) -> Any:
+    """The world of an environment of mpe2, whichever way it is wrapped; None of any other."""
+    world = getattr(getattr(env, "unwrapped", env), "world", None)
+    return world if hasattr(world, "agents") and hasattr(world, "landmarks") else None
 
 
 def _check_parallel(env: ParallelEnv) -> ParallelEnv:

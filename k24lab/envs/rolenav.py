@@ -6,8 +6,10 @@ from torch import Tensor
 
 from k24lab.envs.base import EnvSpec, Step, VecEnv
 from k24lab.errors import ConfigError
+from k24lab.scene import Scene, Thing
 
 STEP_LENGTH = 0.12  # of a square [-1, 1]^2
+ACTION_NAMES = ("stay", *"→←↑↓")
 DIRECTIONS = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
 
 
@@ -77,6 +79,23 @@ class RoleNav(VecEnv):
         self._position = (self._position + STEP_LENGTH * self._directions[actions]).clamp_(-1, 1)
         self._t += 1
         return self._step((before - self._distance()).sum(dim=1))
+
+    def scene(self, e: int) -> Scene:
+        """Agents, and each goal with the agents that must reach it."""
+        role, names = self._role[e].tolist(), self.spec.unit_type_names
+        things = [
+            Thing("goal", x, y, owners=tuple(i for i, k in enumerate(role) if k == goal))
+            for goal, (x, y) in enumerate(self._goals[e].tolist())
+        ]
+        things += [
+            Thing("agent", x, y, owners=(i,), label=names[role[i]] if names else "")
+            for i, (x, y) in enumerate(self._position[e].tolist())
+        ]
+        return Scene(tuple(things), low=(-1.0, -1.0), high=(1.0, 1.0))
+
+    def action_name(self, agent: int, action: int) -> str:
+        """An arrow, or that it stays."""
+        return ACTION_NAMES[action]
 
     def _no_reward(self) -> Float[Tensor, " E"]:
         return torch.zeros(self.spec.n_envs, device=self._device)

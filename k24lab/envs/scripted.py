@@ -50,7 +50,7 @@ class Mpe2World:
     """
 
     def __init__(self, world_env: Any, script: Script | None = None):
-        self._env = world_env
+        self._env, self.world = world_env, world_env.world
         self._script = script
         self.max_cycles = world_env.max_cycles
         self.observation_space, self.action_space = world_env.observation_space, world_env.action_space

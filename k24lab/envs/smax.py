@@ -16,7 +16,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from k24lab.envs.base import EnvSpec, Step, VecEnv, check_actions
+from k24lab.envs.scenes import smax_action, smax_scene
 from k24lab.errors import ConfigError, unknown
+from k24lab.scene import Scene
 
 SCENARIOS = (
     "3m",
@@ -105,6 +107,20 @@ class Smax(VecEnv):
         self._carry = self._battle.advance(self._carry, chosen, self.spec.episode_limit)
         return _step(self._carry[2])
 
+    def scene(self, e: int) -> Scene:
+        """Units of both sides and their health.
+
+        Raises:
+            ValueError: a call before the first reset.
+        """
+        if self._carry is None:
+            raise ValueError("scene before the first reset")
+        return smax_scene(self._battle.world, self._carry[1], e)
+
+    def action_name(self, agent: int, action: int) -> str:
+        """A move, or which enemy is attacked."""
+        return smax_action(action)
+
 
 def _step(rows: Rows) -> Step:
     """Copies: memory shared with jax could be overwritten from either side."""
@@ -123,6 +139,7 @@ class Battle:
     unit_type_names: tuple[str, ...]
     begin: Callable[..., tuple[Any, Any, Rows]]  # keys [E, 2], episode_limit
     advance: Callable[..., tuple[Any, Any, Rows]]  # what begin returned, actions [E, N], episode_limit
+    world: Any  # JaxMARL's environment
 
 
 @cache  # two instances of a scenario share what is compiled
@@ -141,6 +158,7 @@ def _battle(scenario: str) -> Battle:
         unit_type_names=tuple(world.unit_type_names[i] for i in types),
         begin=jax.jit(jax.vmap(partial(_begin, world, rows), in_axes=(0, None))),
         advance=jax.jit(jax.vmap(partial(_advance, world, rows), in_axes=(0, 0, None))),
+        world=world,
     )
 
 

@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from k24lab.envs.base import EnvSpec, Step, VecEnv, check_actions
+from k24lab.envs.base import NO_SCENE, EnvSpec, Step, VecEnv, check_actions
 from k24lab.errors import ConfigError, RunError
+from k24lab.scene import Scene
 
 TIMEOUT = 600.0  # seconds that environments may take for a reset or a step together
 ALIGNMENT = 64  # bytes, a cache line: no two fields of the rows share one
@@ -53,6 +54,18 @@ class SingleEnv(ABC):
     @abstractmethod
     def step(self, actions: Int[np.ndarray, " N"]) -> Row:
         """One env step."""
+
+    def scene(self) -> Scene:
+        """What the world looks like now.
+
+        Raises:
+            ConfigError: it cannot be drawn.
+        """
+        raise ConfigError(f"{type(self).__name__} {NO_SCENE}")
+
+    def action_name(self, agent: int, action: int) -> str:
+        """What an action of an agent is; the default is its number."""
+        return str(action)
 
     def close(self) -> None:
         """Free what it holds, also after an error; the default holds nothing."""
@@ -128,7 +141,16 @@ class SerialVector(Vector):
         sample = make()
         self._timeout = timeout
         super().__init__(sample, n_envs, bytearray)
-        self._lane = Lane([sample, *(make() for _ in range(n_envs - 1))], self._rows, first=0)
+        self._envs = [sample, *(make() for _ in range(n_envs - 1))]
+        self._lane = Lane(self._envs, self._rows, first=0)
+
+    def scene(self, e: int) -> Scene:
+        """What environment e says of itself."""
+        return self._envs[e].scene()
+
+    def action_name(self, agent: int, action: int) -> str:
+        """What the first environment calls it."""
+        return self._envs[0].action_name(agent, action)
 
     def close(self) -> None:
         """Close every environment."""

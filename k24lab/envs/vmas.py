@@ -3,7 +3,6 @@
 import functools
 import importlib
 import inspect
-import random
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,13 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from k24lab.envs.base import EnvSpec, Step, VecEnv
+from k24lab.envs.global_random import random_state, seed_everything, set_random_state
+from k24lab.envs.scenes import vmas_action, vmas_scene
 from k24lab.errors import ConfigError, unknown
+from k24lab.scene import Scene
 
 Scenario = Any  # vmas.simulator.scenario.BaseScenario: the package is imported only when used
 
@@ -106,7 +107,7 @@ class VmasEnv(VecEnv):
         """
         self._make_scenario, self._options = make_scenario, options
         self._n_envs, self._limit, self._device = _checked(n_envs, episode_limit, device)
-        self._random_state = _random_state()
+        self._random_state = random_state()
         self._t = 0  # env steps
         self._last: Step | None = None  # None before the first reset
         try:
@@ -158,6 +159,14 @@ class VmasEnv(VecEnv):
         self._last = _freeze(now, last, ended) if ended.any() else now
         return self._last
 
+    def scene(self, e: int) -> Scene:
+        """Agents, and landmarks that are to be seen."""
+        return vmas_scene(self._env.world, self._env.agents, e)
+
+    def action_name(self, agent: int, action: int) -> str:
+        """An arrow where the nine actions are forces, else the number."""
+        return vmas_action(self._env.agents[agent], self.spec.n_actions[agent], action)
+
     def _start(self, seed: int) -> list[Any]:
         """Build the worlds anew and return their observations, one tensor an agent.
 
@@ -166,7 +175,7 @@ class VmasEnv(VecEnv):
         with self._own_randomness(), torch.inference_mode(), warnings.catch_warnings():
             # VMAS warns once that it finds no free place, and goes on looking for ever.
             warnings.filterwarnings("error", message="It is taking many iterations")
-            _seed_everything(seed)  # what make_world draws comes before VMAS's own seeding
+            seed_everything(seed)  # what make_world draws comes before VMAS's own seeding
             try:
                 self._env = _environment_class()(
                     self._make_scenario(),
@@ -185,13 +194,13 @@ class VmasEnv(VecEnv):
     @contextmanager
     def _own_randomness(self) -> Iterator[None]:
         """The global generators hold this instance's state inside, and what they held before outside."""
-        outside = _random_state()
-        _set_random_state(self._random_state)
+        outside = random_state()
+        set_random_state(self._random_state)
         try:
             yield
         finally:
-            self._random_state = _random_state()
-            _set_random_state(outside)
+            self._random_state = random_state()
+            set_random_state(outside)
 
     def _as_step(self, obs: list[Any], reward: Float[Tensor, " E"], terminated: Bool[Tensor, " E"]) -> Step:
         """Observations [E, O_i] of each agent as one step, with the time limit."""
@@ -254,27 +263,6 @@ def _check_agents(agents: list[Any], obs: list[Any], spaces: Any) -> None:
             raise ConfigError(f"agent {agent.name!r}: its observation is no vector; leave dict_obs=False")
         if not agent.silent and agent.state.c is not None:
             raise ConfigError(f"the scenario {_WORDS} (agent {agent.name!r}, {space})")
-
-
-def _random_state() -> tuple[Any, ...]:
-    """Of every global generator that VMAS may draw from or seed; the legacy one of numpy is among them."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return torch.get_rng_state(), cuda, np.random.get_state(), random.getstate()  # noqa: NPY002
-
-
-def _set_random_state(state: tuple[Any, ...]) -> None:
-    cpu, cuda, numpy_state, python_state = state
-    torch.set_rng_state(cpu)
-    if cuda:
-        torch.cuda.set_rng_state_all(cuda)
-    np.random.set_state(numpy_state)  # noqa: NPY002
-    random.setstate(python_state)
-
-
-def _seed_everything(seed: int) -> None:
-    torch.manual_seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-    random.seed(seed)
 
 
 @functools.cache
