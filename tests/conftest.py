@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Callable
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -35,6 +36,12 @@ def one_thread():
     """One thread of torch, and the same random numbers in every test."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_figures():
+    """Each test begins without the figures of another."""
+    plt.close("all")
 
 
 @pytest.fixture(autouse=True)

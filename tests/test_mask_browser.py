@@ -3,7 +3,6 @@
 import base64
 import json
 import sys
-import time
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -230,13 +229,11 @@ def test_damaged_snapshot_is_named_and_the_view_stays(home):
     assert browser.controls.problem.value == "" and browser.selection.layer == "fc1"
 
 
-def test_redraws_are_quick_and_keep_no_figure(home):
+def test_redraws_keep_no_figure(home):
     write_run(home, shapes={"fc2": (8, 256, 64)})
     browser = mask_browser("group")
-    started = time.process_time()
     for t in (0, 1000, 2500) * 2:
         browser.controls.t_env.value = t
-    assert (time.process_time() - started) / 6 < 0.3
     assert plt.get_fignums() == []
 
 
