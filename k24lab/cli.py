@@ -30,9 +30,8 @@ DISK_ERRORS = {
 
 def main() -> None:
     """Run a command; an error of the user's is one line and exit code 2."""
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # what a cluster or a shutdown sends ends a run like Ctrl-C
+    # What a cluster or a shutdown sends ends a run like Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         tyro.extras.subcommand_cli_from_dict(
             {
