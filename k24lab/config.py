@@ -195,6 +195,8 @@ class Config(MaskConfig, LearnerConfig):
 
 NOT_HASHED = frozenset({"n_threads", "n_workers", "tensorboard"})  # no part of what is learned
 
+LARGEST_EXACT = 2**53  # whole numbers up to here are floats without loss
+
 _POSITIVE = (
     "hidden_dim mixing_embed_dim lr grad_norm_clip batch_size buffer_size target_update_interval n_envs "
     "updates_per_rollout t_max log_interval test_interval test_episodes checkpoint_interval snapshot_interval "
@@ -274,6 +276,8 @@ def convert(kind: Any, value: Any) -> Any:
         return None
     kind = choices[0]
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) > LARGEST_EXACT:
+            raise TypeError(f"is larger than {LARGEST_EXACT}, where floats skip whole numbers: write it with a point")
         return float(value)
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)  # 1.0e+5 in YAML, 1e5 in a notebook

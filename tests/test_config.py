@@ -56,6 +56,8 @@ def test_numbers_that_lose_nothing_are_converted(key, given_value, value):
         ("noise", ["annealed"], "is not allowed"),
         ("method", "k42", "did you mean 'k24'"),
         ("logit_scale_final", "x", "is a str, not a float"),
+        ("lr", 2**53 + 1, "larger than"),
+        ("lr", 10**400, "larger than"),
     ],
 )
 def test_values_of_a_wrong_type_are_refused_with_key_value_and_reason(key, value, reason):
