@@ -96,23 +96,25 @@ def _train_command(argv: list[str]):  # type: ignore[no-untyped-def]
     return train
 
 
-def resume(folder: Annotated[Path, tyro.conf.Positional], quiet: bool = False, notebook: str | None = None) -> None:
+def resume(run: Annotated[str, tyro.conf.Positional], quiet: bool = False, notebook: str | None = None) -> None:
     """Go on with a run from its folder.
 
     Example: k24lab resume runs/default/rolenav-k24-s0-1a2b3c4d
 
     Args:
-        folder: run folder with a config.json.
+        run: run folder, or its name alone where only one group has it.
         quiet: no progress bar.
         notebook: execute the run in this notebook, e.g. 02_train; the copy is kept in the run folder.
     """
+    from k24lab.runs import find_folder, read_config
+
     end_with_parent()
+    folder = find_folder(run)
     if notebook is not None:
         from k24lab.notebooks import execute_run
 
         print(execute_run(folder, notebook))
         return
-    from k24lab.runs import read_config
     from k24lab.train import train as train_run
 
     print(train_run(read_config(folder), folder=folder, progress=not quiet))
@@ -195,17 +197,17 @@ def notebooks(
 def figures(
     groups: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
     variant: str | None = None,
-    name: str = "08_paper",
+    name: str | None = None,
     jobs: int = os.cpu_count() or 1,
 ) -> None:
     """Draw every figure and table of groups of runs, one by one and all together, from their folders alone.
 
-    Example: k24lab figures rolenav3 vmas_dispersion
+    Example: k24lab figures rolenav3 vmas_dispersion --name 08_mine
 
     Args:
         groups: folders under runs/; by default all that have finished runs.
         variant: what all others are compared with; by default k24, or without it the first that has runs in all tasks.
-        name: begins the names of the files that show all groups together.
+        name: begins the names of the files that show all groups together; by default 08_ and the groups' names.
         jobs: notebooks at a time.
     """
     from k24lab.errors import RunError
@@ -215,7 +217,7 @@ def figures(
     found = groups or tuple(sorted({path.parent.parent.name for path in runs_dir().glob("*/*/DONE")}))
     if not found:
         raise RunError(f"no finished run in {runs_dir()}")
-    for path in paper_figures(found, jobs, variant, name):
+    for path in paper_figures(found, jobs, variant, name or "_".join(["08", *groups] if groups else ["08", "all"])):
         print(path)
 
 
@@ -232,7 +234,7 @@ def export(
     Example: k24lab export runs/demo/rolenav-k24-s0-1a2b3c4d --format onnx --output team.onnx
 
     Args:
-        what: folders under runs/; with safetensors and onnx the folder of one run.
+        what: groups under runs/; with safetensors and onnx one run, by its folder or name.
         output: the file; one that is there is replaced.
         format: results in the layout of marl-eval, or the team with constant masks.
         dtype: of the team's weights: float32 or float16, with safetensors also bfloat16 or int8.
@@ -267,10 +269,11 @@ def _export_team(what: tuple[str, ...], output: Path, format: str, dtype: str, a
     from k24lab.deploy.onnx import export_onnx
     from k24lab.deploy.team import freeze_run, save_team, storage_report
     from k24lab.errors import ConfigError
+    from k24lab.runs import find_folder
 
     if len(what) != 1:
         raise ConfigError(f"--format {format} takes the folder of one run, not {len(what)}")
-    team = freeze_run(Path(what[0]))
+    team = freeze_run(find_folder(what[0]))
     if format == "onnx":
         export_onnx(team, output, dtype, agent)
         lead = "" if agent is not None else f"{team.n_masks}, "

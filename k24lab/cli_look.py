@@ -14,7 +14,8 @@ def show(run: Annotated[str, tyro.conf.Positional]) -> None:
     Args:
         run: run folder, or its name alone where only one group has it.
     """
-    from k24lab.show import describe_run, find_folder
+    from k24lab.runs import find_folder
+    from k24lab.show import describe_run
 
     print(describe_run(find_folder(run)))
 

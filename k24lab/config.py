@@ -282,9 +282,14 @@ def convert(kind: Any, value: Any) -> Any:
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)  # 1.0e+5 in YAML, 1e5 in a notebook
     if type(value) is not kind:
-        hint = " (YAML takes 1e-3 for text: write 1.0e-3)" if kind in (int, float) and _is_number(value) else ""
-        raise TypeError(f"is a {type(value).__name__}, not a {kind.__name__}{hint}")
+        hint = f" (YAML takes it for text: write {float(value)!r})" if kind is float and _is_number(value) else ""
+        hint = " (in quotes, or with an e: write it in digits)" if kind is int and _is_number(value) else hint
+        raise TypeError(f"is {_article(type(value))}, not {_article(kind)}{hint}")
     return value
+
+
+def _article(kind: type) -> str:
+    return f"an {kind.__name__}" if kind is int else f"a {kind.__name__}"
 
 
 def _is_number(value: object) -> bool:

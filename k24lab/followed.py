@@ -11,8 +11,7 @@ from k24lab.analysis.results import Run, metric_rows, no_runs, variants
 from k24lab.analysis.style import METRIC_LABEL, metric_label
 from k24lab.errors import RunError, unknown
 from k24lab.paths import runs_dir
-from k24lab.runs import read_config
-from k24lab.show import find_folder
+from k24lab.runs import find_folder, read_config
 from k24lab.status import RunStatus, run_status
 
 COLUMNS = ["task", "variant", "run", "t_env", "value"]

@@ -13,10 +13,11 @@ import papermill
 import yaml
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
+from papermill.exceptions import PapermillExecutionError
 from traitlets import default
 
 from k24lab.analysis.groups import find_groups
-from k24lab.analysis.paper import complete_variants
+from k24lab.analysis.paper import complete_variants, incomplete
 from k24lab.analysis.results import find_runs, load_summaries
 from k24lab.config import build_config
 from k24lab.errors import ConfigError, RunError, unknown
@@ -156,16 +157,17 @@ def paper_figures(groups: Sequence[str], jobs: int, variant: str | None, figures
     if variant is None:
         variant = "k24" if "k24" in comparable else comparable[0]
     elif variant not in comparable:
-        raise RunError(unknown("variant with runs in all tasks", variant, comparable))
+        raise RunError(incomplete(variant, comparable))
     tasks: list[tuple[str, dict[str, Any], str]] = []
     for group in groups:
         runs = find_runs(group)
-        names = ["05_ablations"]
-        names += (
-            ["03_mask_patterns", "04_agent_similarity"] if any((r.path / "patterns").is_dir() for r in runs) else []
-        )
-        names += ["07_unit_types"] if any(run.config.get("mask_per") == "type" for run in runs) else []
-        tasks += [(name, {"runs": group}, group) for name in names]
+        tasks.append(("05_ablations", {"runs": group}, group))
+        masked = [str(run.config["method"]) for run in runs if (run.path / "patterns").is_dir()]
+        if masked:
+            one = {"runs": group, "method": "k24" if "k24" in masked else masked[0]}
+            tasks += [(name, one, group) for name in ("03_mask_patterns", "04_agent_similarity")]
+        if any(run.config.get("mask_per") == "type" for run in runs):
+            tasks.append(("07_unit_types", {"runs": group}, group))
     tasks.append(("08_paper_figures", {"groups": list(groups), "variant": variant, "figures": figures}, figures))
     with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(execute, *task) for task in tasks]
@@ -231,6 +233,8 @@ def _execute(source: Path, parameters: Mapping[str, Any], folder: Path, stem: st
     except Exception as error:
         if part.exists():
             part.replace(failed)
-        raise RunError(f"{source.name} failed, see {failed}: {error}") from error
+        # What papermill says is the whole cell and its traceback, which the copy shows better.
+        said = f"{error.ename}: {error.evalue}" if isinstance(error, PapermillExecutionError) else str(error)
+        raise RunError(f"{source.name} failed, see {failed}: {said}") from error
     part.replace(whole)
     return whole

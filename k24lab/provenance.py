@@ -77,7 +77,8 @@ def surroundings() -> dict[str, Any]:
 def _code(checkout: Path) -> dict[str, Any]:
     """Commit, changed files and SHA-256 of the lock of the checkout that the package is imported from, else None."""
     lock = checkout / "requirements.lock"
-    changed = _git(checkout, "status", "--porcelain", "--untracked-files=no")
+    # Figures are what runs lead to, not what they come from, and every command that draws changes some.
+    changed = _git(checkout, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!figures")
     return {
         "commit": _git(checkout, "rev-parse", "HEAD"),
         "changed": None if changed is None else [line[3:] for line in changed.splitlines()[:MOST_CHANGED]],

@@ -17,8 +17,8 @@ from k24lab.analysis.results import Run
 from k24lab.errors import RunError
 from k24lab.grid import load_grid
 from k24lab.paths import figures_dir, runs_dir
-from k24lab.runs import atomic_write, read_config
-from k24lab.show import SHOWN, as_text, find_folder, own_settings, state_line
+from k24lab.runs import atomic_write, find_folder, read_config
+from k24lab.show import SHOWN, as_text, own_settings, state_line
 from k24lab.status import group_statuses, status_table
 
 RETURN = "test_return_mean"
@@ -214,12 +214,14 @@ def _returns(metrics: pd.DataFrame, summaries: pd.DataFrame) -> Iterator[str]:
     fig, axes = plots.panels(len(tasks), n_columns=min(len(tasks), 2), height=2.3)
     for ax, task in zip(axes, tasks, strict=True):
         plots.learning_curves(curves[curves["task"] == task], ax, title=task, styles=styles)
-    yield html.figure(plots.shared_legend(fig), "Greedy return over training: mean over seeds and 95 % interval.")
+    yield html.figure(
+        plots.shared_legend(fig), "Greedy return over training: mean over seeds; from three on, 95 % interval."
+    )
     heights = 0.6 + 0.31 * summaries.groupby("task", sort=False)["variant"].nunique()
     fig, axes = plots.panels(len(tasks), n_columns=1, height=list(heights))
     for ax, task in zip(axes, tasks, strict=True):
         plots.final_returns(summaries[summaries["task"] == task], ax=ax, title=task)
-    yield html.figure(fig, "Final return: mean and interval (filled), single seeds (open).")
+    yield html.figure(fig, "Final return: mean and, from three seeds on, interval (filled); single seeds (open).")
 
 
 def _differences(summaries: pd.DataFrame) -> Iterator[str]:
@@ -228,9 +230,10 @@ def _differences(summaries: pd.DataFrame) -> Iterator[str]:
         return
     differences = stats.difference_table(summaries, reference)
     order = [name for name in style.variant_styles(summaries["variant"]) if name in set(differences["variant"])]
-    for task in summaries["task"].unique():
-        ax = plots.new_axes(height=0.6 + 0.2 * len(order))
-        aggregate_plots.effect_marks(differences[differences["task"] == task], ax, order, title=task)
+    for task in differences["task"].unique():
+        rows = differences[differences["task"] == task]
+        ax = plots.new_axes(height=0.6 + 0.2 * len(rows))
+        aggregate_plots.effect_marks(rows, ax, [name for name in order if name in set(rows["variant"])], title=task)
         ax.set_xlabel(f"return − {style.method_style(reference).label}")
         yield html.figure(ax, f"{task}: difference to {reference} with its 95 % interval; 0 is no difference.")
     yield html.table(differences)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import difflib
 import json
 import os
 import re
@@ -25,6 +26,7 @@ FAILED, LOCK = "FAILED", ".lock"  # the error of the last attempt; held by the p
 # How long a run waits for its lock. One who asks whether it is held holds it for a moment; a run whose sweep was killed
 # ends within seconds.
 LOCK_SECONDS = 10.0
+MOST_NAMED = 4  # runs in a message
 
 
 @contextlib.contextmanager
@@ -211,6 +213,35 @@ def read_config(path: Path) -> Config:
         raise RunError(f"{path} is no run folder: it has no config.json") from None
     except (ValueError, ConfigError) as error:  # not text, not JSON, not a configuration
         raise RunError(f"{file} cannot be used: {error}") from error
+
+
+def find_folder(run: str) -> Path:
+    """The folder of a run that is named by its path, as group/run, or by its id where only one group has it.
+
+    The beginning of an id will do where no other begins so.
+
+    Raises:
+        RunError: there is none, or there are several.
+    """
+    for path in (Path(run), runs_dir() / run):
+        if (path / "config.json").is_file():
+            return path
+    if os.sep in run and Path(run).is_dir():
+        raise RunError(f"{run} is no run folder: it has no config.json")
+    every = sorted(file.parent for file in runs_dir().glob("*/*/config.json"))
+    found = [folder for folder in every if folder.name == run] or [f for f in every if f.name.startswith(run)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        several = ", ".join(f"{folder.parent.name}/{folder.name}" for folder in found[:MOST_NAMED])
+        more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+        raise RunError(f"run {run!r} is one of several: {several}{more}")
+    if any((runs_dir() / run).glob("*/config.json")):
+        raise RunError(f"{run!r} is a group of runs: name one of them, or see `k24lab status {run}`")
+    names = {folder.name for folder in every} | {folder.parent.name for folder in every}
+    near = difflib.get_close_matches(run, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise RunError(f"no run {run!r} among the {len(every)} in {runs_dir()}{hint}")
 
 
 def write_checkpoint(file: BinaryIO, state: dict[str, Any], config_hash: str) -> None:

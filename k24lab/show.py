@@ -1,14 +1,11 @@
 """A run at a glance, as text: `k24lab show RUN`."""
 
-import difflib
 import json
 from pathlib import Path
 from typing import Any
 
 from k24lab import provenance
 from k24lab.config import NOT_HASHED, Config, build_config
-from k24lab.errors import RunError
-from k24lab.paths import runs_dir
 from k24lab.runs import read_config
 from k24lab.status import run_status
 
@@ -17,25 +14,6 @@ SHOWN = (
     *("started", "t_env", "k24lab", "commit", "changed", "lock", "python", "packages", "kernels"),
     *("system", "host", "cpu", "n_cpus", "gpu", "device", "n_threads", "seed"),
 )
-
-
-def find_folder(run: str) -> Path:
-    """The folder of a run that is named by its path, or by its id where only one group has it.
-
-    Raises:
-        RunError: there is none, or there are several.
-    """
-    if (path := Path(run)).is_dir():
-        return path
-    every = {folder.parent for folder in runs_dir().glob("*/*/config.json")}
-    found = sorted(folder for folder in every if folder.name == run)
-    if len(found) > 1:
-        raise RunError(f"run {run!r} is in several groups: {', '.join(map(str, found))}")
-    if not found:
-        near = difflib.get_close_matches(run, {folder.name for folder in every}, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise RunError(f"no run {run!r} among the {len(every)} in {runs_dir()}{hint}")
-    return found[0]
 
 
 def describe_run(folder: Path) -> str:

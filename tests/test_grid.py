@@ -115,8 +115,8 @@ def test_name_defaults_to_that_of_the_file_and_is_a_string(grid_file):
         ({"grids": [{"device": "tpu"}]}, "device = 'tpu' must be 'cpu', 'cuda' or 'cuda:<number>'"),
         ({"grids": [{"mask_per": "type"}]}, "mask_per = 'type' needs a world with unit types; 'rolenav' has none"),
         ({"grids": [{"n_workers": 2}]}, "n_workers = 2: 'rolenav' steps all its environments at once"),
-        ({"grids": [{"task": "rolenav:n_roles=two"}]}, "option n_roles = 'two' is a str, not a int$"),
-        ({"grids": [{"task": "rolenav:n_agents=2.5"}]}, "option n_agents = 2.5 is a float, not a int"),
+        ({"grids": [{"task": "rolenav:n_roles=two"}]}, "option n_roles = 'two' is a str, not an int$"),
+        ({"grids": [{"task": "rolenav:n_agents=2.5"}]}, "option n_agents = 2.5 is a float, not an int"),
     ],
 )
 def test_mistakes_in_a_grid_are_errors_before_anything_starts(data, message, grid_file, home):

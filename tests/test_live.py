@@ -181,7 +181,7 @@ def test_runs_are_named_by_group_folder_or_id(make_run):
     make_run(1.0, seed=1)
     for source, n in (("group", 2), (run.path.parent, 2), (run.path, 1), (run.path.name, 1)):
         assert len(watch(source, timeout=0.0).statuses) == n
-    with pytest.raises(RunError, match=r"no runs in .*nothing; groups with runs: group"):
+    with pytest.raises(RunError, match=r"no runs in .*nothing: unknown group 'nothing'.*group"):
         watch("nothing")
 
 

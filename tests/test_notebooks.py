@@ -147,15 +147,15 @@ def test_figures_of_groups_come_from_the_notebooks_that_their_runs_can_fill(home
     of_b = ("05_ablations", "03_mask_patterns", "04_agent_similarity", "07_unit_types")
     assert calls == [
         ("05_ablations", {"runs": "a"}, "a"),
-        *((name, {"runs": "b"}, "b") for name in of_b),
+        *((name, {"runs": "b"} | ({"method": "k24"} if name[:2] in ("03", "04") else {}), "b") for name in of_b),
         ("08_paper_figures", {"groups": ["a", "b"], "variant": "k24", "figures": "08_paper"}, "08_paper"),
     ]
     calls.clear()
     notebooks.paper_figures(["a"], 1, None, "mine")
     assert calls[-1] == ("08_paper_figures", {"groups": ["a"], "variant": "fups", "figures": "mine"}, "mine")
-    with pytest.raises(RunError, match=r"unknown variant with runs in all tasks 'k24'.*allowed: fups"):
+    with pytest.raises(RunError, match="'k24' does not have runs in all tasks; those that have: fups"):
         notebooks.paper_figures(["a"], 1, "k24", "mine")
-    with pytest.raises(RunError, match=r"no runs in .*c; groups with runs: a, b"):
+    with pytest.raises(RunError, match=r"no runs in .*c: unknown group 'c'.*a, b"):
         notebooks.paper_figures(["a", "c"], 1, None, "08_paper")
 
 
@@ -192,3 +192,15 @@ def test_notebook_of_a_run_gets_the_fields_it_takes_and_the_rest_as_overrides(ho
     overrides = parameters["overrides"]
     assert build_config({"task": "rolenav", **overrides}) == config and overrides["seed"] == 3
     assert "polyak" not in overrides
+
+
+def test_figures_of_masks_are_of_a_method_that_the_group_has(home, monkeypatch):
+    folder = home / "runs" / "look" / "run"
+    (folder / "patterns").mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"method": "k24-alpha", "task": "rolenav", "seed": 0}))
+    (folder / "summary.json").write_text('{"test_return_mean": 1.0}')
+    (folder / "DONE").touch()
+    calls = []
+    monkeypatch.setattr(notebooks, "execute", lambda *given: calls.append(given) or Path())
+    notebooks.paper_figures(["look"], 1, None, "mine")
+    assert ("03_mask_patterns", {"runs": "look", "method": "k24-alpha"}, "look") in calls

@@ -12,7 +12,8 @@ import pytest
 from k24lab import provenance
 from k24lab.errors import RunError
 from k24lab.paths import CHECKOUT
-from k24lab.show import describe_run, find_folder
+from k24lab.runs import find_folder
+from k24lab.show import describe_run
 from k24lab.train import train
 
 
@@ -99,8 +100,13 @@ def test_a_run_that_is_not_there_or_in_two_groups_is_an_error(run, home):
     with pytest.raises(RunError, match=f"no run '{run.name}x' among the 1 in .*; did you mean '{run.name}'"):
         find_folder(run.name + "x")
     shutil.copytree(run, run.parent.parent / "other" / run.name)
-    with pytest.raises(RunError, match=r"is in several groups: .*group.*other"):
+    with pytest.raises(RunError, match=rf"is one of several: group/{run.name}, other/{run.name}$"):
         find_folder(run.name)
+    assert find_folder(f"other/{run.name}").parent.name == "other"
+    shutil.rmtree(run.parent.parent / "other")
+    assert find_folder(run.name[:-3]) == run  # where no other run begins so
+    with pytest.raises(RunError, match="'group' is a group of runs"):
+        find_folder("group")
 
 
 def test_figures_name_the_runs_that_they_come_from_and_their_code(run, home):

@@ -68,4 +68,4 @@ def test_grid_of_the_readme_can_run(tmp_path):
     (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     (tmp_path / "grid.yaml").write_text(text)
     name, configs, notebook = grid.load_grid(tmp_path / "grid.yaml")
-    assert (name, len(configs), notebook) == ("mine", 18, "02_train")
+    assert (name, len(configs), notebook) == ("mine", 24, "02_train")

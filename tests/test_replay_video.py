@@ -357,5 +357,5 @@ def test_the_command_writes_the_film_and_says_what_it_shows(k24lab, make_run, ho
     code, out, _ = k24lab("replay", folder.name, "--episodes", 1, "--dpi", 40)
     assert code == 0 and out.splitlines()[0].startswith("1 episode, return ")
     assert Path(out.splitlines()[1]) == home / "figures" / f"replay_{folder.name}.gif"
-    assert_one_line_error(k24lab("replay", folder.name[:-1]), "did you mean", folder.name)
+    assert_one_line_error(k24lab("replay", folder.name[:-1] + "x"), "did you mean", folder.name)
     assert_one_line_error(k24lab("replay", folder.name, "--fps", 99), "fps = 99 must be in 1 … 50")

@@ -97,10 +97,12 @@ def test_filters_that_match_nothing_say_what_there_is(make_run, filters, message
         results.find_runs("demo", **filters)
 
 
-def test_a_group_without_runs_names_the_groups_and_the_command(make_run):
-    make_run("a", group="rolenav3")
-    with pytest.raises(RunError, match=r"groups with runs: rolenav3.*k24lab train --name demo"):
+def test_a_group_without_runs_names_the_groups_or_the_command(make_run):
+    with pytest.raises(RunError, match="nor in any other group: `k24lab train --name demo`"):
         results.find_runs("demo")
+    make_run("a", group="rolenav3")
+    with pytest.raises(RunError, match="unknown group 'rolnav3'; did you mean 'rolenav3'"):
+        results.find_runs("rolnav3")
 
 
 def test_unfinished_runs_are_left_out_and_counted(make_run):

@@ -108,7 +108,7 @@ def test_status_of_a_group_and_of_nothing(make_run, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["k24lab", "status", "group"])
     cli.main()
     assert "25" in capsys.readouterr().out
-    with pytest.raises(RunError, match=r"no runs in .*nothing; groups with runs: group"):
+    with pytest.raises(RunError, match=r"no runs in .*nothing: unknown group 'nothing'.*group"):
         print_status(Path("nothing"))
 
 

@@ -169,7 +169,7 @@ def test_layers_that_do_not_fit_together_are_refused(make_team, tmp_path, layer)
 
 @pytest.mark.parametrize("method", ["fups", "nops", "multih", "kaleidoscope"])
 def test_what_is_not_24_is_not_frozen(make_team, method):
-    with pytest.raises(ConfigError, match=f"unknown method '{method}'.*only 2:4 networks can be frozen"):
+    with pytest.raises(ConfigError, match=f"method = '{method}'.*only 2:4 networks can be frozen"):
         make_team(method=method)
 
 

@@ -1,6 +1,6 @@
 """From the runs of several tasks to what a paper shows: scores on one scale, curves over the budget, tables."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -93,6 +93,11 @@ def complete(scores: Scores, tasks: Sequence[str]) -> dict[str, list[np.ndarray]
     return whole
 
 
+def incomplete(variant: str, others: Iterable[str]) -> str:
+    """What is wrong with a variant that lacks runs, and which do not."""
+    return f"variant {variant!r} does not have runs in all tasks; those that have: {', '.join(others)}"
+
+
 def complete_variants(summaries: pd.DataFrame) -> list[str]:
     """The variants that can be compared over all tasks.
 
@@ -156,7 +161,7 @@ def improvements(summaries: pd.DataFrame, variant: str) -> pd.DataFrame:
     """
     scores = complete(_raw(summaries), list(summaries["task"].unique()))
     if variant not in scores:
-        raise RunError(unknown("variant with runs in all tasks", variant, scores))
+        raise RunError(incomplete(variant, scores))
     rows = [
         (other, *probability_of_improvement(scores[variant], theirs))
         for other, theirs in scores.items()

@@ -338,11 +338,11 @@ def _age(run: Run) -> tuple[bool, float]:
 
 
 def no_runs(folder: Path) -> str:
-    """What is wrong with a group that has no runs, and which groups have some."""
+    """What is wrong with a group that has no runs, and which have some."""
     groups = sorted({path.parent.parent.name for path in runs_dir().glob("*/*/config.json")})
-    there = f"groups with runs: {', '.join(groups)}" if groups else "no group has any yet"
-    make = f"`k24lab train --name {folder.name}` makes one, `k24lab sweep` with a grid of that name all of them"
-    return f"no runs in {folder}; {there}. {make}"
+    if groups:
+        return f"no runs in {folder}: {unknown('group', folder.name, groups)}"
+    return f"no runs in {folder}, nor in any other group: `k24lab train --name {folder.name}` makes one"
 
 
 def warn(message: str) -> None:

@@ -8,6 +8,7 @@ import pandas as pd
 from jaxtyping import Float
 from scipy import stats as scipy_stats
 
+from k24lab.config import METHODS
 from k24lab.errors import RunError, unknown
 
 CONFIDENCE = 0.95
@@ -132,7 +133,13 @@ def difference_table(summaries: pd.DataFrame, reference: str, value: str = "test
     Where the reference has several variants a variant is compared with the one of the same settings (`k24
     mask_rnn=False` with `random24 mask_rnn=False`), or if there is none with the plain one. Columns task, variant,
     reference, n, n_reference, difference, low, high, the largest difference first; empty if no run used the reference.
+
+    Raises:
+        RunError: a reference that is no method, neither of the package nor of these runs.
     """
+    known = {*METHODS, *map(str, summaries["method"])}
+    if reference not in known:
+        raise RunError(unknown("reference", reference, known))
     rows = []
     for task, runs in summaries.dropna(subset=[value]).groupby("task", sort=False):
         groups = {name: group[value].to_numpy(dtype=float) for name, group in runs.groupby("variant", sort=False)}

@@ -85,8 +85,8 @@ def freeze(agent: RNNAgent, config: Config, obs_dim: int, n_agents: int, t_env: 
         ConfigError: a method whose networks are not 2:4, or a mask that is not (naming layer, mask, row and group).
     """
     if config.method not in MASKED_METHODS:
-        kept = unknown("method", config.method, MASKED_METHODS)
-        raise ConfigError(f"{kept}: only 2:4 networks can be frozen, {config.method!r} keeps other weights")
+        can = ", ".join(MASKED_METHODS)
+        raise ConfigError(f"method = {config.method!r} keeps other weights: only 2:4 networks can be frozen ({can})")
     layers = {}
     masks = dict(zip(agent.masked_layers, argmax_masks(list(agent.masked_layers.values())), strict=True))
     for name, layer in agent.layers.items():
