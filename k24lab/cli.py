@@ -90,7 +90,10 @@ def _train_command(argv: list[str]):  # type: ignore[no-untyped-def]
             quiet: no progress bar.
         """
         from k24lab.train import train as train_run
+        from k24lab.unused import idle_changes
 
+        if idle := idle_changes(config):
+            print(f"k24lab: note: {', '.join(idle)}: of no effect in this run", file=sys.stderr)
         print(train_run(config, name, progress=not quiet))
 
     return train

@@ -1,7 +1,9 @@
 """Errors a user can cause, each with the key, the value and what is allowed."""
 
 import difflib
+import warnings
 from collections.abc import Iterable
+from typing import Any
 
 
 class K24Error(Exception):
@@ -14,6 +16,18 @@ class ConfigError(K24Error):
 
 class RunError(K24Error):
     """A run folder, checkpoint or metrics file that cannot be used, or an environment that cannot go on."""
+
+
+class RunWarning(UserWarning):
+    """Something in a run folder was left out."""
+
+
+_WARNED: dict[Any, Any] = {}  # what has been said is not said again, as Python keeps it for each module
+
+
+def warn(message: str) -> None:
+    """A `RunWarning` without the place in the package that gives it: it is about runs, not about code."""
+    warnings.warn_explicit(message, RunWarning, "k24lab", 0, registry=_WARNED)
 
 
 def unknown(kind: str, value: object, allowed: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from k24lab.analysis.results import Run, metric_rows, no_runs, variants
 from k24lab.analysis.style import METRIC_LABEL, metric_label
 from k24lab.errors import RunError, unknown
 from k24lab.paths import runs_dir
-from k24lab.runs import find_folder, read_config
+from k24lab.runs import find_folder
 from k24lab.status import RunStatus, run_status
 
 COLUMNS = ["task", "variant", "run", "t_env", "value"]
@@ -69,7 +69,7 @@ class Followed:
 
     def variants(self) -> list[str]:
         """A name per run, which seeds of the same settings share."""
-        return variants([Run(s.path, dataclasses.asdict(read_config(s.path)), False) for s in self.statuses])
+        return variants([Run(s.path, dataclasses.asdict(s.config), False) for s in self.statuses])
 
     def t_max(self) -> dict[str, int]:
         """Env steps of the longest run of each task."""
@@ -92,7 +92,7 @@ class Followed:
         if len(rows) > MOST_LINES:
             rows = [row for row in rows if row[0].state in ("running", "failed")][:MOST_LINES]
         several = len(self.tasks()) > 1
-        labels = [f"{s.task + '  ' if several else ''}{name}  seed {s.seed}" for s, name in rows]
+        labels = [f"{s.task + '  ' if several else ''}{name}  seed {s.config.seed}" for s, name in rows]
         width = max(map(len, labels), default=0)
         return [self._line(s, label.ljust(width)) for (s, _), label in zip(rows, labels, strict=True)] + self.left_out
 

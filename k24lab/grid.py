@@ -1,6 +1,7 @@
 """Grid files: which runs a sweep consists of, all checked before the first one starts."""
 
 import itertools
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,12 +9,13 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from k24lab.config import Config, build_config
+from k24lab.config import NOT_HASHED, Config, build_config
 from k24lab.envs import make_env
 from k24lab.envs.base import EnvSpec, check_types
 from k24lab.errors import ConfigError, unknown
 from k24lab.notebooks import check_notebook
 from k24lab.runs import check_name
+from k24lab.unused import used_fields
 
 GRID_KEYS = ("name", "notebook", "common", "per_task", "grids")
 
@@ -53,10 +55,7 @@ def _build(data: Mapping[str, Any], stem: str) -> Grid:
     tasks = dict.fromkeys(config.task for config in configs)
     for task in per_task.keys() - tasks:
         raise ConfigError("per_task: " + unknown("task", task, tasks))
-    for h, n in Counter(config.hash() for config in configs).items():
-        if n > 1:
-            config = next(config for config in configs if config.hash() == h)
-            raise ConfigError(f"the run {config.method}, {config.task}, seed {config.seed} stands there twice")
+    _refuse_repeated(configs)
     _check_worlds(configs)
     if (notebook := data.get("notebook")) is not None:
         check_notebook(notebook)
@@ -64,6 +63,24 @@ def _build(data: Mapping[str, Any], stem: str) -> Grid:
     if isinstance(name, bool) or not isinstance(name, str | int | float):
         raise ConfigError(f"name = {name!r} must be text")
     return Grid(check_name(str(name)), configs, notebook)
+
+
+def _refuse_repeated(configs: Sequence[Config]) -> None:
+    """The same run twice, or two that differ in settings alone that change nothing, would count a seed twice."""
+    first: dict[str, Config] = {}
+    for config in configs:
+        used = used_fields({k: v for k, v in vars(config).items() if k not in NOT_HASHED})
+        other = first.setdefault(json.dumps(used, sort_keys=True), config)
+        if other is config:
+            continue
+        run = f"the run {config.method}, {config.task}, seed {config.seed}"
+        differ = [key for key in vars(config) if getattr(config, key) != getattr(other, key) and key not in NOT_HASHED]
+        if not differ:
+            raise ConfigError(f"{run} stands there twice")
+        changes = "; ".join(f"{key} = {getattr(other, key)!r} and {getattr(config, key)!r}" for key in differ)
+        raise ConfigError(
+            f"{run} would be trained twice: {changes} change nothing of it; give the method an entry of its own"
+        )
 
 
 def _check_worlds(configs: Sequence[Config]) -> None:

@@ -14,7 +14,7 @@ from k24lab.analysis import aggregate_plots, html, mask_plots, plots, results, s
 from k24lab.analysis.groups import find_groups
 from k24lab.analysis.html import Section
 from k24lab.analysis.results import Run
-from k24lab.errors import RunError
+from k24lab.errors import RunError, RunWarning
 from k24lab.grid import load_grid
 from k24lab.paths import figures_dir, runs_dir
 from k24lab.runs import atomic_write, find_folder, read_config
@@ -73,12 +73,12 @@ def _group_page(folder: Path) -> str:
     statuses = group_statuses(folder.resolve())
     counts = ", ".join(f"{sum(s.state == state for s in statuses)} {state}" for state in {s.state: 0 for s in statuses})
     with warnings.catch_warnings(record=True) as caught, style.paper_style():
-        warnings.simplefilter("always", results.RunWarning)
+        warnings.simplefilter("always", RunWarning)
         sections = [
             Section("How far", [html.table(status_table(statuses)), *_errors(statuses)]),
             *_study_sections(folder),
         ]
-    remarks = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, results.RunWarning))
+    remarks = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, RunWarning))
     sections.insert(1, Section("To bear in mind", [html.note(text) for text in remarks]))
     return html.page(folder.resolve().name, f"{len(statuses)} runs: {counts}", sections)
 
@@ -143,7 +143,7 @@ def _run_curves(run: Run) -> Iterator[str]:
 def _others(run: Run) -> list[Run]:
     """Finished runs of the same task in the same group."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", results.RunWarning)
+        warnings.simplefilter("ignore", RunWarning)
         try:
             found = results.find_runs(run.path.resolve().parent, task=run.config["task"])
         except RunError:

@@ -6,7 +6,6 @@ import difflib
 import json
 import os
 import re
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from k24lab import tensorfile
 from k24lab.config import NOT_HASHED, Config, build_config
-from k24lab.errors import ConfigError, RunError
+from k24lab.errors import ConfigError, RunError, warn
 from k24lab.paths import runs_dir
 
 CHECKPOINT, PREVIOUS = "checkpoint.safetensors", "checkpoint.prev.safetensors"
@@ -156,7 +155,7 @@ class RunFolder:
                 problems.append(str(error))
                 continue
             if problems:
-                warnings.warn(f"{problems[0]}; going on from {name}", stacklevel=2)
+                warn(f"{problems[0]}; going on from {name}")
                 # The next save makes the checkpoint the reserve: that must not be the damaged one.
                 (self.path / PREVIOUS).replace(self.path / CHECKPOINT)
             return state

@@ -1,13 +1,15 @@
 """How far runs are, from their folders alone: wherever they are computed, and by whom."""
 
+import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import pandas as pd
 
-from k24lab.analysis.results import no_runs
+from k24lab.analysis.results import Run, no_runs, variants
+from k24lab.config import Config
 from k24lab.errors import RunError
 from k24lab.grid import load_grid
 from k24lab.notebooks import executed_copies
@@ -23,13 +25,20 @@ class RunStatus(NamedTuple):
     """Where a run stands. Begun: it has metrics, and nobody is at work on it."""
 
     path: Path
-    method: str
-    task: str
-    seed: int
+    config: Config
     state: State
     t_env: int  # env steps at its last log line
-    t_max: int
     error: str = ""  # of a failed run
+
+    @property
+    def task(self) -> str:
+        """Name of the task, with its options."""
+        return self.config.task
+
+    @property
+    def t_max(self) -> int:
+        """Env steps of the whole run."""
+        return self.config.t_max
 
 
 def run_status(path: Path, notebook: str | None = None) -> RunStatus:
@@ -54,7 +63,7 @@ def run_status(path: Path, notebook: str | None = None) -> RunStatus:
         state, error = "failed", f"trained, but its notebook failed: see {failed_copy}"
     else:
         state = "begun" if t_env else "waiting"
-    return RunStatus(path, config.method, config.task, config.seed, state, t_env, config.t_max, error)
+    return RunStatus(path, config, state, t_env, error)
 
 
 def last_t_env(path: Path) -> int:
@@ -73,10 +82,14 @@ def last_t_env(path: Path) -> int:
     return 0
 
 
-def status_table(statuses: Iterable[RunStatus]) -> pd.DataFrame:
-    """One row per task and method: how many runs are in each state, and the share of their env steps that is done."""
-    rows = pd.DataFrame([status._asdict() for status in statuses])
-    groups = rows.groupby(["task", "method"], sort=False)
+def status_table(statuses: Sequence[RunStatus]) -> pd.DataFrame:
+    """One row per task and variant: how many runs are in each state, and the share of their env steps that is done."""
+    names = variants([Run(s.path, dataclasses.asdict(s.config), s.state == "finished") for s in statuses])
+    rows = pd.DataFrame(
+        [(s.task, name, s.state, s.t_env, s.t_max) for s, name in zip(statuses, names, strict=True)],
+        columns=["task", "variant", "state", "t_env", "t_max"],
+    )
+    groups = rows.groupby(["task", "variant"], sort=False)
     table = groups["state"].value_counts().unstack(fill_value=0).reindex(columns=list(STATES), fill_value=0)
     table["% done"] = (100 * groups["t_env"].sum() / groups["t_max"].sum()).round().astype(int)
     return table.reset_index().rename_axis(columns=None)
@@ -93,10 +106,8 @@ def print_status(grid: Path) -> None:
         name, configs, notebook = load_grid(grid)
         paths = [run_folder(config, name) for config in configs]
         statuses = [
-            run_status(path, notebook)
-            if path.exists()
-            else RunStatus(path, c.method, c.task, c.seed, "waiting", 0, c.t_max)
-            for path, c in zip(paths, configs, strict=True)
+            run_status(path, notebook) if path.exists() else RunStatus(path, config, "waiting", 0)
+            for path, config in zip(paths, configs, strict=True)
         ]
     else:
         statuses = group_statuses(grid)

@@ -6,9 +6,8 @@ import warnings
 import pytest
 
 from k24lab.analysis.groups import find_groups, unequal_settings
-from k24lab.analysis.results import RunWarning
 from k24lab.config import build_config
-from k24lab.errors import RunError
+from k24lab.errors import RunError, RunWarning
 from k24lab.runs import RunFolder, run_folder
 
 

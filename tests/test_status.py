@@ -26,16 +26,16 @@ def make_run(tiny_config):
 
 
 def test_state_of_a_run_from_its_folder(make_run):
-    assert run_status(make_run(0).path)[4:] == ("waiting", 0, 1600, "")
-    assert run_status(make_run(1, steps=400).path)[4:] == ("begun", 400, 1600, "")
+    assert run_status(make_run(0).path)[2:] == ("waiting", 0, "")
+    assert run_status(make_run(1, steps=400).path)[2:] == ("begun", 400, "")
     with (run := make_run(2, steps=800)).attempt():
-        assert run_status(run.path)[4:] == ("running", 800, 1600, "")
+        assert run_status(run.path)[2:] == ("running", 800, "")
     assert run_status(run.path).state == "begun"
     with pytest.raises(ValueError, match="boom"), (run := make_run(3, steps=800)).attempt():
         raise ValueError("boom")
-    assert run_status(run.path)[4:] == ("failed", 800, 1600, "ValueError: boom")
+    assert run_status(run.path)[2:] == ("failed", 800, "ValueError: boom")
     (run := make_run(4, steps=1604)).finish({})
-    assert run_status(run.path)[4:] == ("finished", 1600, 1600, "")
+    assert run_status(run.path)[2:] == ("finished", 1600, "")
 
 
 def test_interrupted_attempt_is_no_failure_and_frees_the_run(make_run):
@@ -79,14 +79,14 @@ def test_last_env_step_of_a_metrics_file_in_whatever_state(text, t_env, tmp_path
     assert last_t_env(tmp_path / "none.jsonl") == 0
 
 
-def test_table_counts_states_by_task_and_method(make_run):
+def test_table_counts_states_by_task_and_variant(make_run):
     make_run(0).finish({})
     paths = [make_run(0).path, make_run(1, steps=800).path, make_run(0, method="fups").path]
-    table = status_table(map(run_status, paths))
+    table = status_table([run_status(path) for path in paths])
     assert table.to_dict("records") == [
-        {"task": "rolenav", "method": "k24", "finished": 1, "running": 0, "failed": 0, "begun": 1, "waiting": 0}
+        {"task": "rolenav", "variant": "k24", "finished": 1, "running": 0, "failed": 0, "begun": 1, "waiting": 0}
         | {"% done": 75},
-        {"task": "rolenav", "method": "fups", "finished": 0, "running": 0, "failed": 0, "begun": 0, "waiting": 1}
+        {"task": "rolenav", "variant": "fups", "finished": 0, "running": 0, "failed": 0, "begun": 0, "waiting": 1}
         | {"% done": 0},
     ]
 

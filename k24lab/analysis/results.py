@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,15 +15,12 @@ import pandas as pd
 from jaxtyping import Bool, Float, UInt8
 
 from k24lab.config import METHOD_DEFAULTS, NOT_HASHED, build_config
-from k24lab.errors import ConfigError, RunError, unknown
+from k24lab.errors import ConfigError, RunError, unknown, warn
 from k24lab.paths import runs_dir
+from k24lab.unused import unused_fields, used_fields
 
 # Fields that say where a run computes and how often it writes, not what is learned.
 NOT_A_VARIANT = NOT_HASHED | {"device", "log_interval", "checkpoint_interval", "snapshot_interval"}
-
-
-class RunWarning(UserWarning):
-    """Something in a run folder was left out."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +208,8 @@ def _deviations(run: Run, keys: Sequence[str], common: Mapping[str, object]) -> 
     usual = default_settings(method, str(run.config.get("learner", "q"))) | {
         key: value for key, value in common.items() if key not in own
     }
-    return [f"{k}={run.config.get(k)}" for k in keys if k not in usual or run.config.get(k) != usual[k]]
+    telling = [key for key in keys if key not in unused_fields(run.config)]
+    return [f"{k}={run.config.get(k)}" for k in telling if k not in usual or run.config.get(k) != usual[k]]
 
 
 @functools.cache
@@ -325,7 +322,8 @@ def unique_runs(runs: list[Run], where: str | Path) -> list[Run]:
     """Of runs with the same config keep the finished one with the newest DONE (an older copy counts a seed twice)."""
     best: dict[str, Run] = {}
     for run in runs:
-        key = json.dumps({k: v for k, v in run.config.items() if k not in NOT_A_VARIANT}, sort_keys=True)
+        used = used_fields(run.config)
+        key = json.dumps({k: v for k, v in used.items() if k not in NOT_A_VARIANT}, sort_keys=True)
         if key not in best or _age(run) > _age(best[key]):
             best[key] = run
     if len(best) < len(runs):
@@ -343,8 +341,3 @@ def no_runs(folder: Path) -> str:
     if groups:
         return f"no runs in {folder}: {unknown('group', folder.name, groups)}"
     return f"no runs in {folder}, nor in any other group: `k24lab train --name {folder.name}` makes one"
-
-
-def warn(message: str) -> None:
-    """A `RunWarning`."""
-    warnings.warn(message, RunWarning, stacklevel=3)

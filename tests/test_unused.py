@@ -1,0 +1,104 @@
+"""Settings that change nothing: shown by training, then not counted by grids, tables and figures."""
+
+import dataclasses
+import json
+import typing
+import warnings
+from typing import Literal, get_args, get_origin
+
+import pytest
+
+from k24lab.analysis import results
+from k24lab.config import METHODS, Config, build_config
+from k24lab.errors import ConfigError, RunWarning, warn
+from k24lab.grid import load_grid
+from k24lab.runs import RunFolder, run_folder
+from k24lab.train import train
+from k24lab.unused import OF_MASKS, USED, idle_changes, unused_fields
+
+HINTS = typing.get_type_hints(Config)
+
+
+def another(key, value):
+    """A value that the field may have as well."""
+    kind = HINTS[key]
+    if get_origin(kind) is Literal:
+        return next(choice for choice in get_args(kind) if choice != value)
+    if value is None:
+        return 0.5
+    if isinstance(value, bool):
+        return not value
+    return value + 1 if isinstance(value, int) else (value + 0.25) / 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"method": method} for method in METHODS),
+        {"score_ema_power": 0.0, "diversity_coef": 0.0, "reset_trigger": "off"},
+        {"temperature_schedule": "constant", "mixer": "qmix", "target_update": "hard", "target_update_interval": 3},
+        {"method": "kaleidoscope", "reset_trigger": "off", "after_anneal": "argmax"},
+        {"method": "nops", "learner": "nq", "batch_size": 8, "buffer_size": 64},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)
+def test_a_run_learns_the_same_whatever_is_unused(changes, tiny_config, tmp_path):
+    config = tiny_config(**({"t_max": 800, "reset_interval": 200} | changes))
+    unused = unused_fields(vars(config)) - {"anneal_start"}  # which must stay below anneal_end
+    other = dataclasses.replace(config, **{key: another(key, getattr(config, key)) for key in unused})
+    assert all(getattr(other, key) != getattr(config, key) for key in unused)
+    learned = []
+    for name, each in (("one", config), ("other", other)):
+        path = train(each, folder=tmp_path / name, progress=False)
+        rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        arrays = dict(results.load_policies(results.read_run(path)).__dict__)
+        learned.append([[row.get(key) for row in rows for key in ("loss_td", "test_return_mean")], *arrays.values()])
+    (values, *arrays), (other_values, *other_arrays) = learned
+    assert values == other_values and any(value is not None for value in values)
+    assert all((a == b).all() for a, b in zip(arrays, other_arrays, strict=True))
+
+
+def test_methods_with_learned_24_masks_use_all_that_their_switches_leave():
+    assert unused_fields({"method": "k24"}) == unused_fields({"method": "a new one"}) == set()
+    assert (
+        set(METHODS) - set(USED) == {"k24", "k24-alpha", "k24-literal"}
+        and unused_fields({"method": "fups"}) == OF_MASKS
+    )
+    assert {"score_gradient", "logit_scale"} & unused_fields(vars(build_config({}))) == set()
+    assert {"reset_ratio", "td_lambda", "mixing_embed_dim"} <= unused_fields(vars(build_config({})))
+
+
+def test_what_was_set_in_vain_is_named():
+    assert idle_changes(build_config({"method": "fups", "logit_scale": 3.0, "lr": 0.01})) == ["logit_scale"]
+    assert all(idle_changes(build_config({"method": method})) == [] for method in METHODS)
+
+
+@pytest.mark.parametrize("method", ["fups", "random24"])
+def test_a_grid_trains_no_run_twice_under_two_names(method, tmp_path):
+    (tmp_path / "grid.yaml").write_text(f"grids: [{{method: [k24, {method}], logit_scale: [3.0, 30.0]}}]")
+    message = rf"the run {method}, rolenav, seed 0 would be trained twice: logit_scale = 3\.0 and 30\.0 change nothing"
+    with pytest.raises(ConfigError, match=message):
+        load_grid(tmp_path / "grid.yaml")
+    (tmp_path / "grid.yaml").write_text(f"grids: [{{logit_scale: [3.0, 30.0]}}, {{method: {method}}}]")
+    assert len(load_grid(tmp_path / "grid.yaml").configs) == 3
+
+
+def test_a_variant_is_named_by_what_its_method_uses_and_counts_a_seed_once(tiny_config):
+    for config in (
+        tiny_config(),
+        tiny_config(logit_scale=3.0),
+        tiny_config(method="fups"),
+        tiny_config(method="fups", logit_scale=3.0),
+        tiny_config(method="fups", seed=1),
+    ):
+        RunFolder(run_folder(config, "group"), config).finish({})
+    with pytest.warns(RunWarning, match="1 of 5 runs in .* repeat a config"):
+        runs = results.find_runs("group")
+    assert sorted(results.variants(runs)) == ["fups", "fups", "k24", "k24 logit_scale=3.0"]
+
+
+def test_a_warning_about_runs_shows_no_line_of_the_package(recwarn):
+    warn("3 of 4 runs are unfinished")
+    (w,) = recwarn.list
+    text = warnings.formatwarning(w.message, w.category, w.filename, w.lineno)
+    assert text == "k24lab:0: RunWarning: 3 of 4 runs are unfinished\n"
