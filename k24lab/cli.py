@@ -87,12 +87,12 @@ def _train_command(argv: list[str]):  # type: ignore[no-untyped-def]
         Args:
             config: the run.
             name: group of runs, a folder under runs/.
-            quiet: no progress bar.
+            quiet: no progress bar and no notes.
         """
         from k24lab.train import train as train_run
         from k24lab.unused import idle_changes
 
-        if idle := idle_changes(config):
+        if not quiet and (idle := idle_changes(config)):
             print(f"k24lab: note: {', '.join(idle)}: of no effect in this run", file=sys.stderr)
         print(train_run(config, name, progress=not quiet))
 

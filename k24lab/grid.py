@@ -1,7 +1,9 @@
 """Grid files: which runs a sweep consists of, all checked before the first one starts."""
 
+import difflib
 import itertools
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from k24lab.envs import make_env
 from k24lab.envs.base import EnvSpec, check_types
 from k24lab.errors import ConfigError, unknown
 from k24lab.notebooks import check_notebook
+from k24lab.paths import CHECKOUT
 from k24lab.runs import check_name
 from k24lab.unused import used_fields
 
@@ -118,17 +121,25 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a safe loader
     except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(f"no grid file {path}") from None
+        raise ConfigError(_no_file(path)) from None
     except IsADirectoryError:
         raise ConfigError(f"{path} is a folder, not a grid file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    for key in data.keys() - set(GRID_KEYS) if isinstance(data, dict) else ():
+        raise ConfigError(f"{path}: " + unknown("key", key, GRID_KEYS))
     if not isinstance(data, dict) or not isinstance(data.get("grids"), list) or not data["grids"]:
         others = ", ".join(GRID_KEYS[:-1])
         raise ConfigError(f"{path} must have the key grids, a list with at least one entry (and may have {others})")
-    for key in data.keys() - set(GRID_KEYS):
-        raise ConfigError(f"{path}: " + unknown("key", key, GRID_KEYS))
     return data
+
+
+def _no_file(path: Path) -> str:
+    """What is wrong with a file that is not there, and which one may have been meant: beside it, or of the package."""
+    files = [*path.parent.glob("*.y*ml"), *(CHECKOUT / "notebooks" / "grids").glob("*.yaml")]
+    near = difflib.get_close_matches(path.stem, [file.stem for file in files], n=1, cutoff=0.5)
+    hints = [f"; did you mean {os.path.relpath(file)}?" for file in files if file.stem in near]
+    return f"no grid file {path}{hints[0] if hints else ''}"
 
 
 def expand(

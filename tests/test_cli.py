@@ -56,6 +56,7 @@ def test_train_makes_the_run_that_its_flags_describe_and_prints_its_folder(k24la
 def test_train_shows_a_progress_bar_unless_quiet(k24lab):
     *_, err = k24lab("train", "--method", "fups", *FLAGS)
     assert "fups, rolenav, seed 0" in err and "100%" in err
+    assert "k24lab: note: reset_interval, reset_trigger: of no effect in this run\n" in err
     *_, err = k24lab("train", "--method", "fups", "--seed", 1, "--quiet", *FLAGS)
     assert err == ""
 

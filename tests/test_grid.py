@@ -1,6 +1,7 @@
 """Grid files: what runs they give, and what is said of their mistakes."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import yaml
@@ -67,6 +68,19 @@ def test_file_with_several_grids_gives_all_of_their_runs(grid_file):
     assert notebook is None
     assert name == "mine"
     assert [(c.method, c.seed, c.t_max) for c in configs] == [("k24", 0, 1000), ("k24", 1, 1000), ("fups", 0, 1000)]
+
+
+def test_a_file_or_key_that_is_not_there_names_the_nearest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("grid: [{}]")
+    with pytest.raises(ConfigError, match=r"no grid file mien\.yml; did you mean mine\.yaml\?$"):
+        load_grid(Path("mien.yml"))
+    with pytest.raises(ConfigError, match=r"no grid file rolenav3; did you mean .*notebooks/grids/rolenav3\.yaml\?$"):
+        load_grid(Path("rolenav3"))
+    with pytest.raises(ConfigError, match=r"no grid file xyz$"):
+        load_grid(Path("xyz"))
+    with pytest.raises(ConfigError, match="unknown key 'grid'; did you mean 'grids'"):
+        load_grid(Path("mine.yaml"))
 
 
 def test_name_defaults_to_that_of_the_file_and_is_a_string(grid_file):
