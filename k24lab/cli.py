@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 import tyro
 
 from k24lab.backends import MEMORY_GB, BackendName, Resources, end_with_parent
-from k24lab.cli_look import replay, report, show
 from k24lab.config import METHODS, Config, build_config
 from k24lab.errors import K24Error
+from k24lab.look.commands import replay, report, show
 
 # What is wrong with a disk or a path, not with the package: one line says it.
 DISK_ERRORS = {

@@ -14,12 +14,12 @@ import pytest
 from conftest import TINY
 from processes import gone
 
-from k24lab import live
 from k24lab.config import build_config
 from k24lab.errors import ConfigError, RunError
-from k24lab.live import start, train_live, watch
+from k24lab.look import live
+from k24lab.look.live import start, train_live, watch
+from k24lab.look.screen import Lines
 from k24lab.runs import FAILED, RunFolder, is_locked, run_folder
-from k24lab.screen import Lines
 
 RUN = [sys.executable, "-c"]
 
@@ -308,7 +308,7 @@ def test_run_ends_with_the_kernel_that_started_it(home):
     code = f"""
 import time
 from k24lab.config import build_config
-from k24lab.live import start
+from k24lab.look.live import start
 run = start(build_config({TINY | {"t_max": 10**7}!r}), "mine")
 print(run._process.pid, flush=True)
 time.sleep(600)

@@ -11,9 +11,9 @@ import pytest
 
 from k24lab import provenance
 from k24lab.errors import RunError
+from k24lab.look.show import describe_run
 from k24lab.paths import CHECKOUT
 from k24lab.runs import find_folder
-from k24lab.show import describe_run
 from k24lab.train import train
 
 

@@ -13,18 +13,18 @@ from PIL import Image
 from test_cli import assert_one_line_error, k24lab  # noqa: F401
 from test_envs_pettingzoo import World
 
-from k24lab import replay as replay_module
-from k24lab import video
 from k24lab.analysis.scene_plots import agent_color
 from k24lab.analysis.stage import Stage
 from k24lab.deploy.team import load_learner
 from k24lab.envs import drawable, make_env
 from k24lab.errors import ConfigError, K24Error, RunError
-from k24lab.replay import record, replay
+from k24lab.look import replay as replay_module
+from k24lab.look import video
+from k24lab.look.replay import record, replay
+from k24lab.look.video import write_video
 from k24lab.runs import CHECKPOINT, RunFolder
 from k24lab.scene import Episode, Scene, Thing
 from k24lab.train import Trainer, train
-from k24lab.video import write_video
 
 SMAX = pytest.mark.skipif(importlib.util.find_spec("jaxmarl") is None, reason="JaxMARL is not installed: extra smax")
 SMALL = {"dpi": 40, "episodes": 1}

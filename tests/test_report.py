@@ -9,7 +9,7 @@ import pytest
 
 from k24lab.analysis import html, results, stats
 from k24lab.errors import RunError
-from k24lab.report import write_report
+from k24lab.look.report import write_report
 from k24lab.train import train
 
 VOID = {"meta", "img"}

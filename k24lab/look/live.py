@@ -16,9 +16,9 @@ from k24lab.analysis.style import metric_label, paper_style
 from k24lab.backends import STOP_SECONDS, Command, command_of, end
 from k24lab.config import Config
 from k24lab.errors import RunError
-from k24lab.followed import Followed
+from k24lab.look.followed import Followed
+from k24lab.look.screen import make_screen
 from k24lab.runs import RunFolder, is_locked, run_folder
-from k24lab.screen import make_screen
 from k24lab.status import RunStatus, run_status
 from k24lab.sweep import last_line
 from k24lab.train import check_usable

@@ -15,12 +15,12 @@ from k24lab.deploy.team import load_learner
 from k24lab.envs import drawable, make_env
 from k24lab.envs.base import Step, VecEnv
 from k24lab.errors import ConfigError
+from k24lab.look.video import Pixels, check_output, write_video
 from k24lab.marl.learner import K24QLearner
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.paths import figures_dir
 from k24lab.runs import find_folder, read_config
 from k24lab.scene import Episode, Scene
-from k24lab.video import Pixels, check_output, write_video
 
 DPI = (40, 400)  # of the picture of 7.3 x 4.84 inches
 END = 1.2  # seconds that the last picture of an episode is seen

@@ -14,8 +14,8 @@ def show(run: Annotated[str, tyro.conf.Positional]) -> None:
     Args:
         run: run folder, or its name alone where only one group has it.
     """
+    from k24lab.look.show import describe_run
     from k24lab.runs import find_folder
-    from k24lab.show import describe_run
 
     print(describe_run(find_folder(run)))
 
@@ -30,7 +30,7 @@ def report(what: Annotated[str, tyro.conf.Positional], output: Path | None = Non
         what: run folder or name, group under runs/, or grid file.
         output: the page; by default figures/report_<name>.html. One that is there is replaced.
     """
-    from k24lab.report import write_report
+    from k24lab.look.report import write_report
 
     print(write_report(what, output))
 
@@ -56,7 +56,7 @@ def replay(
         fps: env steps per second, 1 to 50.
         dpi: pixels per inch of a picture of 7.3 x 4.84 inches.
     """
-    from k24lab.replay import replay as replay_run
+    from k24lab.look.replay import replay as replay_run
 
     path, shown = replay_run(run, output, episodes, seed, fps, dpi, progress=True)
     print(shown)

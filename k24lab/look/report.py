@@ -16,9 +16,9 @@ from k24lab.analysis.html import Section
 from k24lab.analysis.results import Run
 from k24lab.errors import RunError, RunWarning
 from k24lab.grid import load_grid
+from k24lab.look.show import SHOWN, as_text, own_settings, state_line
 from k24lab.paths import figures_dir, runs_dir
 from k24lab.runs import atomic_write, find_folder, read_config
-from k24lab.show import SHOWN, as_text, own_settings, state_line
 from k24lab.status import group_statuses, status_table
 
 RETURN = "test_return_mean"
