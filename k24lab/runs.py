@@ -237,6 +237,8 @@ def find_folder(run: str) -> Path:
         raise RunError(f"run {run!r} is one of several: {several}{more}")
     if any((runs_dir() / run).glob("*/config.json")):
         raise RunError(f"{run!r} is a group of runs: name one of them, or see `k24lab status {run}`")
+    if not every:
+        raise RunError(f"no run {run!r}: there is none at all in {runs_dir()}")
     names = {folder.name for folder in every} | {folder.parent.name for folder in every}
     near = difflib.get_close_matches(run, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""

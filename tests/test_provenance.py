@@ -96,7 +96,11 @@ def test_a_run_is_shown_with_settings_results_and_origin(run):
     assert "begun, " in describe_run(run)
 
 
-def test_a_run_that_is_not_there_or_in_two_groups_is_an_error(run, home):
+def test_a_run_that_is_not_there_or_in_two_groups_is_an_error(run, home, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setenv("K24LAB_HOME", str(home / "empty"))
+        with pytest.raises(RunError, match=f"no run '{run.name}': there is none at all in .*empty"):
+            find_folder(run.name)
     with pytest.raises(RunError, match=f"no run '{run.name}x' among the 1 in .*; did you mean '{run.name}'"):
         find_folder(run.name + "x")
     shutil.copytree(run, run.parent.parent / "other" / run.name)
