@@ -22,7 +22,7 @@ from k24lab.analysis import results
 from k24lab.config import Config, build_config
 from k24lab.deploy import team as teams
 from k24lab.deploy.actor import Actor
-from k24lab.errors import ConfigError, K24Error, RunError
+from k24lab.errors import ConfigError, K24Error, RunError, RunWarning
 from k24lab.grid import Grid, load_grid
 from k24lab.importer import import_runs
 from k24lab.marl.agents import build_agent
@@ -136,7 +136,7 @@ def test_any_run_folder_is_read_or_one_error(home, metrics, config, summary):
     }.items():
         (folder / name).write_bytes(content)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", results.RunWarning)
+        warnings.simplefilter("ignore", RunWarning)
         for load in (results.load_metrics, results.load_summaries):
             try:
                 table = load(results.find_runs("group"))
