@@ -220,7 +220,7 @@ def figures(
     found = groups or tuple(sorted({path.parent.parent.name for path in runs_dir().glob("*/*/DONE")}))
     if not found:
         raise RunError(f"no finished run in {runs_dir()}")
-    for path in paper_figures(found, jobs, variant, name or "_".join(["08", *groups] if groups else ["08", "all"])):
+    for path in paper_figures(found, jobs, variant, name or "_".join(["08", *(groups or ["all"])])):
         print(path)
 
 

@@ -3,7 +3,6 @@
 import difflib
 import warnings
 from collections.abc import Iterable
-from typing import Any
 
 
 class K24Error(Exception):
@@ -22,12 +21,12 @@ class RunWarning(UserWarning):
     """Something in a run folder was left out."""
 
 
-_WARNED: dict[Any, Any] = {}  # what has been said is not said again, as Python keeps it for each module
-
-
 def warn(message: str) -> None:
-    """A `RunWarning` without the place in the package that gives it: it is about runs, not about code."""
-    warnings.warn_explicit(message, RunWarning, "k24lab", 0, registry=_WARNED)
+    """A `RunWarning` without the place in the package that gives it: it is about runs, not about code.
+
+    Given each time, without a registry of what has been said: a cell that is run again still leaves runs out.
+    """
+    warnings.warn_explicit(message, RunWarning, "k24lab", 0)
 
 
 def unknown(kind: str, value: object, allowed: Iterable[str]) -> str:

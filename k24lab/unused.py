@@ -22,20 +22,22 @@ USED: dict[str, frozenset[str]] = {
     "multih": frozenset({"mask_per"}),
 }
 
-# Setting -> its values under which others have no effect, and which.
-SWITCHES: dict[str, tuple[tuple[object, ...], str]] = {
-    "learner": (("q",), "td_lambda"),
-    "mixer": (("vdn", "none"), "mixing_embed_dim"),
-    "target_update": (("polyak",), "target_update_interval"),
-    "diversity_coef": ((0.0,), "diversity_coef_max diversity_history"),
-    "reset_trigger": (
+# A setting, its values under which others have no effect, and which.
+SWITCHES: tuple[tuple[str, tuple[object, ...], str], ...] = (
+    ("learner", ("q",), "td_lambda"),
+    ("mixer", ("vdn", "none"), "mixing_embed_dim"),
+    ("target_update", ("polyak",), "target_update_interval"),
+    ("target_update", ("hard",), "polyak"),
+    ("diversity_coef", (0.0,), "diversity_coef_max diversity_history"),
+    (
+        "reset_trigger",
         ("off",),
         "reset_target reset_interval reset_ratio reset_threshold reset_ema_share kl_threshold",
     ),
-    "noise": (("literal",), "logit_scale logit_scale_final"),
-    "temperature_schedule": (("linear", "constant"), "temperature_mid"),
-    "score_ema_power": ((0.0,), "ema_scope ema_decay reset_ema_share"),
-}
+    ("noise", ("literal",), "logit_scale logit_scale_final"),
+    ("temperature_schedule", ("linear", "constant"), "temperature_mid"),
+    ("score_ema_power", (0.0,), "ema_scope ema_decay reset_ema_share"),
+)
 
 
 def unused_fields(config: Mapping[str, Any]) -> set[str]:
@@ -44,11 +46,9 @@ def unused_fields(config: Mapping[str, Any]) -> set[str]:
     Of a method that the package does not know all are used.
     """
     unused = set(OF_MASKS - USED.get(str(config.get("method")), OF_MASKS))
-    for key, (values, idle) in SWITCHES.items():
-        if key in config and key not in unused and config[key] in values:
+    for key, values, idle in SWITCHES:
+        if config.get(key) in values:
             unused.update(idle.split())
-    if config.get("target_update") == "hard":
-        unused.add("polyak")
     return unused
 
 
