@@ -5,13 +5,14 @@ import itertools
 import os
 import signal
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from k24lab.backends import MEMORY_GB, BackendName, Resources, end_with_parent
-from k24lab.config import METHODS, Config, build_config
+from k24lab.config import LEARNER_DEFAULTS, METHODS, Config, build_config
 from k24lab.errors import K24Error
 from k24lab.look.commands import replay, report, show
 
@@ -71,11 +72,10 @@ def main() -> None:
 
 
 def _train_command(argv: list[str]):  # type: ignore[no-untyped-def]
-    """The train command with the defaults of the method that the command line names."""
-    given = [b for a, b in itertools.pairwise(argv) if a == "--method"]
-    given += [a.removeprefix("--method=") for a in argv if a.startswith("--method=")]
-    # An unknown method is left to the parser, which says what is allowed.
-    default = build_config({"method": given[-1]} if given and given[-1] in METHODS else {})
+    """The train command with the defaults of the method and the learner that the command line names."""
+    # An unknown one is left to the parser, which says what is allowed.
+    named = {"method": _named(argv, "--method", METHODS), "learner": _named(argv, "--learner", LEARNER_DEFAULTS)}
+    default = build_config({key: value for key, value in named.items() if value is not None})
 
     def train(
         config: Annotated[Config, tyro.conf.OmitArgPrefixes] = default, name: str = "default", quiet: bool = False
@@ -92,11 +92,22 @@ def _train_command(argv: list[str]):  # type: ignore[no-untyped-def]
         from k24lab.train import train as train_run
         from k24lab.unused import idle_changes
 
+        config = build_config(vars(config))  # like settings of any other origin
         if not quiet and (idle := idle_changes(config)):
             print(f"k24lab: note: {', '.join(idle)}: of no effect in this run", file=sys.stderr)
         print(train_run(config, name, progress=not quiet))
 
     return train
+
+
+def _named(argv: list[str], flag: str, allowed: Collection[str]) -> str | None:
+    """The value of a flag on a command line, the last one that is given; None where that is not allowed."""
+    given = [
+        b if a == flag else a.removeprefix(f"{flag}=")
+        for a, b in itertools.pairwise([*argv, ""])
+        if a == flag or a.startswith(f"{flag}=")
+    ]
+    return given[-1] if given and given[-1] in allowed else None
 
 
 def resume(run: Annotated[str, tyro.conf.Positional], quiet: bool = False, notebook: str | None = None) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
 from k24lab.errors import ConfigError, unknown
+from k24lab.tasks import canonical_text
 
 Method = Literal[
     "k24", "k24-alpha", "k24-literal", "random24", "magnitude24", "kaleidoscope", "fups", "fups-id", "nops", "multih"
@@ -245,11 +246,57 @@ def _range_problems(config: Config) -> list[str]:
 
 
 def build_config(params: Mapping[str, Any]) -> Config:
-    """Make a configuration from defaults, what the method changes of them, and the given values.
+    """Make the configuration of a new run: defaults, what learner and method change of them, and the given values.
+
+    The command line, grid files and notebooks all come here. One run has one spelling: -0.0 becomes 0.0, and the task
+    gets its `k24lab.tasks.canonical_text`.
 
     Raises:
         ConfigError: all problems at once: unknown keys (with the nearest right name), wrong types, bad ranges.
     """
+    values = _converted(params)
+    values |= {key: value + 0.0 for key, value in values.items() if isinstance(value, float)}  # -0.0 + 0.0 is 0.0
+    if "task" in values:
+        values["task"] = canonical_text(values["task"])
+    return _with_defaults(values)
+
+
+def merge_settings(parameters: Mapping[str, Any], overrides: Mapping[str, Any] | None) -> Config:
+    """The configuration that a notebook's parameters and its `overrides` describe together.
+
+    Args:
+        parameters: settings that have a parameter of their own; None where it is not given.
+        overrides: all other settings; None is none.
+
+    Raises:
+        ConfigError: a setting that both give, with different values, or whatever `build_config` refuses.
+    """
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise ConfigError(f"overrides = {overrides!r} must map settings to values, e.g. {{'lr': 0.001}}")
+    given = _converted({key: value for key, value in parameters.items() if value is not None})
+    more = _converted(overrides or {})
+    if twice := [key for key in given if key in more and given[key] != more[key]]:
+        both = "; ".join(f"{key} = {given[key]!r} as a parameter and {more[key]!r} in overrides" for key in twice)
+        raise ConfigError(f"given twice: {both}")
+    return build_config(given | more)
+
+
+def stored_config(fields: Mapping[str, Any]) -> Config:
+    """The configuration that a file holds, every value spelt as it was: the name and hash of its run stay.
+
+    Raises:
+        ConfigError: as `build_config`.
+    """
+    return _with_defaults(_converted(fields))
+
+
+def _with_defaults(values: dict[str, Any]) -> Config:
+    defaults = LEARNER_DEFAULTS[values.get("learner", "q")] | METHOD_DEFAULTS[values.get("method", "k24")]
+    return Config(**(defaults | values))
+
+
+def _converted(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The given values in the types of their fields; raises ConfigError with every problem."""
     hints = typing.get_type_hints(Config)
     problems = [unknown("parameter", key, hints) for key in params if key not in hints]
     values: dict[str, Any] = {}
@@ -260,14 +307,18 @@ def build_config(params: Mapping[str, Any]) -> Config:
             problems.append(f"{key} = {params[key]!r} {error}")
     if problems:
         raise ConfigError("; ".join(problems))
-    defaults = LEARNER_DEFAULTS[values.get("learner", "q")] | METHOD_DEFAULTS[values.get("method", "k24")]
-    return Config(**(defaults | values))
+    return values
 
 
 def convert(kind: Any, value: Any) -> Any:
-    """`value` as the field's type; refuses what would lose or change it. Raises TypeError with the reason."""
+    """`value` as the field's type; refuses what would lose or change it. Raises TypeError with the reason.
+
+    Scalars and 0-d arrays of numpy (or torch, or jax) count as the number, truth value or text that they hold.
+    """
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        value = value.item()
     if get_origin(kind) is Literal:
-        if value not in get_args(kind):
+        if not isinstance(value, str) or value not in get_args(kind):
             hint = " (YAML takes off for False: write 'off')" if value is False and "off" in get_args(kind) else ""
             raise TypeError(f"is not allowed: {unknown('choice', value, map(str, get_args(kind)))}{hint}")
         return value

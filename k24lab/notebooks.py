@@ -19,10 +19,12 @@ from traitlets import default
 from k24lab.analysis.groups import find_groups
 from k24lab.analysis.paper import complete_variants, incomplete
 from k24lab.analysis.results import find_runs, load_summaries
-from k24lab.config import build_config
+from k24lab.config import Config, build_config, merge_settings
+from k24lab.envs import canonical
 from k24lab.errors import ConfigError, RunError, unknown
 from k24lab.paths import notebooks_dir, project_root
 from k24lab.runs import read_config
+from k24lab.yamlfile import load_yaml
 
 # Those that draw figures of runs, or of the method itself; 02_train and 11_look make a run, which nobody asked for.
 DEFAULT_NOTEBOOKS = (
@@ -93,13 +95,19 @@ def execute_run(folder: Path, name: str) -> Path:
     Fields that the notebook has a parameter for go there, all others that are no default into `overrides`.
 
     Raises:
-        RunError: no run folder, or a cell failed.
+        RunError: no run folder, one whose task is spelt as no new run's would be, or a cell failed.
     """
     config = read_config(folder)
     fields, allowed = dataclasses.asdict(config), parameter_names(name)
     own = {key: value for key, value in fields.items() if key in allowed}
-    defaults = dataclasses.asdict(build_config({"method": config.method} if "method" in own else {}))
-    overrides = {k: v for k, v in fields.items() if k not in allowed and v != defaults[k]}
+    chosen = {key: fields[key] for key in ("method", "learner") if fields[key] != getattr(Config, key)}
+    defaults = dataclasses.asdict(build_config(chosen))
+    overrides = {k: v for k, v in fields.items() if k not in allowed and (k in chosen or v != defaults[k])}
+    if canonical(merge_settings(own, overrides)) != config:
+        raise RunError(
+            f"{folder}: {name} would train another run, since task = {config.task!r} is spelt differently today; "
+            f"`k24lab resume {folder.name}` without a notebook goes on with it"
+        )
     parameters = own | {"overrides": overrides, "name": folder.parent.name}
     return _execute(notebook_path(name), parameters, folder, notebook_path(name).stem)
 
@@ -133,9 +141,11 @@ def parse_parameters(texts: Mapping[str, str]) -> dict[str, Any]:
     values = {}
     for key, text in texts.items():
         try:
-            values[key] = yaml.safe_load(text)
+            values[key] = load_yaml(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"{key} = {text!r} is not a value in YAML: {' '.join(str(error).split())}") from error
+        except ConfigError as error:
+            raise ConfigError(f"{key} = {text!r}: {error}") from None
     return values
 
 

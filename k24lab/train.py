@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from k24lab import provenance, schedules
 from k24lab.config import Config
-from k24lab.envs import make_env
+from k24lab.envs import canonical, make_env
 from k24lab.envs.base import VecEnv, check_types
 from k24lab.errors import ConfigError
 from k24lab.kernels import describe, keep_memory, usable
@@ -43,6 +43,8 @@ def train(config: Config, name: str = "default", folder: Path | None = None, pro
         ConfigError: a task or device that cannot be used.
         RunError: the folder holds another run or damaged checkpoints only, or another process trains it.
     """
+    if folder is None:
+        config = canonical(config)
     path = folder or run_folder(config, name)
     if not (path / "DONE").exists():
         check_usable(config)  # a slip of the pen leaves no folder behind
