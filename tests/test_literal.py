@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from k24lab import studies
 from k24lab.config import ADDED, build_config, stored_config
 from k24lab.marl.agents import unroll
 from k24lab.marl.learner import K24QLearner
@@ -162,3 +163,15 @@ def test_fields_that_were_added_later_tell_runs_apart_where_they_differ_from_wha
     for key, value in ADDED.items():
         other = {"target_masks": "drawn", "acting_masks": "drawn", "grad_clip": "all"}[key]
         assert build_config({key: value}).hash() == default != build_config({key: other}).hash()
+
+
+# --- the regression of notebook 01 -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "drawn"), [("k24-literal", True), ("k24", False)])
+def test_the_regression_is_tested_with_the_masks_that_the_method_acts_with(method, drawn, monkeypatch):
+    tested = []
+    forward = studies._MaskedMLP.forward
+    monkeypatch.setattr(studies._MaskedMLP, "forward", lambda net, x: tested.append(net.training) or forward(net, x))
+    studies.three_functions(method, seed=0, steps=2, hidden_dim=8)
+    assert tested == [True, True, drawn]
