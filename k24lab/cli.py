@@ -187,7 +187,7 @@ def status(grid: Annotated[Path, tyro.conf.Positional]) -> None:
 
 def notebooks(
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
-    runs: str = "demo",
+    runs: str | None = None,
     jobs: int = os.cpu_count() or 1,
     parameters: dict[str, str] | None = None,
 ) -> None:
@@ -198,13 +198,13 @@ def notebooks(
 
     Args:
         names: notebooks; by default 01, 03, 04, 05 and 06.
-        runs: group of runs for the notebooks that read runs.
+        runs: group of runs for the notebooks that read one; by default demo.
         jobs: notebooks at a time.
         parameters: names and values (YAML) for the notebooks' parameters cells.
     """
-    from k24lab.notebooks import DEFAULT_NOTEBOOKS, execute_all, parse_parameters
+    from k24lab.notebooks import execute_all, parse_parameters
 
-    for path in execute_all(names or DEFAULT_NOTEBOOKS, runs, jobs, parse_parameters(parameters or {})):
+    for path in execute_all(names, runs, jobs, parse_parameters(parameters or {})):
         print(path)
 
 

@@ -278,12 +278,12 @@ def build_config(params: Mapping[str, Any]) -> Config:
     return _with_defaults(values)
 
 
-def merge_settings(parameters: Mapping[str, Any], overrides: Mapping[str, Any] | None) -> Config:
+def merge_settings(parameters: Mapping[str, Any], overrides: object) -> Config:
     """The configuration that a notebook's parameters and its `overrides` describe together.
 
     Args:
         parameters: settings that have a parameter of their own; None where it is not given.
-        overrides: all other settings; None is none.
+        overrides: a mapping of all other settings; None is none.
 
     Raises:
         ConfigError: a setting that both give, with different values, or whatever `build_config` refuses.

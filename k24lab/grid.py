@@ -12,7 +12,7 @@ import yaml
 
 from k24lab.config import NOT_HASHED, Config, build_config
 from k24lab.envs import canonical, canonical_task, make_env
-from k24lab.envs.base import EnvSpec, check_types
+from k24lab.envs.base import EnvSpec, check_t_max, check_types
 from k24lab.errors import ConfigError, unknown
 from k24lab.notebooks import check_notebook
 from k24lab.paths import CHECKOUT
@@ -109,6 +109,7 @@ def _check_worlds(configs: Sequence[Config]) -> None:
             env.close()
             specs[key] = env.spec
         check_types(config, specs[key])
+        check_t_max(config, specs[key])
 
 
 def _mapping(what: str, value: Any) -> dict[str, Any]:

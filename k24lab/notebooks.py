@@ -4,7 +4,7 @@ import dataclasses
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ DEFAULT_NOTEBOOKS = (
     "05_ablations",
     "06_ampere_speedup",
 )
+DEFAULT_GROUP = "demo"
 
 
 class ThisInterpreter(AsyncKernelManager):
@@ -112,24 +113,45 @@ def execute_run(folder: Path, name: str) -> Path:
     return _execute(notebook_path(name), parameters, folder, notebook_path(name).stem)
 
 
-def execute_all(names: Sequence[str], runs: str, jobs: int, parameters: Mapping[str, Any] | None = None) -> list[Path]:
-    """Run notebooks side by side, each in a kernel of its own; those that read runs get the group `runs`.
+def execute_all(
+    names: Sequence[str], runs: str | None, jobs: int, parameters: Mapping[str, Any] | None = None
+) -> list[Path]:
+    """Run notebooks side by side, each in a kernel of its own.
 
-    No notebook depends on its working folder, which threads of one process share. `parameters` go to all of them.
+    No notebook depends on its working folder, which threads of one process share.
+
+    Args:
+        names: notebooks; none: `DEFAULT_NOTEBOOKS`.
+        runs: group for those that read one (None: demo); one that is named and reads none is refused.
+        jobs: notebooks at a time.
+        parameters: values for the parameters cells of all of them.
 
     Raises:
-        ConfigError: no such notebook, or one that does not have one of the parameters.
+        ConfigError: no such notebook, or one that does not have one of the parameters, or `runs` in both.
         RunError: a notebook failed (the others are finished first).
     """
+    given = dict(parameters or {})
+    if runs is not None and given.get("runs", runs) != runs:
+        raise ConfigError(f"given twice: runs = {runs!r} (--runs) and {given['runs']!r} (--parameters)")
     tasks = []
-    for name in names:
+    for name in names or DEFAULT_NOTEBOOKS:
         allowed = parameter_names(name)
-        _check_parameters(name, parameters or {}, allowed)
-        group = {"runs": runs} if "runs" in allowed else {}
-        tasks.append((name, {**group, **(parameters or {})}, runs if group else ""))
+        if names and runs is not None and "runs" not in allowed:
+            raise ConfigError(f"{notebook_path(name).name} takes no runs = {runs!r}{_other_sources(allowed)}")
+        _check_parameters(name, given, allowed)
+        group = {"runs": runs or DEFAULT_GROUP} if "runs" in allowed else {}
+        values = group | given
+        tasks.append((name, values, str(values["runs"]) if group else ""))
     with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(execute, *task) for task in tasks]
     return [future.result() for future in futures]
+
+
+def _other_sources(allowed: Collection[str]) -> str:
+    """Where a notebook without the parameter `runs` has its runs from."""
+    if "groups" in allowed:
+        return ": it takes groups, e.g. --parameters groups '[demo]'"
+    return f" (allowed: {', '.join(sorted(allowed))})"
 
 
 def parse_parameters(texts: Mapping[str, str]) -> dict[str, Any]:

@@ -48,6 +48,14 @@ def canonical_text(task: str) -> str:
     return format_task(*parse_task(task))
 
 
+def spelt(task: object) -> object:
+    """`canonical_text` of what a file holds as its task; what is no task is left as it is."""
+    try:
+        return canonical_text(task) if isinstance(task, str) else task
+    except ConfigError:
+        return task
+
+
 def _parse_value(text: str) -> object:
     try:
         return ast.literal_eval(text)
