@@ -207,7 +207,11 @@ class Config(MaskConfig, LearnerConfig):
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
 
 
-NOT_HASHED = frozenset({"n_threads", "n_workers", "tensorboard"})  # no part of what is learned
+# No part of what is learned: where a run computes, and what it writes. n_workers and tensorboard change no number.
+# n_threads, like the CPU kernels (K24LAB_KERNELS), changes the order of sums and with it the last digits of all numbers
+# from the first update on: README.md ("Bit for bit") says what is the same to the bit. Two such runs are samples of the
+# same experiment, so they share a hash; provenance.jsonl has both, and going on with other ones is a warning.
+NOT_HASHED = frozenset({"n_threads", "n_workers", "tensorboard"})
 # Fields that came later, with what earlier versions did: a run that does the same keeps its hash, and so its name.
 ADDED = {"target_masks": "argmax", "acting_masks": "argmax", "grad_clip": "groups"}
 

@@ -41,6 +41,7 @@ class ThisInterpreter(AsyncKernelManager):
     """Kernels of the running interpreter, whatever kernel spec named python3 the user has installed.
 
     They are reached through sockets in a folder of their own: kernels that start side by side can race for TCP ports.
+    IPython's files go there as well: a home that cannot be written, or a user's startup files, change nothing.
     """
 
     @default("transport")
@@ -61,7 +62,8 @@ class ThisInterpreter(AsyncKernelManager):
         """`python -m ipykernel_launcher` of this environment."""
         # Errors of cells are in the notebook; the kernel's own log calls the end of an idle kernel an error.
         command = [sys.executable, "-m", "ipykernel_launcher", "--log-level=CRITICAL", "-f", "{connection_file}"]
-        return KernelSpec(argv=command, display_name="Python 3", language="python")
+        own = {"IPYTHONDIR": str(Path(self.ip).parent / "ipython")}
+        return KernelSpec(argv=command, env=own, display_name="Python 3", language="python")
 
 
 def notebook_path(name: str) -> Path:
