@@ -191,7 +191,7 @@ def notebooks(
     jobs: int = os.cpu_count() or 1,
     parameters: dict[str, str] | None = None,
 ) -> None:
-    """Execute notebooks on a group of runs: figures go to figures/, the executed copies to executed/.
+    """Execute notebooks on a group of runs: figures go to output/, the executed copies to executed/.
 
     Example: k24lab notebooks 03_mask_patterns 05_ablations --runs demo
     Example: k24lab notebooks 05_ablations --runs ablation --parameters reference k24
