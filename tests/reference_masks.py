@@ -9,6 +9,7 @@ from torch import Tensor
 from k24lab.config import Config
 
 PATTERNS = tuple(itertools.combinations(range(4), 2))  # kept entries of a group: 1100, 1010, 1001, 0110, 0101, 0011
+FIRST, SECOND = torch.tensor(PATTERNS).T
 MISSING_SCORE = -1e6  # of the entries that fill up the last group of a row
 THRESHOLD_LAYERS = {"fc1": 1.0, "fc2": 2.0, "fc3": 4.0, "fc4": 8.0}  # Kaleidoscope's layer weights
 DECAY = 2e-4  # of the weights that SR-STE drops
@@ -70,7 +71,7 @@ def group_logits(score: Tensor, o: int, g: int, scale: float | Tensor, missing: 
     """Logits [6] of the patterns of group g in row o: the sum of the two scores that each keeps."""
     entries = score[o, 4 * g : 4 * g + 4] * scale
     entries = torch.cat([entries, score.new_full((4 - len(entries),), missing)])
-    return entries[[i for i, _ in PATTERNS]] + entries[[j for _, j in PATTERNS]]
+    return entries[FIRST] + entries[SECOND]
 
 
 def mask_logits(config: Config, tensors: dict, name: str, m: int, t_env: int, weight_learns: bool) -> list[Tensor]:

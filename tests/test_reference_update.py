@@ -74,12 +74,12 @@ def make(changes: dict, dtype: torch.dtype) -> K24QLearner:
 class Compared:
     """One update of a learner and of the reference."""
 
-    def __init__(self, form: str, changes: dict, t_env: int = T_ENV, patch: pytest.MonkeyPatch | None = None):
-        if form == "float32" and patch:
+    def __init__(self, implementation: str, changes: dict, t_env: int = T_ENV, patch: pytest.MonkeyPatch | None = None):
+        if implementation == "float32" and patch:
             patch.setattr(kernels, "library", lambda: None)
-        elif form == "kernels" and kernels.library() is None:
+        elif implementation == "kernels" and kernels.library() is None:
             pytest.skip("the kernels are not built: no C compiler")
-        self.exact = form == "float64"
+        self.exact = implementation == "float64"
         # Single precision: logits of about 10, divided by a temperature down to 0.1, and differences of probabilities.
         self.tolerance = 1e-9 if self.exact else 1e-3 if t_env < LATE else 5e-3
         self.learner = make(changes, torch.float64 if self.exact else torch.float32)
@@ -129,8 +129,8 @@ class Compared:
                 self.close(gradient, expected, name, least=1e-3 * largest)
 
 
-def check(form: str, changes: dict, patch: pytest.MonkeyPatch, t_env: int = T_ENV) -> Compared:
-    compared = Compared(form, changes, t_env, patch)
+def check(implementation: str, changes: dict, patch: pytest.MonkeyPatch, t_env: int = T_ENV) -> Compared:
+    compared = Compared(implementation, changes, t_env, patch)
     compared.check_values()
     compared.check_gradients()
     return compared
@@ -146,12 +146,12 @@ MIXED = [
 ]
 
 
-@pytest.mark.parametrize(("mixer", "learner", "td_loss", "form"), MIXED)
+@pytest.mark.parametrize(("mixer", "learner", "td_loss", "implementation"), MIXED)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_the_losses_targets_and_gradients_of_the_definition(
-    method, mixer, learner, td_loss, form, monkeypatch
+    method, mixer, learner, td_loss, implementation, monkeypatch
 ):
-    check(form, {"method": method, "mixer": mixer, "learner": learner, "td_loss": td_loss}, monkeypatch)
+    check(implementation, {"method": method, "mixer": mixer, "learner": learner, "td_loss": td_loss}, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -188,17 +188,17 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("form", ["float64", "kernels"])
+@pytest.mark.parametrize("implementation", ["float64", "kernels"])
 @pytest.mark.parametrize("name", OPTIONS)
-def test_every_option_of_masks_has_the_gradients_of_the_definition(name, form, monkeypatch):
-    check(form, {"method": "k24", "mixer": "qmix"} | OPTIONS[name], monkeypatch)
+def test_every_option_of_masks_has_the_gradients_of_the_definition(name, implementation, monkeypatch):
+    check(implementation, {"method": "k24", "mixer": "qmix"} | OPTIONS[name], monkeypatch)
 
 
-@pytest.mark.parametrize("form", ["float64", "kernels"])
+@pytest.mark.parametrize("implementation", ["float64", "kernels"])
 @pytest.mark.parametrize("after", ["argmax", "frozen", "drawn"])
 @pytest.mark.parametrize("t_env", [799, 800])
-def test_after_the_annealing_masks_are_the_argmax_frozen_or_still_drawn(t_env, after, form, monkeypatch):
-    compared = check(form, {"method": "k24", "mixer": "qmix", "after_anneal": after}, monkeypatch, t_env)
+def test_after_the_annealing_masks_are_the_argmax_frozen_or_still_drawn(t_env, after, implementation, monkeypatch):
+    compared = check(implementation, {"method": "k24", "mixer": "qmix", "after_anneal": after}, monkeypatch, t_env)
     fixed = compared.learner.agent.layers["fc1"].hetero_alpha.grad is None
     assert fixed == (after == "frozen" and t_env == 800)
 
@@ -214,12 +214,12 @@ def by_group(learner: K24QLearner) -> list[dict[str, torch.nn.Parameter]]:
     return [{n: p for n, p in named.items() if n not in apart}, *([apart] if learner.config.learns_masks else [])]
 
 
-@pytest.mark.parametrize("form", ["float64", "kernels"])
+@pytest.mark.parametrize("implementation", ["float64", "kernels"])
 @pytest.mark.parametrize("clip", [1e9, 0.005])
 @pytest.mark.parametrize("method", ["k24", "k24-literal", "random24", "fups", "kaleidoscope"])
-def test_the_step_is_adams_with_a_rate_and_a_clipped_norm_of_each_group(method, clip, form, monkeypatch):
+def test_the_step_is_adams_with_a_rate_and_a_clipped_norm_of_each_group(method, clip, implementation, monkeypatch):
     changes = {"method": method, "mixer": "qmix", "grad_norm_clip": clip, "alpha_lr_factor": 7.0}
-    compared = Compared(form, changes, patch=monkeypatch)
+    compared = Compared(implementation, changes, patch=monkeypatch)
     compared.check_values()
     learner, before = compared.learner, compared.before
     moments = before["optimizer"]["state"]
