@@ -30,19 +30,26 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
         "diversity_coef": 0.0,
         "alpha_lr_factor": 5.0,
     },
-    # The design document as written, but for its repeated annealing end (METHOD section 4).
+    # The original design document, as far as settings express it; README.md lists what differs all the same.
     "k24-literal": {
         "noise": "literal",
+        "target_masks": "drawn",
+        "acting_masks": "drawn",
         "ema_scope": "shared",
         "hetero_init_scale": 0.01,
         "alpha_lr_factor": 1.0,
         "score_gradient": "all",
         "temperature_schedule": "linear",
+        "anneal_end": 0.64,  # it scales the time by 0.8 twice
         "after_anneal": "drawn",
         "diversity_coef": 0.1,
+        "diversity_coef_max": None,
         "reset_trigger": "periodic",
         "reset_target": "random",
         "mask_rnn": False,
+        "td_loss": "mse",
+        "grad_clip": "all",
+        "lr_final": None,
     },
     "random24": {"score_weight_power": 0.0, "score_ema_power": 0.0},
     "magnitude24": {},
@@ -100,6 +107,10 @@ class MaskConfig:
     # From anneal_end on learn with the argmax masks that act (no temperature decides groups whose scores are all weak),
     # with these and no more changes to them, or go on with drawn masks.
     after_anneal: Literal["argmax", "frozen", "drawn"] = "argmax"
+    # Masks of the target network and of acting (tests included): the argmax masks, or masks drawn as learning draws
+    # them, anew for each update and for each env step.
+    target_masks: Literal["argmax", "drawn"] = "argmax"
+    acting_masks: Literal["argmax", "drawn"] = "argmax"
     mask_rnn: bool = True  # mask the two matrices of the GRU as well
     mask_per: Literal["agent", "type"] = "agent"  # whose masks (and networks of nops): each agent's or each unit type's
     diversity_coef: float = 1.0  # base of the adaptive coefficient; 0 switches the loss off
@@ -127,9 +138,11 @@ class LearnerConfig:
     mixer: Literal["vdn", "qmix", "none"] = "vdn"  # none: independent Q-learning
     mixing_embed_dim: int = 32  # QMIX only
     lr: float = 3e-3
-    lr_final: float = 0.0  # reached linearly at t_max; a network that goes on moving goes on flipping masks
+    # Reached linearly at t_max (None: lr is constant); a network that goes on moving goes on flipping masks.
+    lr_final: float | None = 0.0
     alpha_lr_factor: float = 20.0  # hetero_alpha learns this many times faster
     grad_norm_clip: float = 10.0
+    grad_clip: Literal["groups", "all"] = "groups"  # clip hetero_alpha's gradient apart from the rest, or all together
     td_loss: Literal["huber", "mse"] = "huber"
     gamma: float = 0.95
     batch_size: int = 32  # episodes
@@ -189,11 +202,13 @@ class Config(MaskConfig, LearnerConfig):
 
     def hash(self) -> str:
         """Eight hex digits that two configurations share only if they define the same run."""
-        fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in NOT_HASHED}
+        fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in NOT_HASHED and ADDED.get(k, ()) != v}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
 
 
 NOT_HASHED = frozenset({"n_threads", "n_workers", "tensorboard"})  # no part of what is learned
+# Fields that came later, with what earlier versions did: a run that does the same keeps its hash, and so its name.
+ADDED = {"target_masks": "argmax", "acting_masks": "argmax", "grad_clip": "groups"}
 
 LARGEST_EXACT = 2**53  # whole numbers up to here are floats without loss
 
@@ -203,7 +218,7 @@ _POSITIVE = (
     "n_threads logit_scale temperature_init temperature_mid temperature_min diversity_history reset_interval "
     "alpha_lr_factor"
 ).split()
-_NOT_NEGATIVE = "lr_final hetero_init_scale diversity_coef kl_threshold epsilon_anneal_steps seed n_workers".split()
+_NOT_NEGATIVE = "hetero_init_scale diversity_coef kl_threshold epsilon_anneal_steps seed n_workers".split()
 _SHARE = (
     "score_weight_power score_ema_power ema_decay anneal_start anneal_end reset_ratio reset_threshold "
     "reset_ema_share gamma td_lambda polyak epsilon_start epsilon_finish"
@@ -235,6 +250,8 @@ def _range_problems(config: Config) -> list[str]:
         problems.append(f"device = {config.device!r} must be 'cpu', 'cuda' or 'cuda:<number>'")
     if config.per_type and config.agent_id:
         problems.append("agent_id = True tells agents of a type apart, which mask_per = 'type' does not want")
+    if config.lr_final is not None and config.lr_final < 0:
+        problems.append(f"lr_final = {config.lr_final!r} must be at least 0 or None")
     for name in ("logit_scale_final", "diversity_coef_max"):
         value = getattr(config, name)
         if value is not None and value <= 0:
@@ -250,6 +267,25 @@ def build_config(params: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: all problems at once: unknown keys (with the nearest right name), wrong types, bad ranges.
     """
+    values = _converted(params)
+    defaults = LEARNER_DEFAULTS[values.get("learner", "q")] | METHOD_DEFAULTS[values.get("method", "k24")]
+    return Config(**(defaults | values))
+
+
+def stored_config(fields: Mapping[str, Any]) -> Config:
+    """The configuration that a file holds, which an earlier version of the package may have written.
+
+    A field that did not exist then has the value that stands for what the package did, whatever the method's default
+    is today.
+
+    Raises:
+        ConfigError: as `build_config`.
+    """
+    return build_config({**ADDED, **fields})
+
+
+def _converted(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The given values in the types of their fields; raises ConfigError with every problem."""
     hints = typing.get_type_hints(Config)
     problems = [unknown("parameter", key, hints) for key in params if key not in hints]
     values: dict[str, Any] = {}
@@ -260,8 +296,7 @@ def build_config(params: Mapping[str, Any]) -> Config:
             problems.append(f"{key} = {params[key]!r} {error}")
     if problems:
         raise ConfigError("; ".join(problems))
-    defaults = LEARNER_DEFAULTS[values.get("learner", "q")] | METHOD_DEFAULTS[values.get("method", "k24")]
-    return Config(**(defaults | values))
+    return values
 
 
 def convert(kind: Any, value: Any) -> Any:

@@ -8,7 +8,7 @@ from types import NoneType
 from typing import Any
 
 from k24lab import provenance
-from k24lab.config import Config, build_config
+from k24lab.config import Config, stored_config
 from k24lab.errors import ConfigError, RunError
 from k24lab.paths import runs_dir
 from k24lab.runs import CHECKPOINT, RunFolder, atomic_write, check_name, read_config
@@ -95,7 +95,7 @@ def _config(line: Line, where: str) -> Config:
     """The configuration in a line; a field with the name of a metric stands there as `config_<field>`."""
     fields = {key: line.get(f"config_{key}", line.get(key)) for key in FIELDS if key in line or f"config_{key}" in line}
     try:
-        return build_config(fields)
+        return stored_config(fields)
     except ConfigError as error:
         raise RunError(f"{where} cannot be used: {error}") from error
 

@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from k24lab import tensorfile
-from k24lab.config import NOT_HASHED, Config, build_config
+from k24lab.config import NOT_HASHED, Config, stored_config
 from k24lab.errors import ConfigError, RunError, warn
 from k24lab.paths import runs_dir
 
@@ -207,7 +207,7 @@ def read_config(path: Path) -> Config:
         fields = json.loads(file.read_text())
         if not isinstance(fields, dict):
             raise ConfigError("it holds no mapping of fields to values")
-        return build_config(fields)
+        return stored_config(fields)
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(f"{path} is no run folder: it has no config.json") from None
     except (ValueError, ConfigError) as error:  # not text, not JSON, not a configuration

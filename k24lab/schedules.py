@@ -2,13 +2,18 @@
 
 from typing import Literal
 
-from k24lab.config import MaskConfig
+from k24lab.config import LearnerConfig, MaskConfig
 
 
 def linear(start: float, end: float, progress: float) -> float:
     """From `start` at progress 0 to `end` at progress 1, constant outside."""
     share = min(max(progress, 0.0), 1.0)
     return start + (end - start) * share
+
+
+def learning_rate(config: LearnerConfig, progress: float) -> float:
+    """From `lr` to `lr_final` at progress 1; constant where `lr_final` is None."""
+    return config.lr if config.lr_final is None else linear(config.lr, config.lr_final, progress)
 
 
 def temperature(

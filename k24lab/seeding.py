@@ -14,6 +14,8 @@ class Stream(IntEnum):
     MASKS = 3
     EXPLORATION = 4
     REPLAY = 5
+    ACTING_MASKS = 6
+    TEST_MASKS = 7
 
 
 def derive_seed(run_seed: int, stream: Stream, counter: int = 0) -> int:

@@ -70,8 +70,8 @@ def three_functions(method: str, seed: int, steps: int = 1000, hidden_dim: int =
         steps: gradient steps.
 
     Returns:
-        Mean squared error over the variance of the targets, averaged over the functions, with argmax masks
-        (1: no better than a constant).
+        Mean squared error over the variance of the targets, averaged over the functions, with argmax masks, or with
+        drawn masks where the method acts with those (1: no better than a constant).
     """
     torch.manual_seed(seed)
     name, _, noise = method.partition(":")
@@ -86,7 +86,8 @@ def three_functions(method: str, seed: int, steps: int = 1000, hidden_dim: int =
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    network.eval()
+    if config is None or config.acting_masks == "argmax":
+        network.eval()
     with torch.no_grad():
         x, y = _sample(4096)
         return (((network(x) - y) ** 2).mean(dim=1) / y.var(dim=1)).mean().item()

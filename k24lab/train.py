@@ -3,7 +3,6 @@
 import json
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,16 @@ from k24lab.envs import make_env
 from k24lab.envs.base import VecEnv, check_types
 from k24lab.errors import ConfigError
 from k24lab.kernels import describe, keep_memory, usable
-from k24lab.marl.agents import step
 from k24lab.marl.learner import build_learner
-from k24lab.marl.policy import behaviour, pattern_arrays
+from k24lab.marl.policy import acting_policy, behaviour, pattern_arrays
 from k24lab.marl.replay import EpisodeBatch, ReplayBuffer, concatenate
 from k24lab.marl.rollout import collect
 from k24lab.runs import RunFolder, run_folder
 from k24lab.seeding import Stream, derive_seed
 
 BEHAVIOUR_EPISODES = 8  # whose observations the agents' policies are compared on
+# Masks that are drawn for acting have a stream of their own for each kind of episodes.
+MASKS_OF = {Stream.TRAIN_EPISODES: Stream.ACTING_MASKS, Stream.TEST_EPISODES: Stream.TEST_MASKS}
 
 
 def train(config: Config, name: str = "default", folder: Path | None = None, progress: bool = True) -> Path:
@@ -154,7 +154,7 @@ class Trainer:
     def _collect(self, env: VecEnv, epsilon: float, stream: Stream, counter: int) -> EpisodeBatch:
         return collect(
             env,
-            partial(step, self.learner.argmax_weights()),
+            acting_policy(self.learner, self.t_env, derive_seed(self.config.seed, MASKS_OF[stream], counter)),
             initial_hidden=self.learner.agent.initial_hidden,
             rows_of=self.learner.rows,
             epsilon=epsilon,
@@ -211,7 +211,7 @@ class Trainer:
 
     def _finish(self) -> None:
         batch = self._test_batch()
-        self.run.save_arrays("policy.npz", behaviour(self.learner, batch, BEHAVIOUR_EPISODES))
+        self.run.save_arrays("policy.npz", behaviour(self.learner, self.t_env, batch, BEHAVIOUR_EPISODES))
         self._save_checkpoint(final=True)
         returns = batch.returns
         summary: dict[str, Any] = {

@@ -6,7 +6,7 @@ from typing import Any
 
 from k24lab.config import Config, MaskConfig, build_config
 
-OF_MASKS = frozenset({field.name for field in dataclasses.fields(MaskConfig)} | {"alpha_lr_factor"})
+OF_MASKS = frozenset({field.name for field in dataclasses.fields(MaskConfig)} | {"alpha_lr_factor", "grad_clip"})
 
 # What the methods without learned 2:4 masks use of these; all others use all of them.
 USED: dict[str, frozenset[str]] = {
@@ -35,6 +35,7 @@ SWITCHES: tuple[tuple[str, tuple[object, ...], str], ...] = (
         "reset_target reset_interval reset_ratio reset_threshold reset_ema_share kl_threshold",
     ),
     ("noise", ("literal",), "logit_scale logit_scale_final"),
+    ("noise", ("none",), "target_masks acting_masks"),
     ("temperature_schedule", ("linear", "constant"), "temperature_mid"),
     ("score_ema_power", (0.0,), "ema_scope ema_decay reset_ema_share"),
 )

@@ -138,14 +138,14 @@ def test_a_scene_of_smax_has_both_sides_and_their_health():
     assert [unit.alive for unit in env.scene(0).of_kind("agent")] == now.alive[0].tolist()
 
 
-@pytest.mark.parametrize("method", ["k24", "fups-id", "nops", "kaleidoscope", "multih"])
+@pytest.mark.parametrize("method", ["k24", "k24-literal", "fups-id", "nops", "kaleidoscope", "multih"])
 def test_the_film_is_of_the_runs_own_evaluation(method, make_run):
     folder = make_run(method=method)
-    learner, _ = load_learner(folder)
+    learner, t_env = load_learner(folder)
     trainer = Trainer(learner.config, RunFolder(folder, learner.config))
     own = trainer._test_batch()
     trainer.close()
-    shown = record(learner, 4, learner.config.seed)
+    shown = record(learner, t_env, 4, learner.config.seed)
     assert [episode.rewards.sum(dtype=np.float64) for episode in shown] == pytest.approx(own.returns.tolist(), abs=1e-5)
     for e, episode in enumerate(shown):
         assert len(episode.scenes) == episode.n_steps + 1 == 26
@@ -156,11 +156,11 @@ def test_the_film_is_of_the_runs_own_evaluation(method, make_run):
 
 def test_more_episodes_than_the_run_was_tested_on_come_from_further_worlds(make_run):
     learner, _ = load_learner(make_run(test_episodes=2))
-    starts = [where(episode.scenes[0], "agent") for episode in record(learner, 5, 0)]
+    starts = [where(episode.scenes[0], "agent") for episode in record(learner, 0, 5, 0)]
     assert len({tuple(start.flatten().tolist()) for start in starts}) == 5
-    again = [where(episode.scenes[0], "agent") for episode in record(learner, 1, 0)]
+    again = [where(episode.scenes[0], "agent") for episode in record(learner, 0, 1, 0)]
     assert torch.equal(again[0], starts[0])
-    assert not torch.equal(where(record(learner, 1, 7)[0].scenes[0], "agent"), starts[0])
+    assert not torch.equal(where(record(learner, 0, 1, 7)[0].scenes[0], "agent"), starts[0])
 
 
 def test_a_gif_has_a_picture_for_every_moment_and_the_same_bytes_each_time(make_run, home):

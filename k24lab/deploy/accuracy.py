@@ -22,7 +22,7 @@ from k24lab.marl.targets import greedy_actions
 
 
 def accuracy_table(folder: Path, n_episodes: int = 256) -> pd.DataFrame:
-    """The network of a run under its argmax masks, and teams frozen from it in every precision, on the same episodes.
+    """The network of a run as it is evaluated, and teams frozen from it in every precision, on the same episodes.
 
     A row per form: `kilobytes` of its file (1000 bytes), `max_error` and `mean_error` of the Q-values and
     `agreement`, the share of greedy actions that are the trained network's, both on the histories of that network's
@@ -38,7 +38,7 @@ def accuracy_table(folder: Path, n_episodes: int = 256) -> pd.DataFrame:
     config, spec = learner.config, learner.spec
     team = freeze(learner.agent, config, spec.obs_dim, spec.n_agents, t_env)
     env = make_env(config.task, n_episodes, config.n_workers)
-    trained = trained_policy(learner)
+    trained = trained_policy(learner, t_env, config.seed)
     batch = play(learner, env, trained, config.seed)
     rows = rows_for(config, batch.unit_type, learner.n_masks)
     reference = _q_values(trained, rows, batch, config.agent_id)

@@ -1,15 +1,14 @@
 """Playing episodes with the network of a run, or with one that stands in for it."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from k24lab.envs.base import VecEnv
-from k24lab.marl.agents import step
 from k24lab.marl.learner import K24QLearner
+from k24lab.marl.policy import acting_policy
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.marl.rollout import collect
 from k24lab.seeding import Stream, derive_seed
@@ -22,9 +21,10 @@ class Policy(NamedTuple):
     initial_hidden: Callable[[int, int], Tensor]
 
 
-def trained_policy(learner: K24QLearner) -> Policy:
-    """The trained network under its argmax masks: what a run is evaluated with."""
-    return Policy(partial(step, learner.argmax_weights()), learner.agent.initial_hidden)
+def trained_policy(learner: K24QLearner, t_env: int, seed: int, counter: int = 0) -> Policy:
+    """What a run with this seed is evaluated with after `t_env` env steps, for the `counter`-th batch of episodes."""
+    act = acting_policy(learner, t_env, derive_seed(seed, Stream.TEST_MASKS, counter))
+    return Policy(act, learner.agent.initial_hidden)
 
 
 def play(learner: K24QLearner, env: VecEnv, policy: Policy, seed: int, counter: int = 0) -> EpisodeBatch:

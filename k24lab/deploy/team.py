@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from k24lab import tensorfile
-from k24lab.config import Config, build_config
+from k24lab.config import Config, stored_config
 from k24lab.deploy.accounting import agent_layers, team_bytes
 from k24lab.deploy.pack import pack_patterns, quantise, to_dtype, unpack_patterns
 from k24lab.envs import make_env
@@ -204,7 +204,7 @@ def load_team(path: Path) -> FrozenTeam:
 
 
 def _team(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> FrozenTeam:
-    sizes, dtype, config = json.loads(about["sizes"]), about["dtype"], build_config(json.loads(about["config"]))
+    sizes, dtype, config = json.loads(about["sizes"]), about["dtype"], stored_config(json.loads(about["config"]))
     if set(sizes) != set(SIZES) or any(type(n) is not int or n < 0 for n in sizes.values()):
         raise ValueError(f"sizes {sizes}, expected whole numbers {', '.join(SIZES)}")
     if dtype not in DTYPES or config.method not in MASKED_METHODS:

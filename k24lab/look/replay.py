@@ -72,7 +72,7 @@ def replay(
     dpi: int = 100,
     progress: bool = False,
 ) -> tuple[Path, str]:
-    """Play test episodes with a run's network under its argmax masks, and write them as a film.
+    """Play test episodes with a run's network as it is evaluated, and write them as a film.
 
     Args:
         run: run folder, or its id.
@@ -95,7 +95,7 @@ def replay(
     path = figures_dir() / f"replay_{folder.name}.gif" if output is None else output
     _check(path, episodes, seed, fps, dpi)
     learner, t_env = load_learner(folder)
-    shown = record(learner, episodes, config.seed if seed is None else seed)
+    shown = record(learner, t_env, episodes, config.seed if seed is None else seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     trained = f"trained {_steps(t_env)}" + (f" of {_steps(config.t_max)}" if t_env < config.t_max else "")
     title = f"{config.task}, {method_style(config.method).label}, seed {config.seed}"
@@ -114,8 +114,8 @@ def _check(path: Path, episodes: int, seed: int | None, fps: int, dpi: int) -> N
     check_output(path, fps)
 
 
-def record(learner: K24QLearner, n_episodes: int, seed: int) -> list[Episode]:
-    """The first test episodes of the run with this seed, acted by the network of `learner`.
+def record(learner: K24QLearner, t_env: int, n_episodes: int, seed: int) -> list[Episode]:
+    """The first test episodes of the run with this seed, acted by the network of `learner` after `t_env` env steps.
 
     They are played beside as many others as the run tests with: some worlds draw their starts for all at once.
 
@@ -125,10 +125,10 @@ def record(learner: K24QLearner, n_episodes: int, seed: int) -> list[Episode]:
     config, kept = learner.config, list[Episode]()
     env = make_env(drawable(config.task), config.test_episodes)
     try:
-        policy = trained_policy(learner)
         while len(kept) < n_episodes:
             recorder = Recorder(env, min(n_episodes - len(kept), config.test_episodes))
-            batch = play(learner, recorder, policy, seed, counter=len(kept) // config.test_episodes)
+            counter = len(kept) // config.test_episodes
+            batch = play(learner, recorder, trained_policy(learner, t_env, seed, counter), seed, counter)
             kept += recorder.episodes(batch)
     except ConfigError as error:
         raise ConfigError(f"task {config.task!r}: {error}") from error

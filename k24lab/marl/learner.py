@@ -12,23 +12,24 @@ from torch.profiler import record_function
 from k24lab import schedules
 from k24lab.config import Config
 from k24lab.envs.base import EnvSpec, check_types
-from k24lab.marl.agents import RNNAgent, build_agent
+from k24lab.marl.agents import LayerWeights, RNNAgent, build_agent
 from k24lab.marl.diagnostics import gradient_norms, mask_metrics, refuse_nonfinite, threshold_metrics, value_metrics
 from k24lab.marl.mixers import build_mixer
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.marl.rollout import agent_inputs
 from k24lab.marl.rows import Rows, rows_for
 from k24lab.marl.sequences import Episodes, dead_units, played_steps, unroll_episodes, weighted_abs_sums
-from k24lab.marl.targets import double_q_values, greedy_actions, one_step, td_lambda
+from k24lab.marl.targets import double_q_values, greedy_actions, move_network, one_step, td_lambda
 from k24lab.seeding import Stream, derive_seed
 from k24lab.sparsity.baselines import LAYER_WEIGHTS, mask_distance
 from k24lab.sparsity.diversity import K24DiversityManager, PatternOrthogonalityLoss
 from k24lab.sparsity.masks import MaskDraw, draw_masks, pin_masks
-from k24lab.sparsity.reset import ResetTrigger, mean_policy, revival_candidates, revive
+from k24lab.sparsity.reset import ResetTrigger, mean_policy, reset_masks
 
 # Parts of an update, as a profiler and `k24lab bench train` name them.
 PARTS = ("draw masks", "online forward", "target forward", "loss", "backward", "optimizer", "target and mask state")
 FIXED_MASK_TEMPERATURE = 1e-3  # the law of a fixed mask is that mask
+WITH_STATE = ("agent", "target_agent", "mixer", "target_mixer", "optimizer", "diversity", "reset_trigger")
 RESET_POLICY_STEPS = 10  # first time steps that the adaptive reset compares policies on
 
 
@@ -91,15 +92,20 @@ class K24QLearner:
 
     def _set_lr(self, t_env: int) -> None:
         """Learning rates after `t_env` env steps."""
-        lr = schedules.linear(self.config.lr, self.config.lr_final, t_env / self.config.t_max)
+        lr = schedules.learning_rate(self.config, t_env / self.config.t_max)
         for group, factor in zip(self.optimizer.param_groups, (1.0, self.config.alpha_lr_factor), strict=False):
             group["lr"] = lr * factor
 
     def _optimizer_step(self, t_env: int, loss_td: float) -> Tensor:
-        """Clip each group by its own norm (alpha's grows as the temperature falls), step; returns the first norm."""
+        """Clip the gradients, step; returns the norm of the weights' gradient, or with grad_clip="all" of all.
+
+        Each group is clipped by its own norm, because alpha's grows as the temperature falls.
+        """
         clip, groups = self.config.grad_norm_clip, self.optimizer.param_groups
         norms = [nn.utils.get_total_norm(p.grad for p in g["params"] if p.grad is not None) for g in groups]
         refuse_nonfinite(loss_td, torch.stack(norms).sum().item(), (self.agent, self.mixer), t_env)
+        if self.config.grad_clip == "all":
+            norms = [torch.linalg.vector_norm(torch.stack(norms))] * len(norms)
         for group, norm in zip(groups, norms, strict=True):
             nn.utils.clip_grads_with_norm_(group["params"], clip, norm)
         self._set_lr(t_env)
@@ -107,9 +113,19 @@ class K24QLearner:
         self.n_updates += 1
         return norms[0]
 
-    def argmax_weights(self, agent: RNNAgent | None = None) -> dict:
-        """Effective weights under the argmax masks: of acting, evaluation and the target network."""
-        return (agent or self.agent).argmax_weights()
+    def argmax_weights(self) -> dict[str, LayerWeights]:
+        """Effective weights of the online network under the argmax masks."""
+        return self.agent.argmax_weights()
+
+    @torch.no_grad()
+    def weights_for(
+        self, agent: RNNAgent, masks: str, t_env: int, generator: torch.Generator
+    ) -> dict[str, LayerWeights]:
+        """Effective weights without a gradient, under "drawn" masks (as learning draws them) or "argmax" masks."""
+        draw = self._draw(agent, t_env, generator) if masks == "drawn" and self.alphas else None
+        if draw is None:
+            return agent.argmax_weights()
+        return agent.weights(dict(zip(agent.masked_layers, draw.masks, strict=True)))
 
     def rows(self, unit_type: Int[Tensor, "B N"]) -> Rows:
         """Which unit of these episodes is seen through which mask."""
@@ -119,13 +135,14 @@ class K24QLearner:
         """One gradient step on a batch of episodes; returns its metrics (more of them if `log`)."""
         self._freeze_if_due(t_env)
         with record_function("draw masks"):
-            draw = self._draw(t_env)
+            draw = self._draw(self.agent, t_env, self.generator)
             # Before the network runs, so that its gradient, as large as the masks, is made after the network's.
             similarity = self._similarity(draw)
         rows = self.rows(batch.unit_type)
         # First the target network: the activations that the online one keeps for its gradient need not wait for it.
         with record_function("target forward"), torch.no_grad():
-            target_q = self._unroll(batch, rows, self.argmax_weights(self.target_agent)).q_values
+            weights = self.weights_for(self.target_agent, self.config.target_masks, t_env, self.generator)
+            target_q = self._unroll(batch, rows, weights).q_values
         with record_function("online forward"):
             masks = dict(zip(self.masked_layers, draw.masks, strict=True)) if draw else {}
             online = self._unroll(batch, rows, self.agent.weights(masks))
@@ -156,14 +173,15 @@ class K24QLearner:
                 metrics |= {"temperature": self.temperature(t_env), "n_resets": float(self.n_resets)}
         return metrics
 
-    def _draw(self, t_env: int) -> MaskDraw | None:
-        """The masks of this update; None where the method has none."""
-        layers = list(self.masked_layers.values())
+    def _draw(self, agent: RNNAgent, t_env: int, generator: torch.Generator) -> MaskDraw | None:
+        """Masks for learning after `t_env` env steps; None where the method has none."""
+        layers = list(agent.masked_layers.values())
         if not layers:
             return None
         noise = self.config.noise if self.config.learns_masks and not self._settled(t_env) else "none"
-        with torch.set_grad_enabled(bool(self.alphas)):  # through masks that are fixed not even |W| learns
-            return draw_masks(layers, self.temperature(t_env), self.logit_scale(t_env), noise, self.generator)
+        # Through masks that are fixed not even |W| learns.
+        with torch.set_grad_enabled(bool(self.alphas) and torch.is_grad_enabled()):
+            return draw_masks(layers, self.temperature(t_env), self.logit_scale(t_env), noise, generator)
 
     def _settled(self, t_env: int) -> bool:
         """Whether learning has gone over to the argmax masks."""
@@ -224,19 +242,14 @@ class K24QLearner:
         coef = self.diversity.coefficient(loss_td, value) if self.config.diversity_coef else 0.0
         return (coef * similarity if coef else 0.0), {"div_loss": value, "div_coef": coef}
 
-    @torch.no_grad()
     def _update_target(self) -> None:
         """Move the target networks: a little at each update, or wholly at intervals."""
         c = self.config
         if c.target_update == "hard" and self.n_updates % c.target_update_interval:
             return
         share = c.polyak if c.target_update == "polyak" else 1.0
-        for online, target in ((self.agent, self.target_agent), (self.mixer, self.target_mixer)):
-            pairs = list(zip(target.parameters(), online.parameters(), strict=True))
-            if pairs:
-                torch._foreach_lerp_([t for t, _ in pairs], [o for _, o in pairs], share)
-            for t, o in zip(target.buffers(), online.buffers(), strict=True):
-                t.copy_(o)  # the EMA is an average already
+        move_network(self.target_agent, self.agent, share)
+        move_network(self.target_mixer, self.mixer, share)
 
     def _after_masks(
         self, batch: EpisodeBatch, rows: Rows, online: Episodes, draw: MaskDraw | None, t_env: int
@@ -275,14 +288,10 @@ class K24QLearner:
 
     def _reset(self) -> None:
         """Soften the EMA and revive coefficients (or dropped weights), in all masked layers but the first."""
-        c = self.config
         self.n_resets += 1
-        for layer in list(self.masked_layers.values())[1:]:
-            layer.ema_tracker.soften(c.reset_ema_share)
-            candidates = revival_candidates(layer, c.reset_target, c.reset_threshold)
-            revive(layer, candidates, c.reset_ratio, self.optimizer, self.generator)
+        reset_masks(list(self.masked_layers.values())[1:], self.config, self.optimizer, self.generator)
         for thresholds in self.threshold_layers[1:]:
-            thresholds.reset(c.reset_ratio, self.generator)
+            thresholds.reset(self.config.reset_ratio, self.generator)
 
     @torch.no_grad()
     def _network_metrics(
@@ -308,14 +317,7 @@ class K24QLearner:
 
     def state_dict(self) -> dict:
         """All that an update depends on."""
-        return {
-            "agent": self.agent.state_dict(),
-            "target_agent": self.target_agent.state_dict(),
-            "mixer": self.mixer.state_dict(),
-            "target_mixer": self.target_mixer.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "diversity": self.diversity.state_dict(),
-            "reset_trigger": self.reset_trigger.state_dict(),
+        return {name: getattr(self, name).state_dict() for name in WITH_STATE} | {
             "generator": self.generator.get_state(),
             "n_updates": self.n_updates,
             "n_resets": self.n_resets,
@@ -324,7 +326,7 @@ class K24QLearner:
 
     def load_state_dict(self, state: dict) -> None:
         """Take everything back."""
-        for name in ("agent", "target_agent", "mixer", "target_mixer", "optimizer", "diversity", "reset_trigger"):
+        for name in WITH_STATE:
             getattr(self, name).load_state_dict(state[name])
         self.generator.set_state(state["generator"])
         self.n_updates, self.n_resets = state["n_updates"], state["n_resets"]

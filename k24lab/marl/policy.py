@@ -1,13 +1,37 @@
-"""A trained team as arrays: its masks, and what its agents would do on the same observations."""
+"""The team as it acts, and as arrays: its masks, and what its agents would do on the same observations."""
+
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from k24lab.marl.agents import unroll
+from k24lab.marl.agents import LayerWeights, step, unroll
 from k24lab.marl.learner import K24QLearner
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.marl.rollout import agent_inputs
+from k24lab.seeding import Stream, derive_seed
 from k24lab.sparsity.masks import groups_per_layer
+
+
+def acting_weights(learner: K24QLearner, t_env: int, generator: torch.Generator) -> dict[str, LayerWeights]:
+    """Effective weights of acting after `t_env` env steps; only acting_masks="drawn" uses the generator."""
+    return learner.weights_for(learner.agent, learner.config.acting_masks, t_env, generator)
+
+
+def acting_policy(learner: K24QLearner, t_env: int, seed: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """One time step of acting, for `collect`: under the argmax masks, or under masks drawn anew at each step.
+
+    Args:
+        learner: whose network acts.
+        t_env: env steps that it was trained for.
+        seed: of the masks that are drawn.
+    """
+    generator = torch.Generator(learner.config.device).manual_seed(seed)
+    if learner.config.acting_masks == "argmax":
+        return partial(step, learner.argmax_weights())
+    return lambda inputs, hidden: step(acting_weights(learner, t_env, generator), inputs, hidden)
 
 
 def pattern_arrays(learner: K24QLearner, t_env: int) -> dict[str, np.ndarray]:
@@ -25,8 +49,10 @@ def pattern_arrays(learner: K24QLearner, t_env: int) -> dict[str, np.ndarray]:
 
 
 @torch.no_grad()
-def behaviour(learner: K24QLearner, batch: EpisodeBatch, n_episodes: int) -> dict[str, np.ndarray]:
-    """Q-values of every policy on everybody's observation histories, in agreement with the argmax masks.
+def behaviour(learner: K24QLearner, t_env: int, batch: EpisodeBatch, n_episodes: int) -> dict[str, np.ndarray]:
+    """Q-values of every policy on everybody's observation histories, under the masks that act.
+
+    With acting_masks="drawn" these are one draw for all time steps.
 
     Returns:
         `q_values` [M, S, A] and `avail_actions` [S, A], M policies (of agents or unit types), S running over
@@ -37,7 +63,8 @@ def behaviour(learner: K24QLearner, batch: EpisodeBatch, n_episodes: int) -> dic
     obs = obs.unsqueeze(2).expand(-1, -1, n_policies, -1)  # every policy sees every history
     inputs = agent_inputs(obs, learner.config.agent_id).permute(2, 3, 0, 1).contiguous()
     hidden = learner.agent.initial_hidden(n_policies, inputs.shape[3])
-    q_values = unroll(learner.argmax_weights(), inputs, hidden).q_values.permute(0, 2, 3, 1)
+    generator = torch.Generator(learner.config.device).manual_seed(derive_seed(learner.config.seed, Stream.TEST_MASKS))
+    q_values = unroll(acting_weights(learner, t_env, generator), inputs, hidden).q_values.permute(0, 2, 3, 1)
     filled = batch.filled[:n_episodes].T.repeat_interleave(n_agents, dim=1)  # [T, episodes * N]
     played = filled & batch.alive[:n_episodes, :-1].transpose(0, 1).flatten(1)
     avail = batch.avail_actions[:n_episodes, :-1].permute(1, 0, 2, 3).flatten(1, 2)

@@ -1,8 +1,8 @@
-"""Targets of value learning, as pure functions of tensors."""
+"""Targets of value learning, as pure functions of tensors, and the target networks that they come from."""
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def greedy_actions(q_values: Float[Tensor, "*n A"], avail: Bool[Tensor, "*n A"]) -> Tensor:
@@ -45,3 +45,13 @@ def td_lambda(
         after = reward[t] + discount[t] * mixed
         targets[:, t] = after
     return targets
+
+
+@torch.no_grad()
+def move_network(target: nn.Module, online: nn.Module, share: float) -> None:
+    """Move the parameters of a target network by `share` of the way to the online network's, and copy its buffers."""
+    pairs = list(zip(target.parameters(), online.parameters(), strict=True))
+    if pairs:
+        torch._foreach_lerp_([t for t, _ in pairs], [o for _, o in pairs], share)
+    for t, o in zip(target.buffers(), online.buffers(), strict=True):
+        t.copy_(o)  # the EMA is an average already

@@ -1,9 +1,12 @@
 """Resets: a second chance for mask coefficients that are never selected, and a softer memory of activations."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from k24lab.config import MaskConfig
 from k24lab.sparsity.layers import SemiStructuredLinear24
 
 
@@ -39,6 +42,19 @@ def revive(
         if torch.is_tensor(moment) and moment.shape == alpha.shape:
             moment.masked_fill_(chosen, 0)
     return int(chosen.sum())
+
+
+def reset_masks(
+    layers: Sequence[SemiStructuredLinear24],
+    config: MaskConfig,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> None:
+    """Soften the running activations of these layers, and revive coefficients of theirs."""
+    for layer in layers:
+        layer.ema_tracker.soften(config.reset_ema_share)
+        candidates = revival_candidates(layer, config.reset_target, config.reset_threshold)
+        revive(layer, candidates, config.reset_ratio, optimizer, generator)
 
 
 def mean_policy(q_values: Float[Tensor, "*n A"], avail: Bool[Tensor, "*n A"], weight: Tensor) -> Float[Tensor, " A"]:

@@ -18,7 +18,7 @@ MIXERS = ("qmix", "vdn")
 # What `k24_args` may say; everything else is a setting of the checkout's own.
 TYPE_KEYS = ("n_unit_types", "unit_type_start")
 MASK_KEYS = tuple(field.name for field in dataclasses.fields(MaskConfig) if field.name != "mask_per")
-KEYS = ("method", "alpha_lr_factor", "lr_final", "td_loss", *MASK_KEYS, *TYPE_KEYS)
+KEYS = ("method", "alpha_lr_factor", "grad_clip", "lr_final", "td_loss", *MASK_KEYS, *TYPE_KEYS)
 HEADER = "# k24lab "  # before the checksum of all that follows the first line
 
 EXPLORATION = """\
@@ -113,7 +113,7 @@ k24_args:
 def _defaults(method: str) -> str:
     """A line for every setting of the masks."""
     config = build_config({"method": method})
-    return "".join(f"  {key}: null # {getattr(config, key)}\n" for key in ("alpha_lr_factor", *MASK_KEYS))
+    return "".join(f"  {key}: null # {getattr(config, key)}\n" for key in ("alpha_lr_factor", "grad_clip", *MASK_KEYS))
 
 
 def _signed(text: str) -> str:

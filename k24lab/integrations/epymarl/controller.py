@@ -43,6 +43,8 @@ class K24MAC:
         self.settings = read_settings(args)
         self.spec = env_spec(scheme, args, self.settings)
         config = self.settings.config
+        if config.acting_masks != "argmax":
+            raise ConfigError(f"acting_masks = {config.acting_masks!r}: this controller acts with 'argmax' masks alone")
         self.n_masks = self.spec.n_unit_types if config.per_type else self.spec.n_agents
         input_shape = self.spec.obs_dim + (self.n_agents if config.agent_id else 0)
         agent = importlib.import_module("modules.agents").REGISTRY[args.agent](input_shape, args)
