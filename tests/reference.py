@@ -160,7 +160,8 @@ class Update:
         generator = torch.Generator()
         generator.set_state(state["generator"])
         self.draw = drawn_masks(config, self.agent, t_env, generator, dtype)
-        best = drawn_masks(config, self.target_agent, t_env, None, dtype)
+        drawn = generator if config.target_masks == "drawn" else None  # after the online network's masks
+        best = drawn_masks(config, self.target_agent, t_env, drawn, dtype)
         self.lengths = [int(filled.sum()) for filled in batch.filled]
         self.online, self.seen = self._play(self.agent, self.draw.masks)
         with torch.no_grad():
@@ -302,5 +303,5 @@ def adam(parameter: Tensor, gradient: Tensor, moments: dict | None, lr: float) -
 
 
 def learning_rate(config: Config, t_env: int) -> float:
-    """Linear from `lr` at the start to `lr_final` at `t_max`."""
-    return progress_value(config.lr, config.lr_final, t_env / config.t_max)
+    """Linear from `lr` at the start to `lr_final` at `t_max`, or constant without it."""
+    return progress_value(config.lr, config.lr if config.lr_final is None else config.lr_final, t_env / config.t_max)

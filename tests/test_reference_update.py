@@ -1,132 +1,14 @@
 """A whole update of a learner against the slow one of `reference.py`: losses, gradients, optimiser, targets."""
 
-import copy
 import itertools
 
 import pytest
 import torch
 from reference import Offsets, Reference, Update, adam, clipped, learning_rate
+from reference_cases import LATE, LENGTHS, SPEC, T_ENV, Compared, episodes, make
 
-from k24lab import kernels
-from k24lab.config import METHODS, build_config
-from k24lab.envs.base import EnvSpec
-from k24lab.marl.learner import K24QLearner, build_learner
-from k24lab.marl.replay import EpisodeBatch
-
-SPEC = EnvSpec(
-    n_envs=4, n_agents=3, obs_dims=(6,) * 3, n_actions=(4,) * 3, state_dim=5, episode_limit=5, n_unit_types=3
-)
-LENGTHS, TERMINATED = (5, 2, 4, 3), (False, True, True, False)  # the others were cut by a time limit
-SMALL = {"hidden_dim": 8, "mixing_embed_dim": 4, "t_max": 1000, "batch_size": 4, "buffer_size": 8, "n_envs": 4}
-SMALL |= {"grad_norm_clip": 1e9, "reset_trigger": "off", "lr": 1e-2, "lr_final": 1e-3}
-T_ENV, LATE = 300, 799  # the temperature lies between its ends; it is at its minimum
-# Two implementations: torch alone (in float64, and in float32 without the kernels), and the C kernels in float32.
-
-
-def episodes(seed: int, dtype: torch.dtype = torch.float64) -> EpisodeBatch:
-    """Episodes that differ in all that an update can mistake; what follows their ends is garbage."""
-    g = torch.Generator().manual_seed(seed)
-    b, t, n, a = len(LENGTHS), SPEC.episode_limit, SPEC.n_agents, SPEC.action_dim
-    avail = torch.rand(b, t + 1, n, a, generator=g) < 0.5
-    avail.scatter_(-1, torch.randint(a, (b, t + 1, n, 1), generator=g), True)
-    alive = torch.ones(b, t + 1, n, dtype=torch.bool)
-    alive[0, 2:, 1] = alive[2, 1:, 0] = False  # only doing nothing is left to the dead
-    avail[~alive] = torch.tensor([True] + [False] * (a - 1))
-    actions = (torch.rand(b, t, n, a, generator=g) * avail[:, :-1]).argmax(dim=-1)
-    lengths = torch.tensor(LENGTHS).unsqueeze(1)
-    filled, steps = torch.arange(t) < lengths, torch.arange(t + 1)
-    avail[steps > lengths] = False
-    obs, state = 3 * torch.randn(b, t + 1, n, SPEC.obs_dim, generator=g), torch.randn(b, t + 1, 5, generator=g)
-    obs[steps > lengths], state[steps > lengths] = 50.0, -50.0
-    reward = 2 * torch.randn(b, t, generator=g)
-    return EpisodeBatch(
-        obs=obs.to(dtype),
-        state=state.to(dtype),
-        avail_actions=avail,
-        alive=alive,
-        actions=actions,
-        reward=torch.where(filled, reward, 77.0).to(dtype),
-        terminated=(torch.arange(t) == lengths - 1) & torch.tensor(TERMINATED).unsqueeze(1) | ~filled,
-        filled=filled,
-        unit_type=torch.tensor([[0, 1, 2], [2, 2, 0], [1, 0, 1], [1, 1, 1]]),
-        won=torch.zeros(b, dtype=torch.bool),
-    )
-
-
-def make(changes: dict, dtype: torch.dtype) -> K24QLearner:
-    """A learner in the middle of its training: targets of their own, masks undecided, Adam with moments."""
-    if changes["method"] == "kaleidoscope":
-        changes = {"mask_rnn": False} | changes
-    torch.manual_seed(3)
-    learner = build_learner(build_config(SMALL | changes), SPEC)
-    modules = (learner.agent, learner.target_agent, learner.mixer, learner.target_mixer)
-    with torch.no_grad():
-        for module in modules:
-            for name, parameter in module.to(dtype).named_parameters():
-                if "threshold" in name:
-                    parameter.copy_(torch.randn_like(parameter) - 2)  # half of the weights are kept
-                elif "alpha" not in name or module is learner.target_agent:
-                    parameter.copy_(1.5 * parameter + 0.25 * torch.randn_like(parameter))
-    learner.update(episodes(1, dtype), t_env=T_ENV - 100)
-    return learner
-
-
-class Compared:
-    """One update of a learner and of the reference."""
-
-    def __init__(self, implementation: str, changes: dict, t_env: int = T_ENV, patch: pytest.MonkeyPatch | None = None):
-        if implementation == "float32" and patch:
-            patch.setattr(kernels, "library", lambda: None)
-        elif implementation == "kernels" and kernels.library() is None:
-            pytest.skip("the kernels are not built: no C compiler")
-        self.exact = implementation == "float64"
-        # Single precision: logits of about 10, divided by a temperature down to 0.1, and differences of probabilities.
-        self.tolerance = 1e-9 if self.exact else 1e-3 if t_env < LATE else 5e-3
-        self.learner = make(changes, torch.float64 if self.exact else torch.float32)
-        batch = episodes(2, torch.float64 if self.exact else torch.float32)
-        self.before = copy.deepcopy(self.learner.state_dict())
-        self.t_env = t_env
-        self.values: list[torch.Tensor] = []
-        original = self.learner._td_error
-
-        def record(*arguments):
-            self.values = [x.detach() for x in original(*arguments)[:3]]
-            return original(*arguments)
-
-        self.learner._td_error = record
-        update = Update(self.learner.config, SPEC, self.before, batch, t_env)
-        self.reference: Reference = update.result
-        self.metrics = self.learner.update(batch, t_env)
-
-    def close(self, found: torch.Tensor, expected: torch.Tensor, what: str, least: float = 1e-12) -> None:
-        """Equal up to rounding: of the largest entry (or `least`), since sums of large numbers may be small."""
-        scale = max(expected.abs().max().item(), least)
-        error = (found.double() - expected).abs().max().item() / scale
-        assert error < self.tolerance, f"{what}: {error:.2g} of the largest entry"
-
-    def check_values(self) -> None:
-        reference, (_, chosen, targets) = self.reference, self.values
-        assert len(reference.chosen) == sum(LENGTHS) * len(chosen)
-        for found, expected in ((chosen, reference.chosen), (targets, reference.targets)):
-            numbers = torch.stack([found[k, t, b] for k, b, t in expected])
-            self.close(numbers, torch.tensor(list(expected.values()), dtype=torch.float64), "values")
-        tolerance = {"rel": 1e-9 if self.exact else 1e-4}
-        assert self.metrics["loss_td"] == pytest.approx(reference.loss_td, **tolerance)
-        assert ("div_loss" in self.metrics) == (reference.div_loss is not None)
-        assert self.metrics.get("div_loss", 0.0) == pytest.approx(reference.div_loss or 0.0, **tolerance)
-        assert self.metrics.get("div_coef", 0.0) == pytest.approx(reference.div_coef, **tolerance)
-
-    def check_gradients(self) -> None:
-        found = {f"agent.{n}": p.grad for n, p in self.learner.agent.named_parameters()}
-        found |= {f"mixer.{n}": p.grad for n, p in self.learner.mixer.named_parameters()}
-        assert found.keys() == {n for n in self.reference.gradients if "ema_" not in n and "selection" not in n}
-        largest = max(g.abs().max().item() for g in self.reference.gradients.values() if g is not None)
-        for name, gradient in found.items():
-            expected = self.reference.gradients[name]
-            if gradient is None or expected is None:
-                assert gradient is None and (expected is None or not expected.any()), name
-            else:
-                self.close(gradient, expected, name, least=1e-3 * largest)
+from k24lab.config import METHODS
+from k24lab.marl.learner import K24QLearner
 
 
 def check(implementation: str, changes: dict, patch: pytest.MonkeyPatch, t_env: int = T_ENV) -> Compared:
@@ -171,6 +53,8 @@ OPTIONS = {
     "dense GRU": {"mask_rnn": False},
     "dense GRU, one mask": {"method": "magnitude24", "mask_rnn": False},
     "no noise": {"noise": "none"},
+    "drawn masks of the target network": {"target_masks": "drawn"},
+    "argmax masks of the target network": {"method": "k24-literal", "target_masks": "argmax"},
     "literal noise": {"noise": "literal"},
     "no weight in the score": {"score_weight_power": 0.0},
     "no activations in the score": {"score_ema_power": 0.0},
@@ -196,11 +80,11 @@ def test_every_option_of_masks_has_the_gradients_of_the_definition(name, impleme
 
 @pytest.mark.parametrize("implementation", ["float64", "kernels"])
 @pytest.mark.parametrize("after", ["argmax", "frozen", "drawn"])
-@pytest.mark.parametrize("t_env", [799, 800])
+@pytest.mark.parametrize("t_env", [LATE, LATE + 1])
 def test_after_the_annealing_masks_are_the_argmax_frozen_or_still_drawn(t_env, after, implementation, monkeypatch):
     compared = check(implementation, {"method": "k24", "mixer": "qmix", "after_anneal": after}, monkeypatch, t_env)
     fixed = compared.learner.agent.layers["fc1"].hetero_alpha.grad is None
-    assert fixed == (after == "frozen" and t_env == 800)
+    assert fixed == (after == "frozen" and t_env > LATE)
 
 
 # --- the optimiser and the target networks ---------------------------------------------------------------------
@@ -216,19 +100,28 @@ def by_group(learner: K24QLearner) -> list[dict[str, torch.nn.Parameter]]:
 
 @pytest.mark.parametrize("implementation", ["float64", "kernels"])
 @pytest.mark.parametrize("clip", [1e9, 0.005])
-@pytest.mark.parametrize("method", ["k24", "k24-literal", "random24", "fups", "kaleidoscope"])
-def test_the_step_is_adams_with_a_rate_and_a_clipped_norm_of_each_group(method, clip, implementation, monkeypatch):
+@pytest.mark.parametrize(
+    ("method", "grad_clip"),
+    [("k24", "groups"), ("k24", "all"), ("k24-literal", "all")]
+    + [(method, "groups") for method in ("random24", "fups", "kaleidoscope")],
+)
+def test_the_step_is_adams_with_a_rate_of_each_group_and_clipped_norms(
+    method, grad_clip, clip, implementation, monkeypatch
+):
     changes = {"method": method, "mixer": "qmix", "grad_norm_clip": clip, "alpha_lr_factor": 7.0}
+    changes["grad_clip"] = grad_clip
     compared = Compared(implementation, changes, patch=monkeypatch)
     compared.check_values()
     learner, before = compared.learner, compared.before
     moments = before["optimizer"]["state"]
     groups = [group for group in by_group(learner) if group]
     order = [name for group in groups for name in group]
+    everything = {n: g for n in order if (g := compared.reference.gradients[n]) is not None}
+    together = clipped(everything, clip)
     for group, factor in zip(groups, (1.0, 7.0), strict=False):
-        gradients = {n: g for n in group if (g := compared.reference.gradients[n]) is not None}
-        assert sum(float((g * g).sum()) for g in gradients.values()) ** 0.5 > 0.005
-        gradients = clipped(gradients, clip)
+        own = {n: g for n, g in everything.items() if n in group}
+        assert sum(float((g * g).sum()) for g in own.values()) ** 0.5 > 0.005
+        gradients = clipped(own, clip) if grad_clip == "groups" else {n: together[n] for n in own}
         rate = factor * learning_rate(learner.config, compared.t_env)
         for name, gradient in gradients.items():
             module, _, key = name.partition(".")
