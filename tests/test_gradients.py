@@ -1,0 +1,378 @@
+"""Every hand-written `autograd.Function` against finite differences of the plain formula, alone and in the network.
+
+A case gives the function as the package calls it, and a formula in plain torch whose true derivative is the gradient
+that the function must have. Where the gradient of a function is defined (straight-through), the formula has another
+value than the function.
+"""
+
+import ast
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import k24lab
+from k24lab import kernels
+from k24lab.config import MaskConfig
+from k24lab.kernels import ops
+from k24lab.marl.agents import LayerWeights, _Linear, apply_linear, unroll
+from k24lab.marl.gru import _BatchedGRU, batched_gru
+from k24lab.sparsity.baselines import _Kept, _StraightThrough24
+from k24lab.sparsity.diversity import _SumOverPairs
+from k24lab.sparsity.fused import _Draw
+from k24lab.sparsity.layers import SemiStructuredLinear24
+from k24lab.sparsity.masks import PADDING_SCORE, draw_masks
+from k24lab.sparsity.patterns import PATTERNS_24
+
+IMPLEMENTATIONS = ["torch", "kernels"]  # float64 without the C kernels, float32 with them
+STEP = 1e-5  # of finite differences, in float64
+
+
+@dataclass
+class Case:
+    """A function of tensors and the formula that has its gradient; both give the number that is differentiated."""
+
+    function: Callable[..., Tensor]
+    formula: Callable[..., Tensor]
+    inputs: list[Tensor]  # in float64
+    same_value: bool = True  # whether the formula has the function's value too
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)), dtype=torch.float64)
+
+
+def random_24(k: int, rows: int, columns: int) -> Tensor:
+    """2:4 matrices; the last group of a row may be cut."""
+    groups = random(k, rows, -(-columns // 4), 4)
+    kept = torch.zeros_like(groups).scatter_(-1, groups.abs().topk(2).indices, 1.0)
+    return (groups * kept).flatten(2)[..., :columns]
+
+
+def numeric_gradients(formula: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
+    """Central differences for every entry of every input."""
+    gradients = []
+    for k, tensor in enumerate(inputs):
+        gradient = torch.zeros_like(tensor)
+        for i in range(tensor.numel()):
+            values = []
+            for step in (STEP, -STEP):
+                moved = tensor.clone()
+                moved.view(-1)[i] += step
+                values.append(formula(*inputs[:k], moved, *inputs[k + 1 :]).item())
+            gradient.view(-1)[i] = (values[0] - values[1]) / (2 * STEP)
+        gradients.append(gradient)
+    return gradients
+
+
+def check(case: Case, implementation: str) -> None:
+    if implementation == "kernels" and kernels.library() is None:
+        pytest.skip("the kernels are not built: no C compiler")
+    dtype, tolerance = (torch.float64, 1e-6) if implementation == "torch" else (torch.float32, 1e-3)
+    given = [x.to(dtype).requires_grad_() for x in case.inputs]
+    value = case.function(*given)
+    if case.same_value:
+        assert value.item() == pytest.approx(case.formula(*case.inputs).item(), rel=tolerance)
+    found = torch.autograd.grad(value, given)
+    for k, (gradient, expected) in enumerate(zip(found, numeric_gradients(case.formula, case.inputs), strict=True)):
+        error = (gradient.double() - expected).abs().max() / expected.abs().max()
+        assert expected.any() and error < tolerance, f"input {k}: off by {error:.2g} of the largest entry"
+
+
+# --- layers and the GRU ----------------------------------------------------------------------------------------
+
+
+def linear_case(own_weight: bool, own_bias: bool, relu: bool, packed: bool) -> Case:
+    k, rows, inputs, columns = 3, 5, 6, 4
+    weight = random_24(k, rows, inputs) if packed else random(k if own_weight else 1, rows, inputs)
+    bias, x = random(k if own_bias else 1, rows), random(k, inputs, 2, 2)
+    up = random(k, rows, columns, seed=7)
+
+    def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        own = ops.pack(weight.detach()) if packed else None
+        y = apply_linear(LayerWeights(weight, bias, own), x, relu=relu)
+        return (y.flatten(2) * up.to(y)).sum()
+
+    def formula(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        y = weight @ x.flatten(2) + bias.unsqueeze(2)
+        return ((y.clamp_min(0) if relu else y) * up).sum()
+
+    return Case(function, formula, [x, weight, bias])
+
+
+KINDS = [("dense", "torch"), ("shared", "torch"), ("dense", "kernels"), ("shared", "kernels"), ("packed", "kernels")]
+
+
+@pytest.mark.parametrize(("kind", "implementation"), KINDS)
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("own_bias", [False, True])
+def test_a_layer_has_the_gradient_of_w_x_plus_b(own_bias, relu, kind, implementation):
+    check(linear_case(kind != "shared", own_bias, relu, kind == "packed"), implementation)
+
+
+def cell(gate: Tensor, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """One step of a GRU of one network; columns are rows of a batch. Gates in the order r, z, n."""
+    size = len(h)
+    side = weight @ h + bias.unsqueeze(1)
+    r, z = (torch.sigmoid(gate[i * size : (i + 1) * size] + side[i * size : (i + 1) * size]) for i in (0, 1))
+    return (1 - z) * torch.tanh(gate[2 * size :] + r * side[2 * size :]) + z * h
+
+
+def gru_case(own_weight: bool, own_bias: bool, packed: bool) -> Case:
+    k, size, steps, rows = 2, 4, 3, 2
+    weight = random_24(k, 3 * size, size) if packed else random(k if own_weight else 1, 3 * size, size)
+    bias, gate = random(k if own_bias else 1, 3 * size), random(k, 3 * size, steps, rows)
+    up = random(k, size, steps, rows, seed=7)
+
+    def function(gate: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        own = ops.pack(weight.detach()) if packed else None
+        return (batched_gru(gate, hidden, weight, bias, own) * up.to(gate)).sum()
+
+    def formula(gate: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for n in range(k):
+            h = hidden[n]
+            for t in range(steps):
+                h = cell(gate[n, :, t], h, weight[n % len(weight)], bias[n % len(bias)])
+                total = total + (h * up[n, :, t]).sum()
+        return total
+
+    return Case(function, formula, [gate, random(k, size, rows), weight, bias])
+
+
+@pytest.mark.parametrize(("kind", "implementation"), KINDS)
+@pytest.mark.parametrize("own_bias", [False, True])
+def test_the_gru_has_the_gradient_of_its_equations(own_bias, kind, implementation):
+    check(gru_case(kind != "shared", own_bias, kind == "packed"), implementation)
+
+
+def test_the_first_state_and_inputs_may_need_no_gradient():
+    case = gru_case(own_weight=True, own_bias=True, packed=False)
+    expected = numeric_gradients(case.formula, case.inputs)
+    for wanted in itertools.product([False, True], repeat=4):
+        if any(wanted):
+            given = [x.clone().requires_grad_(learns) for x, learns in zip(case.inputs, wanted, strict=True)]
+            case.function(*given).backward()
+            for x, gradient in zip(given, expected, strict=True):
+                assert (x.grad is not None) == x.requires_grad
+                if x.grad is not None:
+                    torch.testing.assert_close(x.grad, gradient, rtol=1e-6, atol=1e-8)
+
+
+# --- masks -----------------------------------------------------------------------------------------------------
+
+
+def pairs_case() -> Case:
+    probs = torch.softmax(random(6, 4, 3), dim=0)
+
+    def formula(probs: Tensor) -> Tensor:
+        return sum((probs[:, a] * probs[:, b]).sum() for a in range(4) for b in range(4) if a != b)
+
+    return Case(lambda probs: _SumOverPairs.apply(probs), formula, [probs])
+
+
+def straight_through_case() -> Case:
+    """The gradient passes the mask unchanged, and that of half the squares of dropped weights is added."""
+    up, decay, mask = random(3, 8, seed=7), 0.3, (random_24(1, 3, 8)[0] != 0).double()
+
+    def function(weight: Tensor) -> Tensor:
+        return (_StraightThrough24.apply(weight, mask.to(weight), decay) * up.to(weight)).sum()
+
+    def formula(weight: Tensor) -> Tensor:
+        return (weight * up).sum() + decay / 2 * ((1 - mask) * weight**2).sum()
+
+    return Case(function, formula, [random(3, 8)], same_value=False)
+
+
+def kept_case() -> Case:
+    """The gradient that arrives is squashed by tanh."""
+    up = 2 * random(3, 8, seed=7)
+    return Case(
+        lambda x: (_Kept.apply(x) * up.to(x)).sum(),
+        lambda x: (x * torch.tanh(up)).sum(),
+        [random(3, 8)],
+        same_value=False,
+    )
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("make", [pairs_case, straight_through_case, kept_case])
+def test_losses_and_masks_of_the_baselines_have_their_defined_gradients(make, implementation):
+    check(make(), implementation)
+
+
+SIZES = ((6, 3), (8, 2))  # inputs and outputs of two layers; the last group of the first is cut
+TEMPERATURE, LOGIT_SCALE = 0.9, 3.0
+
+
+def draw_case(config: MaskConfig, for_mask: bool, for_law: bool) -> Case:
+    """Expected masks and pattern distributions; the mean score is a constant of the derivative."""
+    n_masks, patterns = 3, torch.tensor(PATTERNS_24, dtype=torch.float64)
+    emas = [random(1 if config.ema_scope == "shared" else n_masks, i).abs() + 0.2 for i, _ in SIZES]
+    alphas, weights = [random(n_masks, o, i) for i, o in SIZES], [random(o, i) for i, o in SIZES]
+    ups = [random(n_masks, o, i, seed=7) for i, o in SIZES]
+    n_groups = sum(o * -(-i // 4) for i, o in SIZES)
+    up_law = random(6, n_masks, n_groups, seed=7) * for_law
+
+    def function(*given: Tensor) -> Tensor:
+        layers = []
+        for k, (i, o) in enumerate(SIZES):
+            layer = SemiStructuredLinear24(i, o, n_masks, config=config).to(given[0].dtype)
+            layer.ema_tracker.ema_activation.copy_(emas[k])
+            del layer.weight, layer.hetero_alpha  # so that the given tensors can take their names
+            layer.hetero_alpha, layer.weight = given[k], given[2 + k]
+            layers.append(layer)
+        generator = torch.Generator().manual_seed(1)
+        draw = draw_masks(layers, TEMPERATURE, LOGIT_SCALE, config.noise, generator)
+        by_mask = sum((m * up.to(m)).sum() for m, up in zip(draw.masks, ups, strict=True))
+        return for_mask * by_mask + (draw.pattern_probs * up_law.to(given[0])).sum() + 0 * sum(x.sum() for x in given)
+
+    def scores(alpha: Tensor, weight: Tensor, ema: Tensor) -> Tensor:
+        size = weight.abs() if config.score_weight_power else 1.0
+        return torch.sigmoid(alpha) * size * (ema.unsqueeze(1) if config.score_ema_power else 1.0)
+
+    means = [scores(a, w, e).mean(dim=(1, 2)) for a, w, e in zip(alphas, weights, emas, strict=True)]
+
+    def law(alphas: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+        """Pattern distributions [M, out, groups, 6] of each layer."""
+        found = []
+        for alpha, weight, ema, mean in zip(alphas, weights, emas, means, strict=True):
+            score = LOGIT_SCALE * scores(alpha, weight, ema) / mean[:, None, None]
+            padded = nn.functional.pad(score, (0, -score.shape[2] % 4), value=PADDING_SCORE)
+            found.append(torch.softmax(padded.unflatten(2, (-1, 4)) @ patterns.T / TEMPERATURE, dim=-1))
+        return found
+
+    def formula(*given: Tensor) -> Tensor:
+        """`td`: the distribution that the loss sees does not move the weights; `alpha`: nothing does."""
+        now, fixed, kind = list(given[2:]), weights, config.score_gradient
+        for_masks = law(list(given[:2]), fixed if kind == "alpha" else now)
+        for_loss = law(list(given[:2]), now if kind == "all" else fixed)
+        masks = [(p @ patterns).flatten(2)[..., : up.shape[2]] for p, up in zip(for_masks, ups, strict=True)]
+        flat = torch.cat([p.flatten(1, 2) for p in for_loss], dim=1).permute(2, 0, 1)
+        return for_mask * sum((m * up).sum() for m, up in zip(masks, ups, strict=True)) + (flat * up_law).sum()
+
+    return Case(function, formula, [*alphas, *weights], same_value=False)
+
+
+MASKS = {
+    "td": {},
+    "all": {"score_gradient": "all"},
+    "alpha": {"score_gradient": "alpha"},
+    "argmax": {"noise": "none"},
+    "one mean for all": {"ema_scope": "shared"},
+    "without weights": {"score_weight_power": 0.0},
+    "without activations": {"score_ema_power": 0.0, "score_gradient": "all"},
+    "without both": {"score_weight_power": 0.0, "score_ema_power": 0.0},
+}
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(("for_mask", "for_law"), [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("name", MASKS)
+def test_drawn_masks_have_the_gradient_of_expected_masks(name, for_mask, for_law, implementation):
+    if implementation == "kernels" and kernels.library() is None:
+        pytest.skip("the kernels are not built: no C compiler")
+    case = draw_case(MaskConfig(**MASKS[name]), for_mask, for_law)
+    dtype, tolerance = (torch.float64, 1e-6) if implementation == "torch" else (torch.float32, 1e-3)
+    given = [x.to(dtype).requires_grad_() for x in case.inputs]
+    found = torch.autograd.grad(case.function(*given), given)
+    expected = numeric_gradients(case.formula, case.inputs)
+    scale = max(g.abs().max() for g in expected)
+    for gradient, right in zip(found, expected, strict=True):
+        assert (gradient.double() - right).abs().max() < tolerance * scale
+    config = MaskConfig(**MASKS[name])
+    moved = bool(config.score_weight_power) and config.score_gradient != "alpha"
+    moved = moved and (for_mask or config.score_gradient == "all")
+    assert [bool(g.any()) for g in expected] == [True, True, moved, moved]
+
+
+# --- composed --------------------------------------------------------------------------------------------------
+
+
+def network_case(n_networks: int, packed: bool) -> Case:
+    """A whole network over three steps, from its matrices to a number."""
+    k, hidden, actions, observed, steps, rows = 2, 4, 3, 5, 3, 2
+    sizes = {
+        "fc1": (observed, hidden),
+        "rnn_input": (hidden, 3 * hidden),
+        "rnn_hidden": (hidden, 3 * hidden),
+        "fc2": (hidden, hidden),
+        "fc3": (hidden, hidden),
+        "fc4": (hidden, actions),
+    }
+    make = random_24 if packed else random
+    matrices = [make(n_networks, o, i) for i, o in sizes.values()]
+    biases = [random(1, o) for _, o in sizes.values()]
+    x, up = random(k, observed, steps, rows), random(k, actions, steps, rows, seed=7)
+
+    def function(*given: Tensor) -> Tensor:
+        weights = {}
+        for name, weight, bias in zip(sizes, given[:6], given[6:], strict=True):
+            weights[name] = LayerWeights(weight, bias, ops.pack(weight.detach()) if packed else None)
+        like = given[0]
+        q_values = unroll(weights, x.to(like), like.new_zeros(k, hidden, rows)).q_values
+        return (q_values.square() * up.to(like)).sum()
+
+    def formula(*given: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for n in range(k):
+            w = {name: (m[n % len(m)], b[0]) for name, m, b in zip(sizes, given[:6], given[6:], strict=True)}
+
+            def linear(name: str, x: Tensor, w: dict = w) -> Tensor:
+                return w[name][0] @ x + w[name][1].unsqueeze(1)
+
+            h = torch.zeros(hidden, rows, dtype=torch.float64)
+            for t in range(steps):
+                gate = linear("rnn_input", linear("fc1", x[n, :, t]).clamp_min(0))
+                h = cell(gate, h, *w["rnn_hidden"])
+                q = linear("fc4", linear("fc3", linear("fc2", h).clamp_min(0)).clamp_min(0))
+                total = total + (q.square() * up[n, :, t]).sum()
+        return total
+
+    return Case(function, formula, [*matrices, *biases])
+
+
+@pytest.mark.parametrize(
+    ("implementation", "n_networks", "packed"),
+    [("torch", 1, False), ("torch", 2, False), ("kernels", 1, False), ("kernels", 2, False), ("kernels", 2, True)],
+)
+def test_a_whole_network_has_the_gradient_of_its_equations(implementation, n_networks, packed):
+    check(network_case(n_networks, packed), implementation)
+
+
+# --- none is left out ------------------------------------------------------------------------------------------
+
+# Where each is checked; the function is called as the package calls it, so that its wrapper is checked too.
+CHECKED: dict[type, Callable[[], Case]] = {
+    _SumOverPairs: pairs_case,
+    _StraightThrough24: straight_through_case,
+    _Kept: kept_case,
+    _Draw: lambda: draw_case(MaskConfig(), True, True),
+    _Linear: lambda: linear_case(True, True, True, False),
+    _BatchedGRU: lambda: gru_case(True, True, False),
+}
+
+
+def test_every_function_with_a_gradient_of_its_own_has_a_check():
+    found = set()
+    for path in Path(k24lab.__path__[0]).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and any("Function" in ast.unparse(base) for base in node.bases):
+                found.add(node.name)
+    assert found == {function.__name__ for function in CHECKED}
+
+
+@pytest.mark.parametrize("function", CHECKED, ids=lambda function: function.__name__)
+def test_a_second_derivative_is_refused_and_not_wrong(function):
+    if function is _Draw and kernels.library() is None:
+        pytest.skip("the kernels are not built: no C compiler")
+    case = CHECKED[function]()
+    given = [x.to(torch.float32 if function is _Draw else torch.float64).requires_grad_() for x in case.inputs]
+    factor = torch.ones((), dtype=given[0].dtype, requires_grad=True)  # so that what arrives has a gradient
+    (gradient, *_) = torch.autograd.grad(case.function(*given) * factor, given, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
