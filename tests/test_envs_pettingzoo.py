@@ -13,7 +13,8 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Sequence
 
 from k24lab.envs import Step, make_env, task_names
-from k24lab.envs.pettingzoo import MPE2_TASKS, PettingZooWorld, import_builder, mpe2_builder
+from k24lab.envs.factories import MPE2_TASKS, import_builder, mpe2_builder
+from k24lab.envs.pettingzoo import PettingZooWorld
 from k24lab.envs.scripted import Mpe2World, flee, wander
 from k24lab.envs.vector import SerialVector
 from k24lab.errors import ConfigError, RunError
@@ -180,7 +181,7 @@ def test_a_mask_without_any_action_is_an_error():
         def mask(self, n: int) -> np.ndarray:
             return np.zeros(n)
 
-    with pytest.raises(RunError, match=r"environment 0: ValueError: .* leaves agent 'a' no action"):
+    with pytest.raises(RunError, match=r"environment 0: action_mask at step 0 leaves agent 'a' no action"):
         lift(Stuck).reset(0)
 
 
