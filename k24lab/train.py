@@ -14,6 +14,7 @@ from k24lab import provenance, schedules
 from k24lab.config import Config
 from k24lab.envs import make_env
 from k24lab.envs.base import VecEnv, check_types
+from k24lab.envs.contract import check_repeatable
 from k24lab.errors import ConfigError, told, warn
 from k24lab.kernels import describe, keep_memory, usable
 from k24lab.marl.agents import step
@@ -74,12 +75,14 @@ def check_device(device: str) -> None:
 
 
 def check_usable(config: Config) -> None:
-    """Refuse a device or a task that is not there, as a ConfigError."""
+    """Refuse a device or a task that is not there, or a run that this machine cannot hold, as a ConfigError."""
     check_device(config.device)
     env = make_env(config.task, 1, config.n_workers, config.device)
     env.close()
     check_types(config, env.spec)
     check_memory(config, env.spec)
+    if config.task.startswith("pettingzoo/"):
+        check_repeatable(config.task)
 
 
 class Trainer:

@@ -76,7 +76,7 @@ def lift(world, n_envs: int = 1, episode_limit: int | None = None) -> SerialVect
 
 def worlds_of(env: SerialVector) -> list:
     """The foreign worlds inside."""
-    return [single._env for single in env._lane._envs]
+    return [single.env for single in env.envs]
 
 
 def still(env: SerialVector) -> torch.Tensor:

@@ -19,6 +19,9 @@ LARGEST_SEED = 2**32 - 1  # that a vector gives to an environment
 SMALL_SEEDS = 2**31  # how many seeds an environment has that takes signed 32-bit integers only
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 TRUE, FALSE = np.True_, np.False_
+PLAIN = (float, int)  # types of numbers that need no second look
+ANSWERS = ("observations", "rewards", "terminated", "truncated", "infos")  # of a step
+BY_AGENT = ("rewards", "terminated", "truncated")  # without further keys
 
 
 class PettingZooWorld(SingleEnv):
@@ -65,7 +68,7 @@ class PettingZooWorld(SingleEnv):
             ConfigError: not a parallel environment, an observation or action space that cannot be batched,
                 no episode limit, a reset that fails, or a `state()` that is no array.
         """
-        self._env = check_parallel(env)
+        self.env = check_parallel(env)  # the foreign one
         self._names = list(env.possible_agents)
         self._known = dict.fromkeys(self._names).keys()
         self.agents = [str(name) for name in self._names]
@@ -81,6 +84,7 @@ class PettingZooWorld(SingleEnv):
         self._t = 0
         self._here: list[int] = []  # agents that act next (or acted last)
         self._dead: set[Any] = set()  # names of those that will not act before the next reset
+        self._present: list[Any] | None = None  # `agents` when it was last looked at
         with _refused():
             self._n_seeds = self._try_reset()
             state_dim = self._own_state_dim()
@@ -116,12 +120,11 @@ class PettingZooWorld(SingleEnv):
         here, chosen = self._here, actions.tolist()
         sent = {self._names[i]: chosen[i] + self._first_action[i] for i in here}
         self._t += 1
-        answer = call(f"step {self._t}", self._env.step, sent)
+        answer = call(f"step {self._t}", self.env.step, sent)
         if not (isinstance(answer, tuple | list) and len(answer) == 5):
-            expected = "observations, rewards, terminated, truncated and infos"
-            raise RunError(f"step {self._t} must return {expected}, five dictionaries, not {_counted(answer)}")
+            raise RunError(f"step {self._t} must return dictionaries {', '.join(ANSWERS)}, not {_counted(answer)}")
         obs, rewards, terminated, truncated, infos = answer
-        self._check_keys(observations=obs, rewards=rewards, terminated=terminated, truncated=truncated, infos=infos)
+        self._check_keys(ANSWERS, answer)
         terminations, truncations = self._flagged("terminated", terminated), self._flagged("truncated", truncated)
         self._dead |= terminations | truncations
         left = self._left()
@@ -141,21 +144,21 @@ class PettingZooWorld(SingleEnv):
         Raises:
             ConfigError: it draws none.
         """
-        if (world := _mpe_world(self._env)) is not None:
+        if (world := _mpe_world(self.env)) is not None:
             return mpe_scene(world, self.agents)
-        if getattr(self._env, "render_mode", None) != "rgb_array":
-            raise ConfigError(f"{self._env} {NO_SCENE}")
-        return Scene((), picture=np.ascontiguousarray(self._env.render(), dtype=np.uint8))
+        if getattr(self.env, "render_mode", None) != "rgb_array":
+            raise ConfigError(f"{self.env} {NO_SCENE}")
+        return Scene((), picture=np.ascontiguousarray(self.env.render(), dtype=np.uint8))
 
     def action_name(self, agent: int, action: int) -> str:
         """Move and word in a world of mpe2, else the number that the environment knows."""
-        if (world := _mpe_world(self._env)) is None:
+        if (world := _mpe_world(self.env)) is None:
             return str(action + self._first_action[agent])
         return mpe_action(next(a for a in world.agents if a.name == self.agents[agent]), action)
 
     def close(self) -> None:
         """Close the environment."""
-        close_env(self._env)
+        close_env(self.env)
 
     def _try_reset(self) -> int:
         """How many seeds the environment takes: all that there are, or those of a signed 32-bit integer."""
@@ -167,20 +170,20 @@ class PettingZooWorld(SingleEnv):
             return SMALL_SEEDS
 
     def _ask_reset(self, seed: int) -> tuple[Mapping[Any, Any], Mapping[Any, Any]]:
-        self._t, self._dead = 0, set()
-        answer = call(f"reset(seed={seed})", self._env.reset, seed=seed)
+        self._t, self._dead, self._present = 0, set(), None
+        answer = call(f"reset(seed={seed})", self.env.reset, seed=seed)
         if not (isinstance(answer, tuple | list) and len(answer) == 2):
             raise RunError(f"reset must return observations and infos, two dictionaries, not {_counted(answer)}")
         obs, infos = answer
-        self._check_keys(observations=obs, infos=infos)
-        if (now := call("reading possible_agents", lambda: list(self._env.possible_agents))) != self._names:
+        self._check_keys(("observations", "infos"), answer)
+        if (now := call("reading possible_agents", lambda: list(self.env.possible_agents))) != self._names:
             raise RunError(f"possible_agents must not change: they were {self._names} and are {now} after a reset")
         return obs, infos
 
     def _own_state_dim(self) -> int | None:
         """Size of what `state()` returns after a reset; None where there is none."""
-        own = getattr(self._env, "state", None)
-        inner = getattr(getattr(self._env, "unwrapped", None), "state", own)  # a wrapper has one, with nothing to ask
+        own = getattr(self.env, "state", None)
+        inner = getattr(getattr(self.env, "unwrapped", None), "state", own)  # a wrapper has one, with nothing to ask
         if not (callable(own) and callable(inner)):
             return None
         try:
@@ -191,28 +194,35 @@ class PettingZooWorld(SingleEnv):
             raise
 
     def _ask_state(self) -> np.ndarray:
-        given = call(f"state() at step {self._t}", self._env.state)
+        given = call(f"state() at step {self._t}", self.env.state)
         state = np.asarray(given)
         if state.dtype.kind not in NUMBERS or state.size == 0:
             raise RunError(f"state() must return an array of numbers, not {brief(given)}")
         return state.ravel().astype(np.float32)
 
+    def _read_agents(self) -> list[Any]:
+        return list(self.env.agents)
+
     def _left(self) -> list[int]:
         """Agents that act next; whoever acted and is not among `agents` any more is dead from now on."""
-        present: set[Any] = call("reading agents", lambda: set(self._env.agents))
-        if not present <= self._known:
-            stranger = next(agent for agent in present if agent not in self._known)
-            raise RunError(f"agent {stranger!r} at step {self._t} is none of possible_agents (allowed: {self._names})")
+        agents = call("reading agents", self._read_agents)
+        if agents == self._present and not self._dead.intersection(agents):  # as at the step before
+            return self._here
+        strangers = [agent for agent in agents if agent not in self._known]
+        if strangers:
+            said = f"agent {strangers[0]!r} at step {self._t} is none of possible_agents"
+            raise RunError(f"{said} (allowed: {self._names})")
         if self._t:
-            self._dead.update(agent for i in self._here if (agent := self._names[i]) not in present)
-        return [i for i, agent in enumerate(self._names) if agent in present and agent not in self._dead]
+            self._dead.update(agent for i in self._here if (agent := self._names[i]) not in agents)
+        self._present = agents
+        return [i for i, agent in enumerate(self._names) if agent in agents and agent not in self._dead]
 
-    def _check_keys(self, **answers: Any) -> None:
+    def _check_keys(self, whose: tuple[str, ...], answers: Any) -> None:
         """Refuse what is no dictionary by agent; in observations and infos PettingZoo allows further keys."""
-        for what, values in answers.items():
-            if not isinstance(values, dict | Mapping):
+        for what, values in zip(whose, answers, strict=True):
+            if type(values) is not dict and not isinstance(values, Mapping):
                 raise RunError(f"{what} at step {self._t} must be a dictionary by agent, not {brief(values)}")
-            if what not in ("observations", "infos") and not values.keys() <= self._known:
+            if what in BY_AGENT and not values.keys() <= self._known:
                 key = next(key for key in values if key not in self._known)
                 raise RunError(f"{what} at step {self._t}: key {key!r} is no possible agent (allowed: {self._names})")
 
@@ -230,17 +240,13 @@ class PettingZooWorld(SingleEnv):
 
     def _team_reward(self, rewards: Mapping[Any, Any]) -> float:
         for agent, reward in rewards.items():
-            if not isinstance(reward, float | int) and (
-                np.ndim(reward) or np.asarray(reward).dtype.kind not in NUMBERS
-            ):
+            if not isinstance(reward, PLAIN) and (np.ndim(reward) or np.asarray(reward).dtype.kind not in NUMBERS):
                 raise RunError(f"reward of agent {agent!r} at step {self._t} is {brief(reward)} (allowed: one number)")
         total = float(sum(rewards.values()))
         if not abs(total) <= LARGEST_FLOAT32:
             agent = max(rewards, key=lambda agent: np.nan_to_num(abs(rewards[agent]), nan=np.inf))
-            value = rewards[agent]
-            raise RunError(
-                f"reward of agent {agent!r} at step {self._t} is {value} (allowed: a finite number in float32)"
-            )
+            said = f"reward of agent {agent!r} at step {self._t} is {rewards[agent]}"
+            raise RunError(f"{said} (allowed: a finite number in float32)")
         return total
 
     def _row(self, here: list[int], obs: Mapping[Any, Any], infos: Mapping[Any, Any], **rest: Any) -> Row:
@@ -251,19 +257,19 @@ class PettingZooWorld(SingleEnv):
             alive[:] = [i in here for i in range(self.spec.n_agents)]
             self._obs[~alive] = 0
             avail_actions = np.where(alive[:, None], avail_actions, np.arange(self.spec.action_dim) == 0)
-        masks = {}
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which a rollout refuses
-            for i in here:
-                agent = self._names[i]
-                if agent not in obs:
-                    raise RunError(f"agent {agent!r} at step {self._t} has no observation")
-                try:
-                    self._slots[i][:] = self._encode[i](obs[agent])
-                    mask = action_mask(obs[agent], infos.get(agent), self.spec.n_actions[i])
-                except Unfit as error:
-                    raise RunError(f"agent {agent!r} at step {self._t}: {error}") from None
-                if mask is not None:
-                    masks[i] = mask
+        masks: dict[int, np.ndarray] = {}
+        for i in here:
+            agent = self._names[i]
+            if agent not in obs:
+                raise RunError(f"agent {agent!r} at step {self._t} has no observation")
+            seen, info = obs[agent], infos.get(agent)
+            try:
+                self._slots[i][:] = self._encode[i](seen)
+                if isinstance(seen, dict) or isinstance(info, dict):
+                    mask = action_mask(seen, info, self.spec.n_actions[i])
+                    masks |= {} if mask is None else {i: mask}
+            except Unfit as error:
+                raise RunError(f"agent {agent!r} at step {self._t}: {error}") from None
         if masks:
             over = rest.get("terminated", False) or rest.get("truncated", False)
             avail_actions = self._masked(avail_actions.copy(), masks, over)

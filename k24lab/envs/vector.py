@@ -139,22 +139,22 @@ class SerialVector(Vector):
 
     def __init__(self, make: Callable[[], SingleEnv], n_envs: int, timeout: float = TIMEOUT):
         self._timeout = timeout
-        self._envs = [make()]
+        self.envs = [make()]
         try:
-            super().__init__(self._envs[0], n_envs, bytearray)
-            self._envs.extend(make() for _ in range(n_envs - 1))
+            super().__init__(self.envs[0], n_envs, bytearray)
+            self.envs.extend(make() for _ in range(n_envs - 1))
         except BaseException:
-            close_all(self._envs)  # nobody else knows them
+            close_all(self.envs)  # nobody else knows them
             raise
-        self._lane = Lane(self._envs, self._rows, first=0)
+        self._lane = Lane(self.envs, self._rows, first=0)
 
     def scene(self, e: int) -> Scene:
         """What environment e says of itself."""
-        return self._envs[e].scene()
+        return self.envs[e].scene()
 
     def action_name(self, agent: int, action: int) -> str:
         """What the first environment calls it."""
-        return self._envs[0].action_name(agent, action)
+        return self.envs[0].action_name(agent, action)
 
     def close(self) -> None:
         """Close every environment."""
