@@ -254,7 +254,7 @@ def _api_error(error: RunError) -> str:
     return " ".join(f"{type(cause).__name__}: {cause} ({Path(frame.filename).name}, line {frame.lineno})".split())
 
 
-def _range(values: Sequence[float]) -> str:
+def _range(values: Sequence[int] | Sequence[float]) -> str:
     low, high = f"{min(values):.4g}", f"{max(values):.4g}"
     return low if low == high else f"{low} to {high}"
 
