@@ -77,7 +77,7 @@ def check_device(device: str) -> None:
 
 
 def check_usable(config: Config) -> None:
-    """Refuse, as a ConfigError, a device or task that is not there, and a run without an update or too large for here."""
+    """Refuse, as a ConfigError, what is not there, and a run that would learn nothing or not fit in memory."""
     check_device(config.device)
     env = make_env(config.task, 1, config.n_workers, config.device)
     env.close()
