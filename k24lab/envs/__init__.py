@@ -4,11 +4,12 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 
-from k24lab.config import Config, convert
+from k24lab.config import Config
 from k24lab.envs.base import EnvSpec, Step, VecEnv
 from k24lab.envs.rolenav import RoleNav
 from k24lab.errors import ConfigError, unknown
 from k24lab.tasks import format_task, parse_task
+from k24lab.values import convert
 
 __all__ = [
     "EnvSpec",
