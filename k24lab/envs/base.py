@@ -55,7 +55,7 @@ class Step:
 
     obs: Float[Tensor, "E N O"]
     state: Float[Tensor, "E S"]
-    avail_actions: Bool[Tensor, "E N A"]  # at least one per agent
+    avail_actions: Bool[Tensor, "E N A"]  # at least one per agent: of those that cannot act it is action 0
     reward: Float[Tensor, " E"]  # of the team
     terminated: Bool[Tensor, " E"]  # the world ended: no value follows
     truncated: Bool[Tensor, " E"]  # the time limit ended it: bootstrap from the last observation
