@@ -145,6 +145,7 @@ def test_parameters_of_a_batch_are_yaml_and_known_before_the_first_kernel_starts
 
 
 def test_runs_that_a_notebook_does_not_take_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("K24LAB_HOME", str(tmp_path / "without notebooks"))  # so they are those of the package
     calls = []
     monkeypatch.setattr(notebooks, "execute", lambda *given: calls.append(given) or Path())
     said = r"08_paper_figures\.ipynb takes no runs = 'mine': it takes groups, e\.g\. --parameters groups '\[demo\]'"

@@ -68,6 +68,7 @@ COMMANDS = {
     "k24lab bench train": "k24lab bench train --rounds 2 --no-loops",
     "k24lab bench inference": Not("takes minutes: tests/test_bench_inference.py runs its parts"),
     "k24lab doctor": None,
+    "k24lab doctor --task pettingzoo/my_module:my_env": "k24lab doctor --task pettingzoo/mpe2.simple_spread_v3",
     "k24lab export RUN --format onnx --agent 0 --dtype float16 --output output/agent.onnx": (
         "k24lab export rolenav-k24-s0-… --format onnx --agent 0 --dtype float16 --output output/agent.onnx"
     ),

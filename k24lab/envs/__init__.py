@@ -1,6 +1,7 @@
 """Worlds by name: `make_env("rolenav:n_agents=8", n_envs=32)`."""
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 
@@ -30,6 +31,7 @@ def task_names() -> list[str]:
     return sorted(_builders())
 
 
+@functools.cache  # a grid asks for each of its runs
 def _builders() -> dict[str, Callable[..., VecEnv]]:
     from k24lab.envs.factories import MPE2_TASKS, mpe2_builder
     from k24lab.envs.smacv2 import SMACV2_TASKS, smacv2_builder
