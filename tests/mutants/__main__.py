@@ -29,15 +29,15 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Exit code 1 if a mutant survives that is not listed as equivalent (or one that is listed is noticed)."""
     options = arguments()
-    mutants = all_mutants()
+    folder, mutants = options.folder.resolve(), all_mutants()
     chosen = mutants if options.equivalents else sampled(mutants, options.sample or len(mutants), options.seed)
     chosen = [m for m in chosen if options.file in m.file and (m.key in EQUIVALENTS) == options.equivalents]
-    results = options.folder / "results.jsonl"
+    results = folder / "results.jsonl"
     rows = read(results) if options.resume else {}
     rows = {key: row for key, row in rows.items() if row["outcome"] in ("killed", "timeout")}
     left = [m for m in chosen if m.key not in rows]
     preload()
-    slots = [Slot(options.folder / f"slot{k}") for k in range(options.processes)]
+    slots = [Slot(folder / f"slot{k}") for k in range(options.processes)]
     for slot in slots:
         slot.prepare()
     results.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))

@@ -70,6 +70,8 @@ REMOVABLE = {
     "requires_grad_",
     "sort",
 }
+MODULES = {"np", "torch", "math", "F"}  # whose functions stand for their first argument when they are left out
+COMMUTATIVE = {"promote_types", "maximum", "minimum", "max", "min"}
 UNREAD_KEYWORDS = {"device", "dtype", "strict", "unit", "desc"}  # a wrong one is an error at once, or says nothing
 SKIPPED_CALLS = {"record_function", "super", "TypeVar"}
 
@@ -220,9 +222,10 @@ class _Finder(ast.NodeVisitor):
         if name in OTHER_NAME:
             self.found.append((end - len(name), end, node.func.end_lineno, "name", OTHER_NAME[name]))
         if name in REMOVABLE and isinstance(node.func, ast.Attribute):
-            self.add(node, "call", self.text(node.func.value))
+            function = self.text(node.func.value) in MODULES
+            self.add(node, "call", self.text(node.args[0] if function else node.func.value))
         plain = [a for a in node.args if not isinstance(a, ast.Starred)]
-        if len(plain) == len(node.args) >= 2:
+        if len(plain) == len(node.args) >= 2 and name not in COMMUTATIVE:
             first, second = plain[-2:]
             constant = any(isinstance(getattr(x, "operand", x), ast.Constant) for x in (first, second))
             if not constant and first.lineno == second.end_lineno and self.text(first) != self.text(second):

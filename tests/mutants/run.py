@@ -80,6 +80,11 @@ class Slot:
         """Root of the copy."""
         return self.folder / "tree"
 
+    @property
+    def original(self) -> Path:
+        """The file that is mutated now, as it was."""
+        return self.folder / "original"
+
     def prepare(self) -> None:
         """Make the copy; whatever was there goes."""
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -95,7 +100,8 @@ class Slot:
         """Write the mutant and fork."""
         if job.mutant:
             path = self.tree / job.mutant.file
-            path.write_text(job.mutant.apply((self.root / job.mutant.file).read_text()))
+            shutil.copy2(path, self.original)
+            path.write_text(job.mutant.apply(path.read_text()))
         self.job, self.started = job, time.monotonic()
         self.pid = os.fork()
         if self.pid == 0:
@@ -106,7 +112,7 @@ class Slot:
         job = self.job
         assert job is not None
         if job.mutant:  # with the old time stamp, so that the compiled file of the baseline is valid again
-            shutil.copy2(self.root / job.mutant.file, self.tree / job.mutant.file)
+            shutil.copy2(self.original, self.tree / job.mutant.file)
         job.seconds = time.monotonic() - self.started
         job.outcome = "timeout" if code is None else "survived" if code == 0 else "killed"
         log = (self.folder / "log.txt").read_text(errors="replace").splitlines()
