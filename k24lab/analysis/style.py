@@ -118,6 +118,9 @@ METRIC_LABEL: dict[str, str] = {
     "alpha_grad_div": "gradient to α, diversity",
     "test_battle_won_mean": "test win rate",
     "loss_td": "TD loss",
+    "q_taken_mean": "Q of the chosen actions",
+    "target_mean": "target of Q",
+    "td_error_abs": "|TD error|",
     "env_steps_per_s": "env steps per second",
 }
 
