@@ -27,7 +27,7 @@ PLAN = (
     _part("marl/gru.py", "gru gradients kernels reference_update"),
     _part("marl/mixers.py", "mixers reference_update"),
     _part("marl/targets.py", "targets learner reference_update"),
-    _part("marl/policy.py", "literal train"),
+    _part("marl/policy.py", "policy literal train"),
     _part("marl/replay.py", "replay learner train"),
     _part("marl/rollout.py", "rollout reference_state literal"),
     _part("marl/rows.py", "types sequences reference_update reference_state"),
