@@ -330,14 +330,19 @@ def bench(what: Annotated[str, tyro.conf.Positional], rounds: int = 10, loops: b
         bench_inference(rounds)
 
 
-def doctor(parts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()) -> None:
-    """Show which optional parts are there, and how to get those that are not.
+def doctor(
+    parts: Annotated[tuple[str, ...], tyro.conf.Positional] = (), task: str | None = None, episodes: int = 5
+) -> None:
+    """Show which optional parts are there, and how to get those that are not; or what is wrong with an environment.
 
     Example: k24lab doctor smacv2
+    Example: k24lab doctor --task pettingzoo/my_module:my_env:size=5
 
     Args:
         parts: by default all; fails only if one that is named is missing.
+        task: play random episodes of this task, each twice, and print what its environment does that it should not.
+        episodes: how many, with a task.
     """
     from k24lab.doctor import doctor as check
 
-    raise SystemExit(check(parts))
+    raise SystemExit(check(parts, task, episodes))

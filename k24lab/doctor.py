@@ -1,4 +1,4 @@
-"""What of the optional parts is there, what is missing, and the command that mends it."""
+"""What of the optional parts is there, what is missing, and the command that mends it; or what is wrong with a task."""
 
 import contextlib
 import importlib.metadata
@@ -23,18 +23,26 @@ class Check(NamedTuple):
     mend: str = ""  # what to do where it is missing
 
 
-def doctor(parts: Sequence[str] = ()) -> int:
-    """Print a table of what is there and what is missing.
+def doctor(parts: Sequence[str] = (), task: str | None = None, episodes: int = 5) -> int:
+    """Print a table of what is there and what is missing, or what the environment of a task does wrong.
 
     Args:
         parts: of PARTS; all of them if none is named.
+        task: play random episodes of this task instead.
+        episodes: how many, with a task.
 
     Returns:
-        Exit code: 1 if anything of a part asked for by name is missing, else 0.
+        Exit code: 1 if anything of a part asked for by name is missing, or the task has a problem, else 0.
 
     Raises:
-        ConfigError: no such part.
+        ConfigError: no such part or task, or both are named.
     """
+    if task is not None:
+        from k24lab.envs.contract import examine_task
+
+        if parts:
+            raise ConfigError(f"parts {', '.join(parts)} and task = {task!r}: one of the two at a time")
+        return examine_task(task, episodes)
     for name in parts:
         if name not in PARTS:
             raise ConfigError(unknown("part", name, PARTS))

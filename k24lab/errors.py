@@ -1,8 +1,10 @@
 """Errors a user can cause, each with the key, the value and what is allowed."""
 
 import difflib
+import traceback
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class K24Error(Exception):
@@ -35,3 +37,11 @@ def unknown(kind: str, value: object, allowed: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"unknown {kind} {value!r}{hint} (allowed: {', '.join(names)})"
+
+
+def told(error: BaseException) -> str:
+    """What somebody else's code raised, in one line: class, message, and the line of the file where it happened."""
+    message = " ".join(str(error).split())
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is where it was caught
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return type(error).__name__ + (f": {message}" if message else "") + place

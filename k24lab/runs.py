@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from k24lab import tensorfile
 from k24lab.config import NOT_HASHED, Config, stored_config
-from k24lab.errors import ConfigError, RunError, warn
+from k24lab.errors import ConfigError, RunError, told, warn
 from k24lab.paths import runs_dir
 
 CHECKPOINT, PREVIOUS = "checkpoint.safetensors", "checkpoint.prev.safetensors"
@@ -90,7 +90,7 @@ class RunFolder:
         The system frees the lock when the process ends, however it ends.
 
         Raises:
-            RunError: another process trains it.
+            RunError: another process trains it, or the attempt raises what is no Exception, as `sys.exit` does.
         """
         try:
             lock = FileLock(self.path / LOCK).acquire(timeout=LOCK_SECONDS, poll_interval=0.05)
@@ -101,11 +101,15 @@ class RunFolder:
             self._clear_temporary(but=(".config.json.",))  # whoever waits for the lock may be writing that
             try:
                 yield
-            except Exception as error:
+            except (KeyboardInterrupt, GeneratorExit):
+                raise
+            except BaseException as error:
                 if _was_interrupted(error):
                     raise KeyboardInterrupt from error
                 with contextlib.suppress(OSError), atomic_write(self.path / FAILED) as file:  # the disk may be full
                     file.write(f"{type(error).__name__}: {error}\n".encode())
+                if not isinstance(error, Exception):  # else it would end the process, and perhaps with exit code 0
+                    raise RunError(f"the run was ended by {told(error)}") from error
                 raise
 
     def _clear_temporary(self, but: tuple[str, ...] = ()) -> None:

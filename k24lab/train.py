@@ -13,12 +13,14 @@ from k24lab import provenance, schedules
 from k24lab.config import Config
 from k24lab.envs import make_env
 from k24lab.envs.base import VecEnv, check_types
-from k24lab.errors import ConfigError
+from k24lab.envs.contract import check_repeatable
+from k24lab.errors import ConfigError, told, warn
 from k24lab.kernels import describe, keep_memory, usable
 from k24lab.marl.learner import build_learner
 from k24lab.marl.policy import acting_policy, behaviour, pattern_arrays
 from k24lab.marl.replay import EpisodeBatch, ReplayBuffer, concatenate
 from k24lab.marl.rollout import collect
+from k24lab.memory import check_memory
 from k24lab.runs import RunFolder, run_folder
 from k24lab.seeding import Stream, derive_seed
 
@@ -73,11 +75,14 @@ def check_device(device: str) -> None:
 
 
 def check_usable(config: Config) -> None:
-    """Refuse a device or a task that is not there, as a ConfigError."""
+    """Refuse a device or a task that is not there, or a run that this machine cannot hold, as a ConfigError."""
     check_device(config.device)
     env = make_env(config.task, 1, config.n_workers, config.device)
     env.close()
     check_types(config, env.spec)
+    check_memory(config, env.spec)
+    if config.task.startswith("pettingzoo/"):
+        check_repeatable(config.task)
 
 
 class Trainer:
@@ -256,13 +261,14 @@ class Trainer:
         self.next, self.recent = state["next"], state["recent"]
 
     def close(self) -> None:
-        """Release environments and files."""
-        self.metrics_file.close()
-        self.env.close()
-        if self.test_env is not self.env:
-            self.test_env.close()
-        if self.writer:
-            self.writer.close()
+        """Release environments and files; what cannot be released is named in a warning, whatever the run's outcome."""
+        held: list[Any] = [self.metrics_file, self.env, self.writer]
+        held += [self.test_env] if self.test_env is not self.env else []
+        for thing in filter(None, held):
+            try:
+                thing.close()
+            except Exception as error:
+                warn(f"{type(thing).__name__} of {self.run.path} could not be closed: {told(error)}")
 
 
 def _tensorboard(folder: Path, t_env: int) -> Any:

@@ -13,7 +13,8 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Sequence
 
 from k24lab.envs import Step, make_env, task_names
-from k24lab.envs.pettingzoo import MPE2_TASKS, PettingZooWorld, import_builder, mpe2_builder
+from k24lab.envs.factories import MPE2_TASKS, import_builder, mpe2_builder
+from k24lab.envs.pettingzoo import PettingZooWorld
 from k24lab.envs.scripted import Mpe2World, flee, wander
 from k24lab.envs.vector import SerialVector
 from k24lab.errors import ConfigError, RunError
@@ -75,7 +76,7 @@ def lift(world, n_envs: int = 1, episode_limit: int | None = None) -> SerialVect
 
 def worlds_of(env: SerialVector) -> list:
     """The foreign worlds inside."""
-    return [single._env for single in env._lane._envs]
+    return [single.env for single in env.envs]
 
 
 def still(env: SerialVector) -> torch.Tensor:
@@ -180,7 +181,7 @@ def test_a_mask_without_any_action_is_an_error():
         def mask(self, n: int) -> np.ndarray:
             return np.zeros(n)
 
-    with pytest.raises(RunError, match=r"environment 0: ValueError: .* leaves agent 'a' no action"):
+    with pytest.raises(RunError, match=r"environment 0: action_mask at step 0 leaves agent 'a' no action"):
         lift(Stuck).reset(0)
 
 
@@ -580,6 +581,9 @@ def build(exits=None):
 def loose(**options):
     return World(**options)
 
+def nothing():
+    return None
+
 def broken(size):
     raise ValueError(f"size {{size}} is odd")
 
@@ -594,6 +598,8 @@ def factories(tmp_path, monkeypatch) -> str:
     (tmp_path / "k24_package").mkdir()
     (tmp_path / "k24_package" / "__init__.py").touch()
     (tmp_path / "k24_package" / "needy.py").write_text("import a_package_that_is_missing")
+    (tmp_path / "k24_package" / "exits.py").write_text("import sys\nsys.exit(0)")
+    (tmp_path / "k24_package" / "wrong.py").write_text("def")
     monkeypatch.syspath_prepend(tmp_path)
     yield "k24_factories"
     for name in ("k24_factories", "k24_package"):
@@ -622,6 +628,23 @@ def test_a_factory_can_be_named(factories: str):
         ("k24_factories.limit", "3 is no function or class"),
         ("k24_factories", "module 'k24_factories' has no parallel_env"),
         ("mpe2.simple_spread_v3.env", "turn-based"),
+        ("pettingzoo.mpe.simple_spread_v3", "MPE has been moved .*; did you mean 'mpe2/simple_spread'"),
+        (
+            "pettingzoo.mpe.simple_adversary_v3",
+            "; did you mean 'pettingzoo/mpe2.simple_adversary_v3'",
+        ),
+        ("mpe2.simple_spread_v2", "; did you mean 'mpe2/simple_spread'"),
+        ("pettingzoo.classic.rps_v1", "of an old version; did you mean 'pettingzoo/pettingzoo.classic.rps_v2'"),
+        ("pettingzoo.butterfly.pistonball_v5", "did you mean 'pettingzoo/pettingzoo.butterfly.pistonball_v6'"),
+        ("pettingzoo.classic.gin_rummy_v4", "gin_rummy was removed from PettingZoo"),
+        (
+            "pettingzoo.classic.tictactoe.tictactoe",
+            "no parallel_env; its env is turn-based: .*turn_based_aec",
+        ),
+        ("k24_package.exits", r"cannot import 'k24_package.exits': SystemExit: 0 \(exits.py, line 2\)"),
+        ("k24_package.wrong", r"cannot import 'k24_package.wrong': SyntaxError: "),
+        ("k24_factories.nothing", "None is no PettingZoo parallel environment: it lacks possible_agents"),
+        ("builtins.dict:x=1", "no PettingZoo parallel environment: it lacks possible_agents"),  # no signature
         ("k24_factories.build:exit=3", "unknown option 'exit'; did you mean 'exits'.*episode_limit"),
         ("k24_factories.loose:exit=3", "refuses the options.*exit"),
         ("k24_factories.broken:size=3", "size 3 is odd"),

@@ -3,6 +3,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from safetensors.torch import save_file
 from k24lab import runs, tensorfile
 from k24lab.config import build_config
 from k24lab.envs import make_env
-from k24lab.errors import ConfigError, RunError
+from k24lab.envs.rolenav import RoleNav
+from k24lab.errors import ConfigError, RunError, RunWarning
 from k24lab.provenance import FILE
 from k24lab.runs import CHECKPOINT, LOCK, PREVIOUS, RunFolder, atomic_write, read_config, run_folder
 from k24lab.train import Trainer, train
@@ -615,3 +617,35 @@ def test_tensorboard_shows_every_step_of_a_resumed_run_once(tiny_config, tmp_pat
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     expected = [row["t_env"] for row in rows(tmp_path / "run") if "loss_td" in row]
     assert [event.step for event in events.Scalars("loss_td")] == expected
+
+
+# --- what ends a run -------------------------------------------------------------------------------------------
+
+
+def test_an_exit_ends_a_run_as_failed_and_not_the_process(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "_iteration", lambda self: sys.exit(0))
+    with pytest.raises(RunError, match=r"the run was ended by SystemExit: 0 \("):
+        train(tiny_config(), folder=tmp_path / "run", progress=False)
+    assert (tmp_path / "run" / "FAILED").read_text() == "SystemExit: 0\n"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_cannot_be_closed_is_a_warning_and_the_outcome_stays(fails, tiny_config, tmp_path, monkeypatch):
+    def refuse(self):
+        raise OSError("the pipe is gone")
+
+    def fail(self):
+        raise RuntimeError("the first error")
+
+    monkeypatch.setattr(RoleNav, "close", refuse)
+    monkeypatch.setattr("k24lab.train.check_usable", lambda config: None)
+    if fails:
+        monkeypatch.setattr(Trainer, "_iteration", fail)
+    path = tmp_path / "run"
+    with pytest.warns(RunWarning, match=r"RoleNav of .*run could not be closed: OSError: the pipe is gone"):
+        if fails:
+            with pytest.raises(RuntimeError, match="the first error"):
+                train(tiny_config(), folder=path, progress=False)
+        else:
+            train(tiny_config(), folder=path, progress=False)
+    assert (path / "DONE").exists() != fails and (path / "FAILED").exists() == fails

@@ -42,7 +42,7 @@ def task_names() -> list[str]:
 
 
 def _builders() -> dict[str, Callable[..., VecEnv]]:
-    from k24lab.envs.pettingzoo import MPE2_TASKS, mpe2_builder
+    from k24lab.envs.factories import MPE2_TASKS, mpe2_builder
     from k24lab.envs.smacv2 import SMACV2_TASKS, smacv2_builder
     from k24lab.envs.smax import SCENARIOS, smax_builder
     from k24lab.envs.vmas import VMAS_TASKS, vmas_builder
@@ -55,7 +55,7 @@ def _builders() -> dict[str, Callable[..., VecEnv]]:
 
 
 def _builder(name: str) -> Callable[..., VecEnv]:
-    from k24lab.envs.pettingzoo import import_builder
+    from k24lab.envs.factories import import_builder
     from k24lab.envs.smacv2 import smacv2_builder
     from k24lab.envs.vmas import vmas_builder
 

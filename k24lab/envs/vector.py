@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from k24lab.envs.base import NO_SCENE, EnvSpec, Step, VecEnv, check_actions
-from k24lab.errors import ConfigError, RunError
+from k24lab.errors import ConfigError, K24Error, RunError, told, warn
 from k24lab.scene import Scene
 
 TIMEOUT = 600.0  # seconds that environments may take for a reset or a step together
@@ -138,19 +138,23 @@ class SerialVector(Vector):
     """
 
     def __init__(self, make: Callable[[], SingleEnv], n_envs: int, timeout: float = TIMEOUT):
-        sample = make()
         self._timeout = timeout
-        super().__init__(sample, n_envs, bytearray)
-        self._envs = [sample, *(make() for _ in range(n_envs - 1))]
-        self._lane = Lane(self._envs, self._rows, first=0)
+        self.envs = [make()]
+        try:
+            super().__init__(self.envs[0], n_envs, bytearray)
+            self.envs.extend(make() for _ in range(n_envs - 1))
+        except BaseException:
+            close_all(self.envs)  # nobody else knows them
+            raise
+        self._lane = Lane(self.envs, self._rows, first=0)
 
     def scene(self, e: int) -> Scene:
         """What environment e says of itself."""
-        return self._envs[e].scene()
+        return self.envs[e].scene()
 
     def action_name(self, agent: int, action: int) -> str:
         """What the first environment calls it."""
-        return self._envs[0].action_name(agent, action)
+        return self.envs[0].action_name(agent, action)
 
     def close(self) -> None:
         """Close every environment."""
@@ -222,20 +226,25 @@ class Lane:
                 if np.shape(value) != rows.shape[1:]:  # numpy would repeat a smaller one
                     raise ValueError(f"{name} has shape {np.shape(value)} instead of {rows.shape[1:]}")
                 rows[i] = value
-        except Exception as error:
-            raise RunError(f"environment {self._first + i}: {type(error).__name__}: {error}") from error
+        except KeyboardInterrupt:
+            raise
+        except K24Error as error:  # a sentence already
+            raise RunError(f"environment {self._first + i}: {error}") from error.__cause__
+        except BaseException as error:  # an environment's sys.exit does not end a run as if it had succeeded
+            raise RunError(f"environment {self._first + i}: {told(error)}") from error
 
 
 def close_all(envs: Iterable[SingleEnv]) -> None:
-    """Close all of them, then raise the first error that any raised."""
-    errors = []
+    """Close all of them; one that raises is named in a warning, since what was done with it has its outcome already."""
     for env in envs:
         try:
             env.close()
-        except Exception as error:
-            errors.append(error)
-    if errors:
-        raise errors[0]
+        except KeyboardInterrupt:
+            raise
+        except K24Error as error:
+            warn(f"an environment could not be closed: {error}")
+        except BaseException as error:
+            warn(f"an environment could not be closed: {told(error)}")
 
 
 def layout(spec: EnvSpec) -> dict[str, tuple[tuple[int, ...], type]]:

@@ -22,7 +22,7 @@ import torch
 
 from k24lab.envs.base import EnvSpec
 from k24lab.envs.vector import TIMEOUT, Lane, SingleEnv, Vector, close_all, views
-from k24lab.errors import ConfigError, RunError
+from k24lab.errors import ConfigError, K24Error, RunError
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class SubprocessVector(Vector):
         try:
             super().__init__(sample, n_envs, lambda size: CONTEXT.RawArray("B", size))
         finally:
-            sample.close()
+            close_all([sample])
         shares = np.array_split(np.arange(n_envs), min(workers, n_envs))
         self._workers = [
             _Worker(i, slice(int(share[0]), int(share[-1]) + 1), (make, self.spec, self._memory), timeout)
@@ -284,7 +284,11 @@ def _answer(act: Callable[[], None]) -> bytes:
     """Nothing if all went well, else what to tell."""
     try:
         act()
-    except Exception as error:
+    except K24Error as error:
+        if error.__cause__ is None:  # a sentence of ours: no code of the environment's has to be looked at
+            return str(error).encode()
+        return f"{error}\n\n{traceback.format_exc()}".encode()
+    except BaseException as error:  # what sys.exit raises would end the worker, which would be started again
         return f"{error}\n\n{traceback.format_exc()}".encode()
     return b""
 

@@ -1,0 +1,267 @@
+"""`k24lab doctor --task`: random episodes of a task, and what its environment does that it should not.
+
+What an environment must do is written down in `k24lab.envs.pettingzoo.PettingZooWorld` for foreign ones, and in
+`k24lab.envs.base` (Step, VecEnv) for all. A run refuses what it cannot go on with, at every reset and step. Here whole
+episodes are played, each of them twice, and everything else is looked at too.
+"""
+
+import contextlib
+import io
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from k24lab.envs import make_env
+from k24lab.envs.base import EnvSpec, Step, VecEnv
+from k24lab.envs.foreign import ParallelEnv, call
+from k24lab.envs.pettingzoo import PettingZooWorld
+from k24lab.envs.vector import SerialVector
+from k24lab.envs.watch import Findings, Seen, Watched
+from k24lab.errors import ConfigError, RunError, warn
+
+API_CYCLES = 100  # env steps of PettingZoo's own test, for each of its two resets
+MOST_SHOWN = 20  # lines of problems, and of notes
+MOST_STEPS = 10_000  # of an episode: more are not needed to see what an environment does
+
+
+def examine_task(task: str, episodes: int = 5) -> int:
+    """Play `episodes` random episodes of a task twice, and print what was found.
+
+    Returns:
+        Exit code: 1 if there is a problem, else 0.
+
+    Raises:
+        ConfigError: the task cannot be built, or `episodes` is below 1.
+    """
+    if episodes < 1:
+        raise ConfigError(f"episodes = {episodes} must be at least 1")
+    found = examine(task, episodes)
+    print(report(task, found))
+    return int(bool(found.problems))
+
+
+def examine(task: str, episodes: int) -> Findings:
+    """What the environment of a task does in random episodes, and what PettingZoo's own test says of it.
+
+    Raises:
+        ConfigError: the task cannot be built.
+    """
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        warnings.simplefilter("ignore", DeprecationWarning)  # of packages, about their own future
+        env = make_env(task, 1)
+        single = env.envs[0] if isinstance(env, SerialVector) else None
+        found = Findings(env.spec, single.agents if single else [str(i) for i in range(env.spec.n_agents)])
+        watched = Watched(single.env, found) if isinstance(single, PettingZooWorld) else None
+        if watched is not None and isinstance(single, PettingZooWorld):
+            single.env = watched
+        try:
+            starts = _play_all(env, episodes, watched, found)
+        finally:
+            env.close()
+        if watched is not None:
+            watched.summarise()
+        if task.startswith("pettingzoo/"):
+            _api_test(task, found)
+    if len(starts) > 1 and all(torch.equal(start.obs, starts[0].obs) for start in starts[1:]):
+        found.note("all episodes begin with the same observations, whatever their seed")
+    _judge_lengths(env.spec, found)
+    for warning in given:
+        text = " ".join(str(warning.message).split())
+        (found.problem if "could not be closed" in text else found.note)(text)
+    return found
+
+
+def report(task: str, found: Findings) -> str:
+    """Sizes, episodes, problems and notes, in lines."""
+    spec = found.spec
+    rows = [
+        ("agents", f"{spec.n_agents}: {_listed(found.agents)}"),
+        ("observed", f"numbers: {_alike(spec.obs_dims)}; state: {spec.state_dim}"),
+        ("actions", _alike(spec.n_actions)),
+        ("limit", f"{spec.episode_limit} env steps"),
+    ]
+    if found.lengths:
+        lengths, returns = found.lengths, found.returns
+        ends = f"{found.n_terminated} terminated, {len(lengths) - found.n_terminated} truncated"
+        rows.append(("played", f"{len(lengths)} random episodes of {_range(lengths)} env steps; {ends}"))
+        rows.append(("returns", _range(returns)))
+    lines = [task, *(f"  {name:10}{text}" for name, text in rows)]
+    lines += [*_section("problems", found.problems), *_section("notes", found.notes)]
+    return "\n".join([*lines, *([] if found.problems else ["  no problems"])])
+
+
+def _section(title: str, seen: dict[str, Seen]) -> Iterator[str]:
+    if seen:
+        yield f"  {title}"
+    for text, first in list(seen.items())[:MOST_SHOWN]:
+        often = [f"first in {first.place}"] if first.place else []
+        often += [f"{first.times} times"] if first.times > 1 else []
+        yield f"    - {text}" + (f" ({'; '.join(often)})" if often else "")
+    if len(seen) > MOST_SHOWN:
+        yield f"    and {len(seen) - MOST_SHOWN} more"
+
+
+def _play_all(env: VecEnv, episodes: int, watched: Watched | None, found: Findings) -> list[Step]:
+    """Play each episode, then all of them once more: the same seeds and actions must give the same. First steps."""
+    played = {}
+    for k in range(episodes):
+        if watched is not None:
+            watched.episode = k
+        try:
+            played[k] = list(_episode(env, k))
+        except RunError as error:
+            found.problem(str(error).removeprefix("environment 0: "), f"episode {k}")
+            continue
+        _look(played[k], k, found)
+    if watched is not None:
+        watched.episode = None
+    for k, steps in played.items():
+        try:
+            said = _difference(steps, list(_episode(env, k)), found.agents)
+        except RunError as error:
+            said = str(error).removeprefix("environment 0: ")
+        if said:
+            found.problem("the same seed and actions do not give the same episode", f"episode {k}: {said}")
+    return [steps[0] for steps in played.values()]
+
+
+def _episode(env: VecEnv, seed: int) -> Iterator[Step]:
+    """Every step of an episode with random available actions."""
+    generator, now = torch.Generator().manual_seed(seed), env.reset(seed)
+    yield now
+    for _ in range(min(env.spec.episode_limit, MOST_STEPS)):
+        weights = now.avail_actions.flatten(0, 1).float().cpu()
+        chosen = torch.multinomial(weights, 1, generator=generator).view(1, -1)
+        now = env.step(chosen.to(now.obs.device))
+        yield now
+        if bool(now.terminated | now.truncated):
+            return
+
+
+def _look(played: list[Step], k: int, found: Findings) -> None:
+    """Numbers of one episode."""
+    last = played[-1]
+    found.lengths.append(len(played) - 1)
+    found.returns.append(sum(float(step.reward) for step in played[1:]))
+    found.n_terminated += bool(last.terminated)
+    for t, step in enumerate(played):
+        for name in ("obs", "state", "reward"):
+            value = getattr(step, name)[0]
+            bad = ~value.isfinite()
+            if bad.any():
+                who = f" of agent {found.agents[int(bad.nonzero()[0][0])]!r}" if name == "obs" else ""
+                found.problem(f"{name}{who} is {value[bad].flatten()[0].item()}", f"episode {k}, step {t}")
+        if not step.avail_actions.any(dim=2).all():
+            found.problem("an agent has no available action", f"episode {k}, step {t}")
+    if not (last.terminated | last.truncated).all():
+        found.note(f"an episode was broken off after {len(played) - 1} env steps")
+
+
+def _difference(first: list[Step], second: list[Step], agents: Sequence[str]) -> str:
+    """Where two episodes differ first; nothing if they do not."""
+    for t, (a, b) in enumerate(zip(first, second, strict=False)):
+        for f in fields(Step):
+            x, y = getattr(a, f.name), getattr(b, f.name)
+            if isinstance(x, Tensor) and not torch.equal(x.nan_to_num(), y.nan_to_num()):
+                per_agent = f.name in ("obs", "avail_actions", "alive")
+                who = f" of agent {agents[int((x != y)[0].nonzero()[0][0])]!r}" if per_agent else ""
+                return f"{f.name}{who} differs from step {t} on"
+    return "" if len(first) == len(second) else f"they end after {len(first) - 1} and {len(second) - 1} env steps"
+
+
+def _judge_lengths(spec: EnvSpec, found: Findings) -> None:
+    """What lengths and rewards say of the limit and the task."""
+    if not found.lengths:
+        return
+    longest = max(found.lengths)
+    if longest < spec.episode_limit and found.n_terminated < len(found.lengths):
+        said = f"the environment truncates after {longest} env steps at most, its limit is {spec.episode_limit}"
+        found.note(f"{said}: memory is kept for the difference")
+    if not any(found.returns):
+        found.note(
+            "the return of every episode was 0: the rewards of the team cancel out, or random play earns nothing"
+        )
+
+
+def _api_test(task: str, found: Findings) -> None:
+    """PettingZoo's own test of parallel environments, on an environment of its own."""
+    import pettingzoo
+    from pettingzoo.test import parallel_api_test
+
+    vector = make_env(task, 1)
+    assert isinstance(vector, SerialVector) and isinstance(vector.envs[0], PettingZooWorld)
+    env = vector.envs[0].env
+    if not isinstance(env, pettingzoo.ParallelEnv):
+        found.note("its class is no pettingzoo.ParallelEnv: PettingZoo's parallel_api_test was left out")
+        return
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(record=True) as given:
+            warnings.simplefilter("always")
+            call("the test", parallel_api_test, SameSpaces(env), num_cycles=API_CYCLES)
+    except RunError as error:
+        found.problem(f"PettingZoo's parallel_api_test: {_api_error(error)}")
+    finally:
+        with warnings.catch_warnings(action="ignore"):  # that it cannot be closed has been told
+            vector.close()
+    for warning in given:
+        found.note(f"PettingZoo's parallel_api_test: {' '.join(str(warning.message).split())}")
+
+
+class SameSpaces:
+    """An environment whose spaces are the same objects at every call: that the test ends where they are not hides more.
+
+    Who seeds a space and samples from it needs that; we do neither.
+    """
+
+    def __init__(self, env: ParallelEnv):
+        self._env = env
+        self.observation_space, self.action_space = cache(env.observation_space), cache(env.action_space)
+
+    def __getattr__(self, name: str) -> Any:
+        """All but the spaces."""
+        return getattr(self._env, name)
+
+
+def check_repeatable(task: str) -> None:
+    """Warn of a task whose environment does not begin alike after two resets with one seed."""
+    env = make_env(task, 1)
+    try:
+        with contextlib.suppress(RunError):  # the run itself will meet it, and keep it in its folder
+            first, second = env.reset(0), env.reset(0)
+            agents = [str(i) for i in range(env.spec.n_agents)]
+            if said := _difference([first], [second], agents):
+                said = said.removesuffix(" from step 0 on")
+                warn(f"task {task!r}: two resets with one seed are not alike ({said}): no run of it can be repeated")
+    finally:
+        env.close()
+
+
+def _api_error(error: RunError) -> str:
+    """What failed: an assertion of the test without a message is its line."""
+    cause = error.__cause__
+    assert cause is not None
+    frame = traceback.extract_tb(cause.__traceback__)[-1]
+    if isinstance(cause, AssertionError) and not str(cause):
+        return f"failed at `{frame.line}`"
+    return " ".join(f"{type(cause).__name__}: {cause} ({Path(frame.filename).name}, line {frame.lineno})".split())
+
+
+def _range(values: Sequence[int] | Sequence[float]) -> str:
+    low, high = f"{min(values):.4g}", f"{max(values):.4g}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _listed(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
+def _alike(sizes: tuple[int, ...]) -> str:
+    return f"{sizes[0]} for each agent" if len(set(sizes)) == 1 else _listed([str(size) for size in sizes], 16)

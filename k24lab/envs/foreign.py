@@ -1,0 +1,82 @@
+"""Environments of other people: calling them so that whatever they raise is one error, and what they must have."""
+
+import reprlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from k24lab.errors import ConfigError, RunError, told
+
+ParallelEnv = Any  # pettingzoo.ParallelEnv, or any class with its methods: the package is imported only when used
+
+LIMIT_ATTRIBUTES = ("max_cycles", "max_steps", "max_episode_steps", "episode_limit")
+
+
+def call(what: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What `function` returns.
+
+    Raises:
+        RunError: it raised anything but KeyboardInterrupt, which is the user's; `what` says what was called.
+    """
+    try:
+        return function(*args, **kwargs)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too: an environment does not decide that a run has succeeded
+        raise RunError(f"{what} raised {told(error)}") from error
+
+
+def brief(value: object) -> str:
+    """A value in a few words: its type, and its beginning."""
+    if value is None:
+        return "None"
+    return f"{type(value).__name__} {' '.join(reprlib.repr(value).split())}"
+
+
+def close_env(env: ParallelEnv) -> None:
+    """Close a foreign environment, if that is something to be done."""
+    if hasattr(env, "close"):
+        call("close()", env.close)
+
+
+def check_parallel(env: ParallelEnv) -> ParallelEnv:
+    """Refuse what is no parallel environment with agents of different names."""
+    if hasattr(env, "agent_iter"):
+        raise ConfigError(
+            f"{env} is a turn-based (AEC) environment; a parallel one is needed: its module's `parallel_env`, "
+            "or pettingzoo.utils.aec_to_parallel"
+        )
+    needed = ("possible_agents", "reset", "step", "observation_space", "action_space")
+    missing = [name for name in needed if not hasattr(env, name)]
+    if missing:
+        raise ConfigError(f"{env!r} is no PettingZoo parallel environment: it lacks {', '.join(missing)}")
+    names = list(env.possible_agents)
+    if not names:
+        raise ConfigError(f"{env} has no agents")
+    if len(set(map(str, names))) < len(names):
+        raise ConfigError(f"possible_agents of {env} names an agent twice: {names}")
+    return env
+
+
+def find_episode_limit(env: ParallelEnv, given: object, named: object) -> int:
+    """The given limit, the one that the environment names, or that of its options; in env steps.
+
+    Raises:
+        ConfigError: there is none, or it is no whole number of at least 1.
+    """
+    holders = (env, getattr(env, "unwrapped", env))
+    found = [getattr(holder, name, None) for holder in holders for name in LIMIT_ATTRIBUTES]
+    limit: Any = next((value for value in (given, *found, named) if value is not None), None)
+    if limit is None:
+        raise ConfigError(
+            f"{env} names no episode limit (looked for {', '.join(LIMIT_ATTRIBUTES)}): set the option episode_limit"
+        )
+    if not _is_whole(limit) or limit < 1:
+        raise ConfigError(f"episode limit {brief(limit)} of {env}: must be a whole number of env steps, at least 1")
+    return int(limit)  # also of numpy's types, and of 10.0
+
+
+def _is_whole(value: Any) -> bool:
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    return number and bool(value == value // 1)
