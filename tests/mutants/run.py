@@ -22,6 +22,7 @@ from mutants.plan import NAMED, PLAN
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("k24lab", "tests", "pyproject.toml")  # of the root
+LINKED = ("README.md", "figures", "notebooks")  # which tests read
 PRELOADED = ("torch", "numpy", "scipy.stats", "pandas", "matplotlib.pyplot", "hypothesis", "beartype", "jaxtyping")
 PRELOADED += ("pytest", "gymnasium", "tqdm", "torch.sparse._semi_structured_conversions")
 SAMPLE, SEED = 400, 0
@@ -95,6 +96,9 @@ class Slot:
                 shutil.copytree(source, self.tree / name, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy2(source, self.tree / name)
+        for name in LINKED:
+            if (self.root / name).exists():
+                (self.tree / name).symlink_to(self.root / name)
 
     def start(self, job: "Job") -> None:
         """Write the mutant and fork."""
