@@ -1,6 +1,6 @@
 # Every target sets up its environment itself: conda where it is present, else venv + pip.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo results results-smax test test-oracle test-cluster test-faults test-browser test-soak lint format lock clean
+.PHONY: help setup demo results results-smax test test-oracle test-cluster test-faults test-browser test-soak test-mutants lint format lock clean
 
 CONDA := $(shell command -v mamba || command -v conda)
 PYTHON ?= python3.11
@@ -86,6 +86,9 @@ test-browser: setup  ## every notebook in JupyterLab and Chromium (which root ge
 
 test-soak: setup  ## an hour of training and a sweep of 200 runs: memory, open files and processes stay as they are
 	$(RUN) pytest -s -m soak tests/test_soak.py
+
+test-mutants: setup  ## 400 one-line mistakes in the package, each of which its tests must notice (half an hour on 2 cores)
+	PYTHONPATH=$(CURDIR):$(CURDIR)/tests $(RUN) python -m mutants $(ARGS)
 
 lint: setup  ## ruff and mypy alone
 	$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) mypy

@@ -95,6 +95,16 @@ def test_reset_starts_anew_what_every_mask_drops_and_nothing_else(ratio):
     assert ((fresh >= -10) & (fresh <= -5)).all() and (layer.weight[changed].abs() <= 1 / 8).all()
 
 
+def test_what_a_reset_starts_anew_is_as_in_a_new_layer():
+    layer = half_kept(in_features=16, out_features=100, n_masks=2)
+    dropped = layer.dropped_by_all()
+    layer.reset(1.0, torch.Generator().manual_seed(0))
+    assert dropped.sum() > 200
+    for fresh, low, high in ((layer.weight[dropped], -0.25, 0.25), (layer.threshold[:, dropped].flatten(), -10, -5)):
+        assert low <= fresh.min() < low + 0.02 * (high - low) and high - 0.02 * (high - low) < fresh.max() <= high
+        assert fresh.mean().item() == pytest.approx((low + high) / 2, abs=0.1 * (high - low))
+
+
 def test_learner_resets_all_layers_but_the_first_and_logs_what_is_dropped(tiny_config, tiny_spec, random_episodes):
     config = tiny_config(method="kaleidoscope", reset_interval=100, reset_ratio=1.0, t_max=10_000, lr=1e-9)
     learner = build_learner(config, tiny_spec)

@@ -168,6 +168,17 @@ def test_evaluation_uses_the_argmax_mask_and_changes_no_state():
         assert torch.equal(value, before[name]), name
 
 
+def test_a_layer_on_its_own_keeps_the_mean_size_of_what_each_mask_saw():
+    layer = make_layer(ema_decay=0.75)
+    first, second = torch.randn(2, 4, 5, 6, requires_grad=True), torch.randn(2, 3, 6)
+    layer(first)
+    torch.testing.assert_close(layer.ema_tracker.ema_activation, first.detach().abs().mean(dim=(1, 2)))
+    layer(second)
+    expected = 0.75 * first.detach().abs().mean(dim=(1, 2)) + 0.25 * second.abs().mean(dim=1)
+    torch.testing.assert_close(layer.ema_tracker.ema_activation, expected)
+    assert not layer.ema_tracker.ema_activation.requires_grad
+
+
 def test_training_moves_the_selection_frequency_towards_the_masks_drawn():
     layer = make_layer(8, 4, noise="none")
     mask = argmax_masks([layer])[0]

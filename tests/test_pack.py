@@ -39,6 +39,18 @@ def test_a_matrix_that_is_not_24_is_refused_by_its_place():
         pack.pack24(weight, layer="fc2")
 
 
+@pytest.mark.parametrize("columns", [32, 30])
+def test_a_single_weight_too_many_is_refused(columns):
+    weight = torch.zeros(2, 16, columns)
+    weight[:, :, ::4] = weight[:, :, 1::4] = 1.0
+    assert torch.equal(pack.unpack24(pack.pack24(weight)).float(), weight)
+    weight[1, 15, 10] = 1.0
+    with pytest.raises(
+        ConfigError, match=r"mask 1, row 15, group 2 \(inputs 8 to 11\) keeps 3 weights; 2:4 allows two"
+    ):
+        pack.check_24(weight, "fc2")
+
+
 def test_a_dtype_without_24_kernels_is_refused():
     with pytest.raises(ConfigError, match=r"unknown dtype 'float32'; did you mean 'float16'.*1:2 in float32"):
         pack.pack24(random_24(1, 16, 32), "float32")

@@ -35,6 +35,21 @@ def test_running_activations_move_a_share_towards_the_mean_of_what_was_played(ch
         assert (after - before).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("scope", ["mask", "shared"])
+def test_a_type_that_is_in_no_episode_leaves_the_running_activations_to_the_others(scope):
+    learner = make({"method": "k24", "mask_per": "type", "ema_scope": scope, "ema_decay": 0.0}, torch.float64)
+    batch = episodes(2)
+    batch.unit_type[batch.unit_type == 2] = 1
+    before = learner.masked_layers["fc1"].ema_tracker.ema_activation.clone()
+    learner.update(batch, T_ENV)
+    played = batch.filled.unsqueeze(-1) & batch.alive[:, :-1]
+    types = batch.unit_type.unsqueeze(1).expand_as(played)
+    size = batch.obs[:, :-1].abs()
+    means = [size[played & (types == u)].mean(dim=0) for u in (0, 1)]
+    expected = size[played].mean(dim=0, keepdim=True) if scope == "shared" else torch.stack([*means, before[-1]])
+    torch.testing.assert_close(learner.masked_layers["fc1"].ema_tracker.ema_activation, expected)
+
+
 @pytest.mark.parametrize("implementation", ["float64", "kernels"])
 @pytest.mark.parametrize("method", ["k24", "k24-literal"])
 def test_selection_frequency_moves_a_hundredth_towards_the_drawn_mask(method, implementation):

@@ -143,6 +143,11 @@ def test_padded_steps_without_any_available_action_do_not_spoil_the_mean_policy(
     torch.testing.assert_close(policy, torch.tensor([0.5, 0.5]))
 
 
+def test_a_batch_in_which_nobody_lives_has_a_policy_of_zeros_not_of_nan():
+    q, avail = torch.zeros(1, 2, 1, 2), torch.ones(1, 2, 1, 2, dtype=torch.bool)
+    assert mean_policy(q, avail, torch.zeros(2, 1, dtype=torch.bool)).tolist() == [0, 0]
+
+
 # --- through the learner ---------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,80 @@
+"""Which files are mutated, which tests must notice it, and the mutants that are always among those run."""
+
+from typing import NamedTuple
+
+
+class Part(NamedTuple):
+    """A file, the tests that must notice a mistake in it (in this order), and the functions if not all count."""
+
+    file: str
+    tests: tuple[str, ...]
+    functions: tuple[str, ...] | None = None
+
+
+def _part(file: str, tests: str, functions: tuple[str, ...] | None = None) -> Part:
+    return Part(f"k24lab/{file}", tuple(f"tests/test_{name}.py" for name in tests.split()), functions)
+
+
+PLAN = (
+    _part("sparsity/patterns.py", "patterns masks gradients"),
+    _part("sparsity/masks.py", "masks gradients frozen kernels reference_update"),
+    _part("sparsity/fused.py", "gradients kernels reference_update"),
+    _part("sparsity/layers.py", "layers masks kernels reference_state reference_update"),
+    _part("sparsity/baselines.py", "baselines gradients reference_update"),
+    _part("sparsity/diversity.py", "diversity gradients learner reference_update"),
+    _part("sparsity/reset.py", "reset reference_state"),
+    _part("marl/agents.py", "agents gradients kernels reference_update learner"),
+    _part("marl/gru.py", "gru gradients kernels reference_update"),
+    _part("marl/mixers.py", "mixers reference_update"),
+    _part("marl/targets.py", "targets learner reference_update"),
+    _part("marl/policy.py", "policy literal"),
+    _part("marl/replay.py", "replay learner"),
+    _part("marl/rollout.py", "rollout reference_state literal"),
+    _part("marl/rows.py", "types sequences reference_update reference_state"),
+    _part("marl/sequences.py", "sequences learner reference_update reference_state"),
+    _part("marl/diagnostics.py", "learner baselines literal"),
+    _part("marl/learner.py", "targets learner reset frozen diversity literal types reference_state reference_update"),
+    _part("schedules.py", "schedules reference_update"),
+    _part("analysis/stats.py", "stats"),
+    _part("deploy/pack.py", "pack"),
+    _part("envs/rolenav.py", "envs_rolenav"),
+    _part("envs/base.py", "envs_rolenav vector types"),
+    _part("envs/scripted.py", "envs_pettingzoo"),
+    _part("envs/pettingzoo.py", "envs_pettingzoo odd_environments contract"),
+    _part("envs/spaces.py", "odd_environments contract envs_pettingzoo"),
+    _part("envs/vector.py", "vector"),
+    _part("train.py", "reference_state train", ("_iteration", "_epsilon", "_due")),
+)
+
+LEARNER, NEXT_Q = "k24lab/marl/learner.py", "next_q = double_q_values(online_q[:, 1:], target_q[:, 1:], avail[:, 1:])"
+# Mistakes that a review made by hand and no test noticed: file, line, line with the mistake.
+NAMED = (
+    (
+        LEARNER,
+        "next_value = self.target_mixer(next_q, state[1:])",
+        "next_value = self.target_mixer(next_q, state[:-1])",
+    ),
+    (LEARNER, NEXT_Q, NEXT_Q.replace("avail[:, 1:]", "avail[:, :-1]")),
+    (LEARNER, NEXT_Q, "next_q = double_q_values(online_q[:, :-1], target_q[:, :-1], avail[:, 1:])"),
+    (
+        LEARNER,
+        "policy = self._mean_policy(batch, online.q_values.detach())",
+        "policy = self._mean_policy(batch, -online.q_values.detach())",
+    ),
+    (
+        "k24lab/sparsity/diversity.py",
+        "return (probs.sum(dim=1, keepdim=True) - probs).mul_(2 * grads[0])",
+        "return (probs.sum(dim=1, keepdim=True) - probs).mul_(grads[0])",
+    ),
+    (
+        "k24lab/sparsity/baselines.py",
+        "LAYER_WEIGHTS = (1.0, 2.0, 4.0, 8.0)  # of fc1 to fc4 in Kaleidoscope's bonus",
+        "LAYER_WEIGHTS = (8.0, 4.0, 2.0, 1.0)  # of fc1 to fc4 in Kaleidoscope's bonus",
+    ),
+    (
+        "k24lab/train.py",
+        "return schedules.linear(c.epsilon_start, c.epsilon_finish, self.t_env / max(c.epsilon_anneal_steps, 1))",
+        "return schedules.linear(c.epsilon_start, c.epsilon_finish, self.t_env / c.t_max)",
+    ),
+    ("k24lab/deploy/pack.py", "if bool((kept > 2).any()):", "if bool((kept > 3).any()):"),
+)
