@@ -35,6 +35,8 @@ DEFAULT_NOTEBOOKS = (
     "06_ampere_speedup",
 )
 DEFAULT_GROUP = "demo"
+KERNEL_FOLDER = "k24lab-kernel-"  # begins the names of folders for the sockets of kernels
+LONGEST_FOLDER = 90  # characters: the system allows 107 in the path of a socket, and clusters have long TMPDIRs
 
 
 class ThisInterpreter(AsyncKernelManager):
@@ -50,7 +52,11 @@ class ThisInterpreter(AsyncKernelManager):
 
     @default("ip")
     def _ip_default(self) -> str:
-        return str(Path(tempfile.mkdtemp(prefix="k24lab-kernel-")) / "socket")
+        folder = Path(tempfile.mkdtemp(prefix=KERNEL_FOLDER))
+        if len(str(folder)) > LONGEST_FOLDER:
+            folder.rmdir()
+            folder = Path(tempfile.mkdtemp(prefix=KERNEL_FOLDER, dir="/tmp"))
+        return str(folder / "socket")
 
     def cleanup_ipc_files(self) -> None:
         """Remove the sockets and their folder."""

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -106,11 +107,19 @@ def test_kernels_need_nothing_of_the_users_home(home, tmp_path, monkeypatch):
     user = tmp_path / "user"
     (user / ".ipython").mkdir(parents=True)
     (user / ".ipython" / "profile_default").touch()  # no folder can be made there
-    (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("HOME", str(user))
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setattr("tempfile.tempdir", folder)
+        assert notebooks.execute("small", {"x": 4}).is_file()
+        assert not list(Path(folder).glob("k24lab-kernel-*"))
+
+
+def test_a_long_path_of_the_temporary_folder_is_no_problem_for_kernels(home, tmp_path, monkeypatch):
+    folder = tmp_path / ("long" * 25)
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
     assert notebooks.execute("small", {"x": 4}).is_file()
-    assert not list((tmp_path / "tmp").glob("k24lab-kernel-*"))
+    assert not list(folder.iterdir())
 
 
 def test_a_folder_that_cannot_be_written_is_named(home):
