@@ -397,3 +397,18 @@ def test_the_layer_whose_gradient_breaks_is_named_first(make_learner, random_epi
     layer.register_hook(lambda gradient: gradient * torch.inf)
     with pytest.raises(RunError, match=r"not finite are gradient of layers\.fc2\.weight;"):
         learner.update(random_episodes(), 200)
+
+
+@pytest.mark.parametrize("method", ["k24", "k24-literal"])
+def test_the_logged_shares_of_the_coefficients_gradient_are_those_of_each_loss(method, make_learner, random_episodes):
+    both, td_alone = (make_learner(torch.float64, method=method, diversity_coef=coef) for coef in (1.0, 0.0))
+    metrics = both.update(random_episodes(dtype=torch.float64), t_env=200, log=True)
+    assert td_alone.update(random_episodes(dtype=torch.float64), t_env=200, log=True)["alpha_grad_div"] == 0
+    pairs = [
+        (layer.hetero_alpha.grad, other.hetero_alpha.grad)
+        for layer, other in zip(both.masked_layers.values(), td_alone.masked_layers.values(), strict=True)
+    ]
+    td = sum(t.square().sum() for _, t in pairs).sqrt().item()
+    diversity = sum((a - t).square().sum() for a, t in pairs).sqrt().item()
+    assert metrics["alpha_grad_td"] == pytest.approx(td) and metrics["alpha_grad_div"] == pytest.approx(diversity)
+    assert min(td, diversity) > 0 and td != pytest.approx(diversity)
