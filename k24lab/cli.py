@@ -5,13 +5,14 @@ import itertools
 import os
 import signal
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from k24lab.backends import MEMORY_GB, BackendName, Resources, end_with_parent
-from k24lab.config import METHODS, Config, build_config
+from k24lab.config import LEARNER_DEFAULTS, METHODS, Config, build_config
 from k24lab.errors import K24Error
 from k24lab.look.commands import replay, report, show
 
@@ -71,11 +72,10 @@ def main() -> None:
 
 
 def _train_command(argv: list[str]):  # type: ignore[no-untyped-def]
-    """The train command with the defaults of the method that the command line names."""
-    given = [b for a, b in itertools.pairwise(argv) if a == "--method"]
-    given += [a.removeprefix("--method=") for a in argv if a.startswith("--method=")]
-    # An unknown method is left to the parser, which says what is allowed.
-    default = build_config({"method": given[-1]} if given and given[-1] in METHODS else {})
+    """The train command with the defaults of the method and the learner that the command line names."""
+    # An unknown one is left to the parser, which says what is allowed.
+    named = {"method": _named(argv, "--method", METHODS), "learner": _named(argv, "--learner", LEARNER_DEFAULTS)}
+    default = build_config({key: value for key, value in named.items() if value is not None})
 
     def train(
         config: Annotated[Config, tyro.conf.OmitArgPrefixes] = default, name: str = "default", quiet: bool = False
@@ -92,11 +92,22 @@ def _train_command(argv: list[str]):  # type: ignore[no-untyped-def]
         from k24lab.train import train as train_run
         from k24lab.unused import idle_changes
 
+        config = build_config(vars(config))  # like settings of any other origin
         if not quiet and (idle := idle_changes(config)):
             print(f"k24lab: note: {', '.join(idle)}: of no effect in this run", file=sys.stderr)
         print(train_run(config, name, progress=not quiet))
 
     return train
+
+
+def _named(argv: list[str], flag: str, allowed: Collection[str]) -> str | None:
+    """The value of a flag on a command line, the last one that is given; None where that is not allowed."""
+    given = [
+        b if a == flag else a.removeprefix(f"{flag}=")
+        for a, b in itertools.pairwise([*argv, ""])
+        if a == flag or a.startswith(f"{flag}=")
+    ]
+    return given[-1] if given and given[-1] in allowed else None
 
 
 def resume(run: Annotated[str, tyro.conf.Positional], quiet: bool = False, notebook: str | None = None) -> None:
@@ -176,24 +187,24 @@ def status(grid: Annotated[Path, tyro.conf.Positional]) -> None:
 
 def notebooks(
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
-    runs: str = "demo",
+    runs: str | None = None,
     jobs: int = os.cpu_count() or 1,
     parameters: dict[str, str] | None = None,
 ) -> None:
-    """Execute notebooks on a group of runs: figures go to figures/, the executed copies to executed/.
+    """Execute notebooks on a group of runs: figures go to output/, the executed copies to executed/.
 
     Example: k24lab notebooks 03_mask_patterns 05_ablations --runs demo
     Example: k24lab notebooks 05_ablations --runs ablation --parameters reference k24
 
     Args:
         names: notebooks; by default 01, 03, 04, 05 and 06.
-        runs: group of runs for the notebooks that read runs.
+        runs: group of runs for the notebooks that read one; by default demo.
         jobs: notebooks at a time.
         parameters: names and values (YAML) for the notebooks' parameters cells.
     """
-    from k24lab.notebooks import DEFAULT_NOTEBOOKS, execute_all, parse_parameters
+    from k24lab.notebooks import execute_all, parse_parameters
 
-    for path in execute_all(names or DEFAULT_NOTEBOOKS, runs, jobs, parse_parameters(parameters or {})):
+    for path in execute_all(names, runs, jobs, parse_parameters(parameters or {})):
         print(path)
 
 
@@ -243,49 +254,16 @@ def export(
         dtype: of the team's weights: float32 or float16, with safetensors also bfloat16 or int8.
         agent: export this agent (or unit type) alone, with onnx.
     """
-    if format == "marl-eval":
-        from k24lab.errors import ConfigError
+    from k24lab.errors import ConfigError
+    from k24lab.exports import export_results, export_team
 
+    if format == "marl-eval":
         if agent is not None or dtype != "float32":
             raise ConfigError("agent and dtype are of teams: they need --format safetensors or onnx")
-        _export_results(what, output)
+        export_results(what, output)
     else:
-        _export_team(what, output, format, dtype, agent)
+        export_team(what, output, format, dtype, agent)
     print(output)
-
-
-def _export_results(groups: tuple[str, ...], output: Path) -> None:
-    import json
-
-    from k24lab.analysis.export import marl_eval
-    from k24lab.analysis.groups import find_groups
-    from k24lab.analysis.results import load_metrics, load_summaries
-    from k24lab.runs import atomic_write
-
-    runs = find_groups(groups)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(output) as file:
-        file.write((json.dumps(marl_eval(load_metrics(runs), load_summaries(runs))) + "\n").encode())
-
-
-def _export_team(what: tuple[str, ...], output: Path, format: str, dtype: str, agent: int | None) -> None:
-    from k24lab.deploy.onnx import export_onnx
-    from k24lab.deploy.team import freeze_run, save_team, storage_report
-    from k24lab.errors import ConfigError
-    from k24lab.runs import find_folder
-
-    if len(what) != 1:
-        raise ConfigError(f"--format {format} takes the folder of one run, not {len(what)}")
-    team = freeze_run(find_folder(what[0]))
-    if format == "onnx":
-        export_onnx(team, output, dtype, agent)
-        lead = "" if agent is not None else f"{team.n_masks}, "
-        print(f"inputs: obs [{lead}batch, {team.input_dim}], hidden [{lead}batch, {team.config.hidden_dim}]")
-    elif agent is not None:
-        raise ConfigError(f"agent = {agent} needs --format onnx: a safetensors file holds the whole team")
-    else:
-        save_team(team, output, dtype)
-        print(storage_report(team, output.stat().st_size, dtype))
 
 
 def import_(files: Annotated[tuple[Path, ...], tyro.conf.Positional], name: str | None = None) -> None:

@@ -8,9 +8,11 @@ import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args
 
 from k24lab.errors import ConfigError, unknown
+from k24lab.tasks import canonical_text
+from k24lab.values import convert
 
 Method = Literal[
     "k24", "k24-alpha", "k24-literal", "random24", "magnitude24", "kaleidoscope", "fups", "fups-id", "nops", "multih"
@@ -206,11 +208,13 @@ class Config(MaskConfig, LearnerConfig):
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
 
 
-NOT_HASHED = frozenset({"n_threads", "n_workers", "tensorboard"})  # no part of what is learned
+# No part of what is learned: where a run computes, and what it writes. n_workers and tensorboard change no number.
+# n_threads, like the CPU kernels (K24LAB_KERNELS), changes the order of sums and with it the last digits of all numbers
+# from the first update on: README.md ("Bit for bit") says what is the same to the bit. Two such runs are samples of the
+# same experiment, so they share a hash; provenance.jsonl has both, and going on with other ones is a warning.
+NOT_HASHED = frozenset({"n_threads", "n_workers", "tensorboard"})
 # Fields that came later, with what earlier versions did: a run that does the same keeps its hash, and so its name.
 ADDED = {"target_masks": "argmax", "acting_masks": "argmax", "grad_clip": "groups"}
-
-LARGEST_EXACT = 2**53  # whole numbers up to here are floats without loss
 
 _POSITIVE = (
     "hidden_dim mixing_embed_dim lr grad_norm_clip batch_size buffer_size target_update_interval n_envs "
@@ -262,26 +266,56 @@ def _range_problems(config: Config) -> list[str]:
 
 
 def build_config(params: Mapping[str, Any]) -> Config:
-    """Make a configuration from defaults, what the method changes of them, and the given values.
+    """Make the configuration of a new run: defaults, what learner and method change of them, and the given values.
+
+    The command line, grid files and notebooks all come here. One run has one spelling: -0.0 becomes 0.0, and the task
+    gets its `k24lab.tasks.canonical_text`.
 
     Raises:
         ConfigError: all problems at once: unknown keys (with the nearest right name), wrong types, bad ranges.
     """
     values = _converted(params)
-    defaults = LEARNER_DEFAULTS[values.get("learner", "q")] | METHOD_DEFAULTS[values.get("method", "k24")]
-    return Config(**(defaults | values))
+    values |= {key: value + 0.0 for key, value in values.items() if isinstance(value, float)}  # -0.0 + 0.0 is 0.0
+    if "task" in values:
+        values["task"] = canonical_text(values["task"])
+    return _with_defaults(values)
+
+
+def merge_settings(parameters: Mapping[str, Any], overrides: object) -> Config:
+    """The configuration that a notebook's parameters and its `overrides` describe together.
+
+    Args:
+        parameters: settings that have a parameter of their own; None where it is not given.
+        overrides: a mapping of all other settings; None is none.
+
+    Raises:
+        ConfigError: a setting that both give, with different values, or whatever `build_config` refuses.
+    """
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise ConfigError(f"overrides = {overrides!r} must map settings to values, e.g. {{'lr': 0.001}}")
+    given = _converted({key: value for key, value in parameters.items() if value is not None})
+    more = _converted(overrides or {})
+    if twice := [key for key in given if key in more and given[key] != more[key]]:
+        both = "; ".join(f"{key} = {given[key]!r} as a parameter and {more[key]!r} in overrides" for key in twice)
+        raise ConfigError(f"given twice: {both}")
+    return build_config(given | more)
 
 
 def stored_config(fields: Mapping[str, Any]) -> Config:
     """The configuration that a file holds, which an earlier version of the package may have written.
 
     A field that did not exist then has the value that stands for what the package did, whatever the method's default
-    is today.
+    is today. Every value is spelt as it was, so that the name and hash of the run stay.
 
     Raises:
         ConfigError: as `build_config`.
     """
-    return build_config({**ADDED, **fields})
+    return _with_defaults(_converted({**ADDED, **fields}))
+
+
+def _with_defaults(values: dict[str, Any]) -> Config:
+    defaults = LEARNER_DEFAULTS[values.get("learner", "q")] | METHOD_DEFAULTS[values.get("method", "k24")]
+    return Config(**(defaults | values))
 
 
 def _converted(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -297,39 +331,3 @@ def _converted(params: Mapping[str, Any]) -> dict[str, Any]:
     if problems:
         raise ConfigError("; ".join(problems))
     return values
-
-
-def convert(kind: Any, value: Any) -> Any:
-    """`value` as the field's type; refuses what would lose or change it. Raises TypeError with the reason."""
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            hint = " (YAML takes off for False: write 'off')" if value is False and "off" in get_args(kind) else ""
-            raise TypeError(f"is not allowed: {unknown('choice', value, map(str, get_args(kind)))}{hint}")
-        return value
-    choices = get_args(kind) or (kind,)  # float | None
-    if value is None and type(None) in choices:
-        return None
-    kind = choices[0]
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        if abs(value) > LARGEST_EXACT:
-            raise TypeError(f"is larger than {LARGEST_EXACT}, where floats skip whole numbers: write it with a point")
-        return float(value)
-    if kind is int and isinstance(value, float) and value.is_integer():
-        return int(value)  # 1.0e+5 in YAML, 1e5 in a notebook
-    if type(value) is not kind:
-        hint = f" (YAML takes it for text: write {float(value)!r})" if kind is float and _is_number(value) else ""
-        hint = " (in quotes, or with an e: write it in digits)" if kind is int and _is_number(value) else hint
-        raise TypeError(f"is {_article(type(value))}, not {_article(kind)}{hint}")
-    return value
-
-
-def _article(kind: type) -> str:
-    return f"an {kind.__name__}" if kind is int else f"a {kind.__name__}"
-
-
-def _is_number(value: object) -> bool:
-    """Whether a text is a number that stands in quotes, or that YAML did not recognise."""
-    try:
-        return isinstance(value, str) and math.isfinite(float(value))
-    except ValueError:
-        return False

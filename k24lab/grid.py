@@ -4,7 +4,6 @@ import difflib
 import itertools
 import json
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,15 +11,17 @@ from typing import Any, NamedTuple
 import yaml
 
 from k24lab.config import NOT_HASHED, Config, build_config
-from k24lab.envs import make_env
-from k24lab.envs.base import EnvSpec, check_types
+from k24lab.envs import canonical, canonical_task, make_env
+from k24lab.envs.base import EnvSpec, check_t_max, check_types
 from k24lab.errors import ConfigError, unknown
 from k24lab.notebooks import check_notebook
 from k24lab.paths import CHECKOUT
 from k24lab.runs import check_name
 from k24lab.unused import used_fields
+from k24lab.yamlfile import load_yaml
 
 GRID_KEYS = ("name", "notebook", "common", "per_task", "grids")
+ANCHORS = "x-"  # begins keys that hold what the others refer to: `x-long: &long {t_max: 300000}`, then `<<: *long`
 
 
 class Grid(NamedTuple):
@@ -46,7 +47,7 @@ def load_grid(path: Path) -> Grid:
 
 def _build(data: Mapping[str, Any], stem: str) -> Grid:
     common, per_task = (_mapping(key, data.get(key)) for key in ("common", "per_task"))
-    per_task = {task: _mapping(f"per_task: {task}", values) for task, values in per_task.items()}
+    per_task = _by_task(per_task)
     configs = []
     for number, entry in enumerate(data["grids"], start=1):
         where = f"grids, entry {number}"
@@ -66,6 +67,18 @@ def _build(data: Mapping[str, Any], stem: str) -> Grid:
     if isinstance(name, bool) or not isinstance(name, str | int | float):
         raise ConfigError(f"name = {name!r} must be text")
     return Grid(check_name(str(name)), configs, notebook)
+
+
+def _by_task(per_task: Mapping[Any, Any]) -> dict[Any, dict[str, Any]]:
+    """The settings of each task, under the task's one spelling."""
+    found: dict[Any, dict[str, Any]] = {}
+    spelt: dict[Any, Any] = {}
+    for task, values in per_task.items():
+        key = canonical_task(task) if isinstance(task, str) else task
+        if key in found:
+            raise ConfigError(f"per_task: {spelt[key]} and {task} are the same task")
+        found[key], spelt[key] = _mapping(f"per_task: {task}", values), task
+    return found
 
 
 def _refuse_repeated(configs: Sequence[Config]) -> None:
@@ -96,6 +109,7 @@ def _check_worlds(configs: Sequence[Config]) -> None:
             env.close()
             specs[key] = env.spec
         check_types(config, specs[key])
+        check_t_max(config, specs[key])
 
 
 def _mapping(what: str, value: Any) -> dict[str, Any]:
@@ -107,27 +121,20 @@ def _mapping(what: str, value: Any) -> dict[str, Any]:
     return value
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key stands once: of two, YAML itself silently keeps the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        for key, n in Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)).items():
-            if n > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a safe loader
+        data = load_yaml(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(_no_file(path)) from None
     except IsADirectoryError:
         raise ConfigError(f"{path} is a folder, not a grid file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     for key in data.keys() - set(GRID_KEYS) if isinstance(data, dict) else ():
-        raise ConfigError(f"{path}: " + unknown("key", key, GRID_KEYS))
+        if not str(key).startswith(ANCHORS):
+            raise ConfigError(f"{path}: " + unknown("key", key, [*GRID_KEYS, f"{ANCHORS}<anything>"]))
     if not isinstance(data, dict) or not isinstance(data.get("grids"), list) or not data["grids"]:
         others = ", ".join(GRID_KEYS[:-1])
         raise ConfigError(f"{path} must have the key grids, a list with at least one entry (and may have {others})")
@@ -149,6 +156,7 @@ def expand(
 
     Under `zip` stand lists of the same length that are walked side by side, under `list` whole sets of parameters;
     each is one axis of the product. A grid's values win over those of its task, and these over the common ones.
+    `per_task` has the tasks in their one spelling (`k24lab.envs.canonical_task`), as the configurations will.
 
     Raises:
         ConfigError: an empty list, lists under `zip` of different lengths, or parameters that no run can have.
@@ -162,8 +170,8 @@ def expand(
                 raise ConfigError(f"{key} is given twice")
             own |= part
         task = own.get("task", common.get("task", Config.task))
-        of_task = (per_task or {}).get(task, {}) if isinstance(task, str) else {}
-        configs.append(build_config({**common, **of_task, **own}))
+        of_task = (per_task or {}).get(canonical_task(task), {}) if isinstance(task, str) else {}
+        configs.append(canonical(build_config({**common, **of_task, **own})))
     return configs
 
 

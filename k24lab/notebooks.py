@@ -4,7 +4,7 @@ import dataclasses
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ from traitlets import default
 from k24lab.analysis.groups import find_groups
 from k24lab.analysis.paper import complete_variants, incomplete
 from k24lab.analysis.results import find_runs, load_summaries
-from k24lab.config import build_config
+from k24lab.config import Config, build_config, merge_settings
+from k24lab.envs import canonical
 from k24lab.errors import ConfigError, RunError, unknown
 from k24lab.paths import notebooks_dir, project_root
 from k24lab.runs import read_config
+from k24lab.yamlfile import load_yaml
 
 # Those that draw figures of runs, or of the method itself; 02_train and 11_look make a run, which nobody asked for.
 DEFAULT_NOTEBOOKS = (
@@ -32,12 +34,14 @@ DEFAULT_NOTEBOOKS = (
     "05_ablations",
     "06_ampere_speedup",
 )
+DEFAULT_GROUP = "demo"
 
 
 class ThisInterpreter(AsyncKernelManager):
     """Kernels of the running interpreter, whatever kernel spec named python3 the user has installed.
 
     They are reached through sockets in a folder of their own: kernels that start side by side can race for TCP ports.
+    IPython's files go there as well: a home that cannot be written, or a user's startup files, change nothing.
     """
 
     @default("transport")
@@ -58,7 +62,8 @@ class ThisInterpreter(AsyncKernelManager):
         """`python -m ipykernel_launcher` of this environment."""
         # Errors of cells are in the notebook; the kernel's own log calls the end of an idle kernel an error.
         command = [sys.executable, "-m", "ipykernel_launcher", "--log-level=CRITICAL", "-f", "{connection_file}"]
-        return KernelSpec(argv=command, display_name="Python 3", language="python")
+        own = {"IPYTHONDIR": str(Path(self.ip).parent / "ipython")}
+        return KernelSpec(argv=command, env=own, display_name="Python 3", language="python")
 
 
 def notebook_path(name: str) -> Path:
@@ -93,35 +98,62 @@ def execute_run(folder: Path, name: str) -> Path:
     Fields that the notebook has a parameter for go there, all others that are no default into `overrides`.
 
     Raises:
-        RunError: no run folder, or a cell failed.
+        RunError: no run folder, one whose task is spelt as no new run's would be, or a cell failed.
     """
     config = read_config(folder)
     fields, allowed = dataclasses.asdict(config), parameter_names(name)
     own = {key: value for key, value in fields.items() if key in allowed}
-    defaults = dataclasses.asdict(build_config({"method": config.method} if "method" in own else {}))
-    overrides = {k: v for k, v in fields.items() if k not in allowed and v != defaults[k]}
+    chosen = {key: fields[key] for key in ("method", "learner") if fields[key] != getattr(Config, key)}
+    defaults = dataclasses.asdict(build_config(chosen))
+    overrides = {k: v for k, v in fields.items() if k not in allowed and (k in chosen or v != defaults[k])}
+    if canonical(merge_settings(own, overrides)) != config:
+        raise RunError(
+            f"{folder}: {name} would train another run, since task = {config.task!r} is spelt differently today; "
+            f"`k24lab resume {folder.name}` without a notebook goes on with it"
+        )
     parameters = own | {"overrides": overrides, "name": folder.parent.name}
     return _execute(notebook_path(name), parameters, folder, notebook_path(name).stem)
 
 
-def execute_all(names: Sequence[str], runs: str, jobs: int, parameters: Mapping[str, Any] | None = None) -> list[Path]:
-    """Run notebooks side by side, each in a kernel of its own; those that read runs get the group `runs`.
+def execute_all(
+    names: Sequence[str], runs: str | None, jobs: int, parameters: Mapping[str, Any] | None = None
+) -> list[Path]:
+    """Run notebooks side by side, each in a kernel of its own.
 
-    No notebook depends on its working folder, which threads of one process share. `parameters` go to all of them.
+    No notebook depends on its working folder, which threads of one process share.
+
+    Args:
+        names: notebooks; none: `DEFAULT_NOTEBOOKS`.
+        runs: group for those that read one (None: demo); one that is named and reads none is refused.
+        jobs: notebooks at a time.
+        parameters: values for the parameters cells of all of them.
 
     Raises:
-        ConfigError: no such notebook, or one that does not have one of the parameters.
+        ConfigError: no such notebook, or one that does not have one of the parameters, or `runs` in both.
         RunError: a notebook failed (the others are finished first).
     """
+    given = dict(parameters or {})
+    if runs is not None and given.get("runs", runs) != runs:
+        raise ConfigError(f"given twice: runs = {runs!r} (--runs) and {given['runs']!r} (--parameters)")
     tasks = []
-    for name in names:
+    for name in names or DEFAULT_NOTEBOOKS:
         allowed = parameter_names(name)
-        _check_parameters(name, parameters or {}, allowed)
-        group = {"runs": runs} if "runs" in allowed else {}
-        tasks.append((name, {**group, **(parameters or {})}, runs if group else ""))
+        if names and runs is not None and "runs" not in allowed:
+            raise ConfigError(f"{notebook_path(name).name} takes no runs = {runs!r}{_other_sources(allowed)}")
+        _check_parameters(name, given, allowed)
+        group = {"runs": runs or DEFAULT_GROUP} if "runs" in allowed else {}
+        values = group | given
+        tasks.append((name, values, str(values["runs"]) if group else ""))
     with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(execute, *task) for task in tasks]
     return [future.result() for future in futures]
+
+
+def _other_sources(allowed: Collection[str]) -> str:
+    """Where a notebook without the parameter `runs` has its runs from."""
+    if "groups" in allowed:
+        return ": it takes groups, e.g. --parameters groups '[demo]'"
+    return f" (allowed: {', '.join(sorted(allowed))})"
 
 
 def parse_parameters(texts: Mapping[str, str]) -> dict[str, Any]:
@@ -133,9 +165,11 @@ def parse_parameters(texts: Mapping[str, str]) -> dict[str, Any]:
     values = {}
     for key, text in texts.items():
         try:
-            values[key] = yaml.safe_load(text)
+            values[key] = load_yaml(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"{key} = {text!r} is not a value in YAML: {' '.join(str(error).split())}") from error
+        except ConfigError as error:
+            raise ConfigError(f"{key} = {text!r}: {error}") from None
     return values
 
 

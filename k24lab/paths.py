@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 HOME_VARIABLE = "K24LAB_HOME"
+FIGURES_VARIABLE = "K24LAB_FIGURES"
 CHECKOUT = Path(__file__).resolve().parent.parent  # of an editable install
 
 
@@ -30,5 +31,12 @@ def runs_dir() -> Path:
 
 
 def figures_dir() -> Path:
-    """Folder of all figures (PDF, PNG and CSV of one name); it may not exist yet."""
-    return project_root() / "figures"
+    """Folder of all figures (PDF, PNG and CSV of one name); it may not exist yet.
+
+    The environment variable K24LAB_FIGURES if set and not empty; else `figures` of the project root. In a checkout that
+    folder holds the published results, which nothing but `make results` shall replace: there it is `output`.
+    """
+    if folder := os.environ.get(FIGURES_VARIABLE):
+        return Path(folder).expanduser().resolve()
+    root = project_root()
+    return root / ("output" if root == CHECKOUT else "figures")

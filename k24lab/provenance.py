@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from k24lab.config import Config
+from k24lab.errors import warn
 from k24lab.paths import CHECKOUT
 
 FILE = "provenance.jsonl"
@@ -19,10 +20,25 @@ PACKAGES = ("torch", "numpy", "pettingzoo", "mpe2", "vmas", "jaxmarl", "jax", "s
 MOST_CHANGED = 20  # files of a checkout that are named
 
 
-def record(folder: Path, config: Config, t_env: int) -> None:
-    """Add this attempt to the run's file; `t_env` is where it begins."""
-    own = {"t_env": t_env, "seed": config.seed, "n_threads": config.n_threads, "device": config.device}
-    _append(folder, own | surroundings())
+def record(folder: Path, config: Config, t_env: int, kernels: str, n_threads: int) -> None:
+    """Add this attempt to the run's file; a `RunWarning` if it computes otherwise than the one that it goes on from.
+
+    Args:
+        folder: of the run.
+        config: its configuration.
+        t_env: env steps where the attempt begins.
+        kernels: build of the CPU kernels that does the work, or torch (`k24lab.kernels.in_use`).
+        n_threads: of torch.
+    """
+    now: dict[str, Any] = {"n_threads": n_threads, "kernels": kernels}
+    # An attempt that began at t_env itself left no checkpoint, and so nothing in this run.
+    earlier = [line for line in read(folder) if isinstance(line.get("t_env"), int) and line["t_env"] < t_env]
+    before = earlier[-1] if earlier else now
+    if changed := [key for key in now if before.get(key, now[key]) != now[key]]:
+        each = ", ".join(f"{key} = {now[key]!r} (before: {before[key]!r})" for key in changed)
+        warn(f"{folder.name} goes on with {each}: from here on its numbers differ in their last digits")
+    own = {"t_env": t_env, "seed": config.seed, "device": config.device}
+    _append(folder, own | surroundings() | now)
 
 
 def record_import(folder: Path, file: Path) -> None:
@@ -57,14 +73,11 @@ def surroundings() -> dict[str, Any]:
     """Time (UTC), versions, code and machine of this process."""
     import torch
 
-    from k24lab.kernels import describe
-
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"started": now, "k24lab": _version("k24lab"), **_code(CHECKOUT)} | {
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
-        "kernels": describe(),
         "system": platform.platform(),
         "host": platform.node(),
         "cpu": _cpu(),

@@ -11,11 +11,11 @@ from tqdm import tqdm
 
 from k24lab import provenance, schedules
 from k24lab.config import Config
-from k24lab.envs import make_env
-from k24lab.envs.base import VecEnv, check_types
+from k24lab.envs import canonical, make_env
+from k24lab.envs.base import VecEnv, check_t_max, check_types
 from k24lab.envs.contract import check_repeatable
-from k24lab.errors import ConfigError, told, warn
-from k24lab.kernels import describe, keep_memory, usable
+from k24lab.errors import ConfigError, RunError, told, warn
+from k24lab.kernels import in_use, keep_memory
 from k24lab.marl.learner import build_learner
 from k24lab.marl.policy import acting_policy, behaviour, pattern_arrays
 from k24lab.marl.replay import EpisodeBatch, ReplayBuffer, concatenate
@@ -45,6 +45,8 @@ def train(config: Config, name: str = "default", folder: Path | None = None, pro
         ConfigError: a task or device that cannot be used.
         RunError: the folder holds another run or damaged checkpoints only, or another process trains it.
     """
+    if folder is None:
+        config = canonical(config)
     path = folder or run_folder(config, name)
     if not (path / "DONE").exists():
         check_usable(config)  # a slip of the pen leaves no folder behind
@@ -75,11 +77,12 @@ def check_device(device: str) -> None:
 
 
 def check_usable(config: Config) -> None:
-    """Refuse a device or a task that is not there, or a run that this machine cannot hold, as a ConfigError."""
+    """Refuse, as a ConfigError, what is not there, and a run that would learn nothing or not fit in memory."""
     check_device(config.device)
     env = make_env(config.task, 1, config.n_workers, config.device)
     env.close()
     check_types(config, env.spec)
+    check_t_max(config, env.spec)
     check_memory(config, env.spec)
     if config.task.startswith("pettingzoo/"):
         check_repeatable(config.task)
@@ -106,14 +109,19 @@ class Trainer:
         if state:
             self.load_state_dict(state)
         self.metrics_file = run.open_metrics(state["metrics_size"] if state else 0)
-        provenance.record(run.path, config, self.t_env)
+        self.kernels = in_use(next(self.learner.agent.parameters()))
+        provenance.record(run.path, config, self.t_env, self.kernels, torch.get_num_threads())
         self.writer = _tensorboard(run.path, self.t_env) if config.tensorboard else None
 
     def _make_env(self, n_envs: int) -> VecEnv:
         return make_env(self.config.task, n_envs, self.config.n_workers, self.config.device)
 
     def run_to_end(self, progress: bool = True) -> None:
-        """Train until t_max, then write summary, policy and DONE."""
+        """Train until t_max, then write summary, policy and DONE.
+
+        Raises:
+            RunError: t_max came before the first update.
+        """
         config, started, before = self.config, time.perf_counter(), self.seconds
         bar = tqdm(
             total=config.t_max,
@@ -134,6 +142,11 @@ class Trainer:
                 self.seconds = before + time.perf_counter() - started
                 bar.set_postfix(self._postfix(), refresh=False)
                 bar.update(min(self.t_env, config.t_max) - bar.n)
+        if self.learner.n_updates == 0:
+            raise RunError(
+                f"no update in {self.t_env} env steps: the buffer holds {self.replay.size} episodes, fewer than "
+                f"batch_size = {config.batch_size}; a larger t_max or a smaller batch_size is needed"
+            )
         self._finish()
 
     def _iteration(self) -> None:
@@ -225,7 +238,7 @@ class Trainer:
             "episodes": self.n_rollouts * self.config.n_envs,
             "test_return_std": returns.std().item() if len(returns) > 1 else 0.0,
             "seconds": round(self.seconds, 2),
-            "kernels": describe() if usable(next(self.learner.agent.parameters())) else "torch",
+            "kernels": self.kernels,
             "env_steps_per_s": round(self.t_env / max(self.seconds, 1e-9), 1),
         }
         names = self.env.spec.unit_type_names

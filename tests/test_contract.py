@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from k24lab import cli
 from k24lab.doctor import doctor
 from k24lab.envs import make_env
 from k24lab.envs.contract import examine, report
@@ -41,6 +42,14 @@ def test_our_own_tasks_have_no_problems(task, capsys):
     said = capsys.readouterr().out
     assert said.startswith(f"{task}\n  agents    3: ") and said.endswith("  no problems\n")
     assert "played    2 random episodes of 5 env steps; 0 terminated, 2 truncated" in said
+
+
+@pytest.mark.parametrize("task, code", [("odd_environments:Base", 0), ("odd_environments:DoneStays", 1)])
+def test_the_command_line_has_the_exit_code_of_what_was_found(task, code, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["k24lab", "doctor", "--task", f"pettingzoo/{task}", "--episodes", "1"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == code and "1 random episodes of 10 env steps" in capsys.readouterr().out
 
 
 def test_an_environment_without_fault_has_sizes_and_nothing_else(capsys):

@@ -26,6 +26,7 @@ from k24lab.errors import ConfigError, K24Error, RunError, RunWarning
 from k24lab.grid import Grid, load_grid
 from k24lab.importer import import_runs
 from k24lab.marl.agents import build_agent
+from k24lab.tasks import canonical_text
 
 N_INPUTS = int(os.environ.get("K24LAB_FUZZ", "60"))
 fuzz = settings(
@@ -64,7 +65,9 @@ def test_any_settings_are_a_configuration_or_one_error(params):
     for key, value in params.items():
         found = getattr(config, key)
         allowed = typing.get_args(hints[key]) or (hints[key],)
-        assert found == value and (type(found) in allowed or found in allowed)
+        assert found == (canonical_text(value) if key == "task" else value) and (
+            type(found) in allowed or found in allowed
+        )
     assert build_config(dataclasses.asdict(config)) == config
 
 

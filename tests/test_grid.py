@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from k24lab import notebooks
 from k24lab.errors import ConfigError
 from k24lab.grid import expand, load_grid
 
@@ -164,3 +165,31 @@ def test_missing_grid_file_is_an_error(tmp_path):
     (tmp_path / "latin").write_bytes(b"name: \xe9\ngrids: [{}]")
     with pytest.raises(ConfigError, match="latin is not YAML"):
         load_grid(tmp_path / "latin")
+
+
+NUMBERS = [("010", 8), ("-0_17", 8), ("1:30:00", 60), ("1:30.5", 60)]
+
+
+@pytest.mark.parametrize(("number", "base"), NUMBERS)
+@pytest.mark.parametrize("text", ["common: {{seed: {}}}\ngrids: [{{}}]", "grids: [{{seed: [0, {}]}}]"])
+def test_numbers_that_yaml_reads_in_another_base_are_refused_by_grids(number, base, text, tmp_path):
+    (tmp_path / "grid.yaml").write_text(text.format(number))
+    said = rf"grid\.yaml: seed = {number}: YAML reads this as a number in base {base}; write it in base 10"
+    with pytest.raises(ConfigError, match=said):
+        load_grid(tmp_path / "grid.yaml")
+
+
+@pytest.mark.parametrize(("number", "base"), NUMBERS)
+def test_numbers_that_yaml_reads_in_another_base_are_refused_as_parameters(number, base):
+    with pytest.raises(ConfigError, match=rf"runs = '\[{number}\]': .*{number}: YAML reads this .* base {base}"):
+        notebooks.parse_parameters({"runs": f"[{number}]"})
+    assert notebooks.parse_parameters({"runs": f"'{number}'"}) == {"runs": number}
+
+
+def test_keys_for_anchors_are_no_settings(tmp_path):
+    text = "x-long: &long {t_max: 300000}\nx-1: 3\ngrids: [{<<: *long, seed: [0, 1]}, {<<: *long, t_max: 200000}]"
+    (tmp_path / "grid.yaml").write_text(text)
+    assert [c.t_max for c in load_grid(tmp_path / "grid.yaml").configs] == [300_000, 300_000, 200_000]
+    (tmp_path / "grid.yaml").write_text("y-long: 3\ngrids: [{}]")
+    with pytest.raises(ConfigError, match=r"unknown key 'y-long' \(allowed: .*x-<anything>\)"):
+        load_grid(tmp_path / "grid.yaml")

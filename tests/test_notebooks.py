@@ -102,6 +102,23 @@ def test_executed_notebook_is_kept_under_its_label(home):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
+def test_kernels_need_nothing_of_the_users_home(home, tmp_path, monkeypatch):
+    user = tmp_path / "user"
+    (user / ".ipython").mkdir(parents=True)
+    (user / ".ipython" / "profile_default").touch()  # no folder can be made there
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("HOME", str(user))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    assert notebooks.execute("small", {"x": 4}).is_file()
+    assert not list((tmp_path / "tmp").glob("k24lab-kernel-*"))
+
+
+def test_a_folder_that_cannot_be_written_is_named(home):
+    (home / "executed").touch()
+    with pytest.raises(OSError, match="executed"):  # the command line says it in one line
+        notebooks.execute("small", {"x": 4})
+
+
 def test_failed_notebook_never_looks_like_a_result(home):
     with pytest.raises(RunError, match="ZeroDivisionError"):
         notebooks.execute("small", {"x": 0})
@@ -119,12 +136,37 @@ def test_parameters_of_a_batch_are_yaml_and_known_before_the_first_kernel_starts
     with pytest.raises(ConfigError, match=r"a = '\[x' is not a value in YAML"):
         notebooks.parse_parameters({"a": "[x"})
     with pytest.raises(ConfigError, match=r"small\.ipynb: unknown parameter 'xx'; did you mean 'x'"):
-        notebooks.execute_all(["small"], "demo", 1, {"xx": 2})
+        notebooks.execute_all(["small"], None, 1, {"xx": 2})
     assert not (home / "executed").exists()
     calls = []
     monkeypatch.setattr(notebooks, "execute", lambda *given: calls.append(given) or Path())
-    notebooks.execute_all(["small"], "demo", 1, {"x": 2})
+    notebooks.execute_all(["small"], None, 1, {"x": 2})
     assert calls == [("small", {"x": 2}, "")]
+
+
+def test_runs_that_a_notebook_does_not_take_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("K24LAB_HOME", str(tmp_path / "without notebooks"))  # so they are those of the package
+    calls = []
+    monkeypatch.setattr(notebooks, "execute", lambda *given: calls.append(given) or Path())
+    said = r"08_paper_figures\.ipynb takes no runs = 'mine': it takes groups, e\.g\. --parameters groups '\[demo\]'"
+    with pytest.raises(ConfigError, match=said):
+        notebooks.execute_all(["05_ablations", "08_paper_figures"], "mine", 1)
+    with pytest.raises(ConfigError, match=r"01_masks\.ipynb takes no runs = 'mine' \(allowed: .*temperatures"):
+        notebooks.execute_all(["01_masks"], "mine", 1)
+    with pytest.raises(ConfigError, match=r"given twice: runs = 'mine' \(--runs\) and 'yours' \(--parameters\)"):
+        notebooks.execute_all(["05_ablations"], "mine", 1, {"runs": "yours"})
+    assert not calls
+    notebooks.execute_all([], "mine", 1)  # those that are not named take what they can
+    assert [given[0] for given in calls] == list(notebooks.DEFAULT_NOTEBOOKS)
+    assert [given[1].get("runs") for given in calls] == [None, "mine", "mine", "mine", "mine"]
+    calls.clear()
+    notebooks.execute_all(["05_ablations", "08_paper_figures"], None, 1)
+    notebooks.execute_all(["05_ablations"], None, 1, {"runs": "yours"})
+    assert calls == [
+        ("05_ablations", {"runs": "demo"}, "demo"),
+        ("08_paper_figures", {}, ""),
+        ("05_ablations", {"runs": "yours"}, "yours"),
+    ]
 
 
 def test_unknown_notebook_names_the_nearest(home):

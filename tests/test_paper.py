@@ -142,6 +142,22 @@ def test_export_has_the_layout_of_marl_eval(frames):
     assert "win_rate" not in data["a"]["a"]["k24"]["seed_0"]["step_0"]
 
 
+def test_seeds_that_marl_eval_would_miss_are_named(frames):
+    metrics, summaries = frames
+    more = metrics[metrics["task"] == "a"].assign(task="a:n=8")
+    short = more[~((more["variant"] == "fups") & (more["seed"] == 1)) & (more["variant"] != "nops")]
+    runs = pd.concat([metrics, short]), pd.concat([summaries, summaries[summaries["task"] == "a"].assign(task="a:n=8")])
+    lacks = ["a:n=8: fups lacks seeds 1", "a:n=8: nops lacks seeds 0, 1"]
+    with pytest.raises(RunError, match=f"have the same seeds only: {'; '.join(lacks)}"):
+        export.marl_eval(*runs)
+    shared, left_out = export.shared_marl_eval(*runs)
+    assert left_out == lacks
+    assert {task: {name: set(seeds) for name, seeds in by.items()} for task, by in shared["a"].items()} == {
+        task: {"k24": {"seed_0"}, "fups": {"seed_0"}} for task in ("a", "a:n=8")
+    }
+    assert shared["vmas"] == export.marl_eval(metrics, summaries)["vmas"]
+
+
 def test_each_run_is_a_line_with_its_settings_final_numbers_and_evaluations(frames, tmp_path):
     metrics, summaries = frames
     summaries["unit_type_names"] = [None] * (len(summaries) - 1) + [["x", "y"]]

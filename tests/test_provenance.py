@@ -1,16 +1,18 @@
 """Where a run comes from, and how it is shown."""
 
+import dataclasses
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import warnings
 
 import pytest
 
-from k24lab import provenance
-from k24lab.errors import RunError
+from k24lab import kernels, provenance
+from k24lab.errors import RunError, RunWarning
 from k24lab.look.show import describe_run
 from k24lab.paths import CHECKOUT
 from k24lab.runs import find_folder
@@ -54,6 +56,84 @@ def test_every_attempt_that_trains_adds_a_line_and_a_finished_run_none(tiny_conf
     train(config, "group", progress=False)
     first, second = provenance.read(path)
     assert first["t_env"] == 0 and second["t_env"] > 0
+
+
+def stopped_run(config, monkeypatch, after=3):
+    """A run that was stopped after some rollouts, with a checkpoint."""
+    from k24lab.train import Trainer
+
+    iteration, count = Trainer._iteration, iter(range(9))
+
+    def stops(self):
+        if next(count) == after:
+            raise KeyboardInterrupt
+        iteration(self)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "_iteration", stops)
+        train(config, "group", progress=False)
+
+
+@pytest.fixture
+def other_kernels(monkeypatch):
+    """Switch the kernels off for the rest of the test."""
+    if kernels.library() is None:
+        pytest.skip("the CPU kernels are not built")
+
+    def switch():
+        monkeypatch.setenv(kernels.SWITCH, "torch")
+        kernels.library.cache_clear()
+
+    yield switch
+    monkeypatch.undo()
+    kernels.library.cache_clear()
+
+
+def test_going_on_with_other_threads_or_kernels_is_a_warning(tiny_config, home, monkeypatch, other_kernels):
+    config = tiny_config(t_max=1600, checkpoint_interval=400)
+    built = kernels.describe()
+    stopped_run(config, monkeypatch)
+    with warnings.catch_warnings():
+        stopped_run(config, monkeypatch, after=1)  # the same ones: no word
+    said = rf"goes on with n_threads = 2 \(before: 1\), kernels = 'torch' \(before: '{built}'\): .* last digits"
+    other_kernels()
+    with pytest.warns(RunWarning, match=said):
+        path = train(dataclasses.replace(config, n_threads=2), "group", progress=False)
+    attempts = provenance.read(path)
+    assert [(a["n_threads"], a["kernels"]) for a in attempts] == [(1, built), (1, built), (2, "torch")]
+    assert json.loads((path / "summary.json").read_text())["kernels"] == "torch"
+
+
+def test_an_attempt_that_left_nothing_is_not_what_a_run_goes_on_from(tiny_config, home, monkeypatch):
+    config = tiny_config(t_max=1600, checkpoint_interval=400)
+    stopped_run(dataclasses.replace(config, n_threads=2), monkeypatch, after=0)
+    train(config, "group", progress=False)  # warnings are errors
+
+
+def test_the_kernels_in_force_are_recorded_not_those_that_are_built(tiny_config, home):
+    path = train(tiny_config(method="fups", t_max=400, n_threads=3), "group", progress=False)
+    (attempt,) = provenance.read(path)
+    assert (
+        attempt["kernels"] == "torch" and attempt["n_threads"] == 3
+    )  # the kernels leave more than two threads to torch
+
+
+@pytest.mark.parametrize(
+    ("change", "same"), [({"n_threads": 2}, False), ({"n_workers": 2}, True), ("kernels", False), ({}, True)], ids=str
+)
+def test_what_is_the_same_to_the_bit_is_as_the_readme_says(change, same, tiny_config, home, other_kernels):
+    config = tiny_config(task="mpe2/simple_spread", t_max=800, hidden_dim=64)
+    paths = [train(config, "one", progress=False)]
+    if change == "kernels":
+        other_kernels()
+        change = {}
+    paths.append(train(dataclasses.replace(config, **change), "two", progress=False))
+    one, two = ((path / "metrics.jsonl").read_bytes() for path in paths)
+    assert paths[0].name == paths[1].name and (one == two) == same
+    rows = [[json.loads(line) for line in text.splitlines()] for text in (one, two)]
+    assert rows[0][0] == rows[1][0]  # the untrained network
+    losses = [[row["loss_td"] for row in each if "loss_td" in row] for each in rows]
+    assert len(losses[0]) > 1 and losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_commit_and_changed_files_are_those_of_the_checkout(tmp_path):

@@ -61,6 +61,15 @@ def test_paths_follow_the_home_variable_else_the_checkout(home, monkeypatch):
     assert (paths.project_root() / "pyproject.toml").is_file()
 
 
+def test_drawings_never_go_to_the_published_figures_unless_they_are_told_to(home, monkeypatch, tmp_path):
+    monkeypatch.setenv("K24LAB_HOME", str(paths.CHECKOUT))
+    assert paths.figures_dir() == paths.CHECKOUT / "output"
+    monkeypatch.delenv("K24LAB_HOME")
+    assert paths.figures_dir() == paths.CHECKOUT / "output"
+    monkeypatch.setenv("K24LAB_FIGURES", str(tmp_path / "mine"))
+    assert paths.figures_dir() == tmp_path / "mine"
+
+
 def test_paths_of_a_package_outside_a_checkout_are_the_current_folder(home, monkeypatch):
     monkeypatch.delenv(paths.HOME_VARIABLE)
     monkeypatch.setattr(paths, "CHECKOUT", home / "site-packages")

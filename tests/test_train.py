@@ -421,13 +421,6 @@ def test_one_test_episode_has_no_spread(tiny_config, tmp_path):
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["test_return_std"] == 0.0
 
 
-def test_run_shorter_than_one_batch_still_finishes(tiny_config, tmp_path):
-    config = tiny_config(t_max=100, batch_size=32)
-    path = train(config, folder=tmp_path / "run", progress=False)
-    assert (path / "DONE").exists()
-    assert json.loads((path / "summary.json").read_text())["updates"] == 0
-
-
 def test_run_folder_name_is_readable_and_follows_from_the_configuration(tiny_config, home):
     config = tiny_config(task="rolenav:n_agents=4", seed=3)
     assert run_folder(config, "group") == home / "runs" / "group" / f"rolenav_n_agents_4-k24-s3-{config.hash()}"

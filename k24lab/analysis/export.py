@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,6 +10,7 @@ import pandas as pd
 from k24lab import provenance
 from k24lab.analysis.results import Run
 from k24lab.config import Config
+from k24lab.errors import RunError
 
 RETURN = "test_return_mean"
 ORIGIN = ("k24lab", "commit", "changed", "packages", "cpu", "gpu", "imported")  # of provenance.jsonl
@@ -18,10 +19,57 @@ ORIGIN = ("k24lab", "commit", "changed", "packages", "cpu", "gpu", "imported")  
 def marl_eval(metrics: pd.DataFrame, summaries: pd.DataFrame) -> dict[str, Any]:
     """The JSON layout of marl-eval (Gorsane et al., 2022): environment, task, algorithm, run, step.
 
-    `return` (and `win_rate`, where a world has wins) of the greedy team, at each evaluation the mean over its episodes;
-    `absolute_metrics` are the run's last. Names are in lower case, as marl-eval wants them. Of two runs with the same
-    task, variant and seed (`groups.unequal_settings` warns of them) the last one stands there.
+    `return` (and `win_rate`, where an environment has wins) of the greedy team, at each evaluation the mean over its
+    episodes; `absolute_metrics` are the run's last. Names are in lower case, as marl-eval wants them. Of two runs with
+    the same task, variant and seed (`groups.unequal_settings` warns of them) the last one stands there.
+
+    Raises:
+        RunError: marl-eval cannot read it, since tasks or algorithms of an environment do not have the same seeds.
     """
+    data = _marl_eval(metrics, summaries)
+    if missing := _missing_seeds(data):
+        raise RunError(
+            "marl-eval reads environments whose tasks and algorithms have the same seeds only: "
+            f"{'; '.join(missing)} (train these, or export groups one by one)"
+        )
+    return data
+
+
+def shared_marl_eval(metrics: pd.DataFrame, summaries: pd.DataFrame) -> tuple[dict[str, Any], list[str]]:
+    """`marl_eval` of the algorithms and seeds that all tasks of an environment share, and what is missing elsewhere."""
+    data = _marl_eval(metrics, summaries)
+    shared: dict[str, Any] = {}
+    for environment, tasks in data.items():
+        algorithms = set.intersection(*(set(by_algorithm) for by_algorithm in tasks.values()))
+        found = [set(by_algorithm[name]) for by_algorithm in tasks.values() for name in algorithms]
+        seeds = set.intersection(*found) if found else set()
+        shared[environment] = {
+            task: {
+                name: {seed: steps for seed, steps in runs.items() if seed in seeds}
+                for name, runs in by_algorithm.items()
+                if name in algorithms
+            }
+            for task, by_algorithm in tasks.items()
+        }
+    return shared, _missing_seeds(data)
+
+
+def _missing_seeds(data: Mapping[str, Any]) -> list[str]:
+    """A sentence for each task and algorithm that lacks seeds which others of the environment have."""
+    missing = []
+    for environment, tasks in data.items():
+        runs = {(task, name): set(by[name]) for task, by in tasks.items() for name in by}
+        seeds, names = set().union(*runs.values()), dict.fromkeys(name for _, name in runs)
+        for task in tasks:
+            for name in names:
+                lacks = sorted(int(seed.removeprefix("seed_")) for seed in seeds - runs.get((task, name), set()))
+                if lacks:
+                    where = task if task.partition(":")[0] == environment else f"{environment}/{task}"
+                    missing.append(f"{where}: {name} lacks seeds {', '.join(map(str, lacks))}")
+    return missing
+
+
+def _marl_eval(metrics: pd.DataFrame, summaries: pd.DataFrame) -> dict[str, Any]:
     data: dict[str, Any] = {}
     names = {RETURN: "return", "test_battle_won_mean": "win_rate"}
     for (task, variant, run, seed), rows in metrics.dropna(subset=[RETURN]).groupby(

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, UInt8
 from k24lab.config import METHOD_DEFAULTS, NOT_HASHED, build_config
 from k24lab.errors import ConfigError, RunError, unknown, warn
 from k24lab.paths import runs_dir
+from k24lab.tasks import spelt
 from k24lab.unused import unused_fields, used_fields
 
 # Fields that say where a run computes and how often it writes, not what is learned.
@@ -239,8 +240,11 @@ def _join_configs(runs: Sequence[Run], frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_run(path: Path) -> Run:
-    """The run of one folder, finished or not; raises RunError if its configuration cannot be read."""
-    return Run(path, _read_object(path / "config.json"), (path / "DONE").is_file())
+    """The run of one folder, finished or not, its task spelt so that runs of one task have one; raises RunError."""
+    config = _read_object(path / "config.json")
+    if "task" in config:
+        config["task"] = spelt(config["task"])
+    return Run(path, config, (path / "DONE").is_file())
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -310,6 +314,7 @@ def _filter(runs: list[Run], filters: dict[str, object], folder: Path) -> list[R
         if key not in known:
             raise RunError(unknown("config field", key, known))
         allowed = list(wanted) if isinstance(wanted, Iterable) and not isinstance(wanted, str) else [wanted]
+        allowed = [spelt(value) for value in allowed] if key == "task" else allowed
         kept = [run for run in runs if run.config.get(key) in allowed]
         if not kept:
             present = sorted({str(run.config.get(key)) for run in runs})

@@ -1,39 +1,29 @@
 """Worlds by name: `make_env("rolenav:n_agents=8", n_envs=32)`."""
 
-import ast
+import dataclasses
+import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from k24lab.config import convert
+from k24lab.config import Config
 from k24lab.envs.base import EnvSpec, Step, VecEnv
 from k24lab.envs.rolenav import RoleNav
 from k24lab.errors import ConfigError, unknown
+from k24lab.tasks import format_task, parse_task
+from k24lab.values import convert
 
-__all__ = ["EnvSpec", "Step", "VecEnv", "drawable", "make_env", "parse_task", "task_names"]
-
-
-def parse_task(task: str) -> tuple[str, dict[str, object]]:
-    """Split `"name:key=value,key=value"` into the name and its options (Python literals or strings).
-
-    The name may hold a colon itself: `pettingzoo/my.module:factory:key=value`.
-
-    Raises:
-        ConfigError: an option that is not of the form key=value.
-    """
-    name, _, options = task.partition(":")
-    factory, _, rest = options.partition(":")
-    if name.startswith("pettingzoo/") and factory.isidentifier():
-        name, options = f"{name}:{factory}", rest
-    kwargs: dict[str, object] = {}
-    for item in filter(None, options.split(",")):
-        key, equals, value = item.partition("=")
-        if not (equals and key.isidentifier()):
-            raise ConfigError(f"task {task!r}: option {item!r} is not of the form key=value")
-        try:
-            kwargs[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            kwargs[key] = value
-    return name, kwargs
+__all__ = [
+    "EnvSpec",
+    "Step",
+    "VecEnv",
+    "canonical",
+    "canonical_task",
+    "drawable",
+    "make_env",
+    "parse_task",
+    "task_names",
+]
+PLACES = {"n_envs", "workers", "device"}  # what a builder takes besides the options of a task
 
 
 def task_names() -> list[str]:
@@ -41,6 +31,7 @@ def task_names() -> list[str]:
     return sorted(_builders())
 
 
+@functools.cache  # a grid asks for each of its runs
 def _builders() -> dict[str, Callable[..., VecEnv]]:
     from k24lab.envs.factories import MPE2_TASKS, mpe2_builder
     from k24lab.envs.smacv2 import SMACV2_TASKS, smacv2_builder
@@ -84,23 +75,63 @@ def make_env(task: str, n_envs: int, workers: int = 0, device: str = "cpu") -> V
         ConfigError: unknown task or option, one that the world refuses, or workers for a world that steps
             all its environments at once.
     """
-    name, kwargs = parse_task(task)
+    name, given = parse_task(task)
     builder = _builder(name)
     parameters = inspect.signature(builder).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        allowed = set(parameters) - {"n_envs", "workers", "device"}
-        for key in kwargs.keys() - allowed:
-            raise ConfigError(f"task {name!r}: " + unknown("option", key, allowed))
-    for key in kwargs.keys() & parameters.keys():
-        kind = parameters[key].annotation
-        try:
-            kwargs[key] = convert(kind, kwargs[key]) if kind in (bool, int, float, str) else kwargs[key]
-        except TypeError as error:
-            raise ConfigError(f"task {name!r}: option {key} = {kwargs[key]!r} {error}") from None
+    options = _checked_options(name, given, parameters)
     if workers and "workers" not in parameters:
         raise ConfigError(f"n_workers = {workers}: {name!r} steps all its environments at once, allowed is 0")
     where = {"workers": workers, "device": device}
-    return builder(n_envs=n_envs, **kwargs, **{key: where[key] for key in where.keys() & parameters.keys()})
+    return builder(n_envs=n_envs, **options, **{key: where[key] for key in where.keys() & parameters.keys()})
+
+
+def _checked_options(
+    name: str, given: Mapping[str, object], parameters: Mapping[str, inspect.Parameter]
+) -> dict[str, object]:
+    """The options of a task in the types that its builder wants; raises ConfigError for one that it does not have."""
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        allowed = set(parameters) - PLACES
+        for key in given.keys() - allowed:
+            raise ConfigError(f"task {name!r}: " + unknown("option", key, allowed))
+    options = dict(given)
+    for key in given.keys() & parameters.keys():
+        kind = parameters[key].annotation
+        try:
+            options[key] = convert(kind, given[key]) if kind in (bool, int, float, str) else given[key]
+        except TypeError as error:
+            raise ConfigError(f"task {name!r}: option {key} = {given[key]!r} {error}") from None
+    return options
+
+
+def canonical_task(task: str) -> str:
+    """The one spelling of a task: options sorted and in their types, those that repeat a default left out.
+
+    Nothing is imported for a task without options.
+
+    Raises:
+        ConfigError: an unknown task or option, one of the wrong type, or one that is given twice.
+    """
+    name, given = parse_task(task)
+    if not given:
+        return name
+    parameters = inspect.signature(_builder(name)).parameters
+    options = _checked_options(name, given, parameters)
+    defaults = {key: parameters[key].default if key in parameters else None for key in options}
+    options = {key: _like(defaults[key], value) for key, value in options.items()}
+    own = {key: v for key, v in options.items() if type(v) is not type(defaults[key]) or v != defaults[key]}
+    return format_task(name, own)
+
+
+def _like(default: object, value: object) -> object:
+    """A number in the type of the default, where that changes no value: `N=3.0` is `N=3`, `scale=1` is `scale=1.0`."""
+    if type(default) is float and type(value) is int and float(value) == value:
+        return float(value)
+    return int(value) if type(default) is int and isinstance(value, float) and value.is_integer() else value
+
+
+def canonical(config: Config) -> Config:
+    """The configuration of a new run with its task spelt as `canonical_task` has it, so that equal runs are one."""
+    return dataclasses.replace(config, task=canonical_task(config.task))
 
 
 def drawable(task: str) -> str:

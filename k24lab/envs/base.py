@@ -31,6 +31,7 @@ class EnvSpec:
     n_unit_types: int = 0  # 0: the world has no unit types
     unit_type_names: tuple[str, ...] = ()  # one of each type
     has_win: bool = False  # whether Step.won is given
+    shortest_episode: int = 1  # env steps: no episode ends earlier
     costly: bool = False  # an environment is a process of its own: a run evaluates in those that it trains in
 
     @property
@@ -54,7 +55,7 @@ class Step:
 
     obs: Float[Tensor, "E N O"]
     state: Float[Tensor, "E S"]
-    avail_actions: Bool[Tensor, "E N A"]  # at least one per agent
+    avail_actions: Bool[Tensor, "E N A"]  # at least one per agent: of those that cannot act it is action 0
     reward: Float[Tensor, " E"]  # of the team
     terminated: Bool[Tensor, " E"]  # the world ended: no value follows
     truncated: Bool[Tensor, " E"]  # the time limit ended it: bootstrap from the last observation
@@ -67,6 +68,29 @@ def check_types(config: Config, spec: EnvSpec) -> None:
     """Refuse masks or networks per unit type in a world that has none."""
     if config.per_type and not spec.n_unit_types:
         raise ConfigError(f"mask_per = 'type' needs a world with unit types; {config.task!r} has none")
+
+
+def check_t_max(config: Config, spec: EnvSpec) -> None:
+    """Refuse a run that would surely end before its buffer holds the first batch, and so would learn nothing.
+
+    Each rollout adds n_envs episodes, whatever their lengths, and none begins at t_max or later. The last that a batch
+    needs is reached latest by the shortest episodes that there can be: if that is too late, it is never reached. Where
+    episodes may end early a run may or may not reach it; one that did not ends in an error (`Trainer.run_to_end`).
+
+    Raises:
+        ConfigError: with the smallest t_max and the largest batch_size that would do.
+    """
+    shortest = config.n_envs * spec.shortest_episode  # env steps of a rollout
+    needed = -(-config.batch_size // config.n_envs)  # rollouts
+    begins = (needed - 1) * shortest
+    if begins < config.t_max:
+        return
+    largest = -(-config.t_max // shortest) * config.n_envs
+    raise ConfigError(
+        f"t_max = {config.t_max} is over before the first update: batch_size = {config.batch_size} episodes are "
+        f"{needed} rollouts of n_envs = {config.n_envs}, of which the last begins after {begins} env steps at least; "
+        f"allowed: t_max of at least {begins + 1}, or batch_size of at most {largest}"
+    )
 
 
 def check_actions(

@@ -19,6 +19,7 @@ LARGEST_SEED = 2**32 - 1  # that a vector gives to an environment
 SMALL_SEEDS = 2**31  # how many seeds an environment has that takes signed 32-bit integers only
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 TRUE, FALSE = np.True_, np.False_
+SEQUENCE = (tuple, list)
 PLAIN = (float, int)  # types of numbers that need no second look
 ANSWERS = ("observations", "rewards", "terminated", "truncated", "infos")  # of a step
 BY_AGENT = ("rewards", "terminated", "truncated")  # without further keys
@@ -121,14 +122,14 @@ class PettingZooWorld(SingleEnv):
         sent = {self._names[i]: chosen[i] + self._first_action[i] for i in here}
         self._t += 1
         answer = call(f"step {self._t}", self.env.step, sent)
-        if not (isinstance(answer, tuple | list) and len(answer) == 5):
+        if not isinstance(answer, SEQUENCE) or len(answer) != 5:
             raise RunError(f"step {self._t} must return dictionaries {', '.join(ANSWERS)}, not {_counted(answer)}")
         obs, rewards, terminated, truncated, infos = answer
         self._check_keys(ANSWERS, answer)
         terminations, truncations = self._flagged("terminated", terminated), self._flagged("truncated", truncated)
-        self._dead |= terminations | truncations
+        self._dead.update(terminations, truncations)
         left = self._left()
-        out_of_time = any(agent in truncations and agent not in terminations for agent in sent)
+        out_of_time = not (truncations - terminations).isdisjoint(sent)
         return self._row(
             left or here,
             obs,
@@ -172,7 +173,7 @@ class PettingZooWorld(SingleEnv):
     def _ask_reset(self, seed: int) -> tuple[Mapping[Any, Any], Mapping[Any, Any]]:
         self._t, self._dead, self._present = 0, set(), None
         answer = call(f"reset(seed={seed})", self.env.reset, seed=seed)
-        if not (isinstance(answer, tuple | list) and len(answer) == 2):
+        if not isinstance(answer, SEQUENCE) or len(answer) != 2:
             raise RunError(f"reset must return observations and infos, two dictionaries, not {_counted(answer)}")
         obs, infos = answer
         self._check_keys(("observations", "infos"), answer)
@@ -206,7 +207,7 @@ class PettingZooWorld(SingleEnv):
     def _left(self) -> list[int]:
         """Agents that act next; whoever acted and is not among `agents` any more is dead from now on."""
         agents = call("reading agents", self._read_agents)
-        if agents == self._present and not self._dead.intersection(agents):  # as at the step before
+        if agents == self._present and self._dead.isdisjoint(agents):  # as at the step before
             return self._here
         strangers = [agent for agent in agents if agent not in self._known]
         if strangers:

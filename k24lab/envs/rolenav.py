@@ -49,6 +49,7 @@ class RoleNav(VecEnv):
             n_actions=(len(DIRECTIONS),) * n_agents,
             state_dim=n_agents * obs_dim,
             episode_limit=episode_limit,
+            shortest_episode=episode_limit,  # nothing but the time limit ends one
             n_unit_types=n_types,
             unit_type_names=tuple(f"goal {k}" for k in range(n_types)),
         )

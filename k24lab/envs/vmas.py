@@ -1,5 +1,6 @@
 """The cooperative scenarios of VMAS (Bettini et al. 2022), which steps all environments at once in PyTorch."""
 
+import ast
 import functools
 import importlib
 import inspect
@@ -282,8 +283,10 @@ class Builder:
     @property
     def __signature__(self) -> inspect.Signature:
         """`n_envs`, `episode_limit`, `device` and the options of the scenario, so that an unknown one can be named."""
-        names = ["n_envs", "episode_limit", "device", *_load(self.name)[1]]
-        return inspect.Signature([inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names])
+        sizes = dict.fromkeys(("n_envs", "device"), inspect.Parameter.empty) | {"episode_limit": EPISODE_LIMIT}
+        defaults = sizes | _load(self.name)[1] | VMAS_TASKS[self.name]
+        kind = inspect.Parameter.KEYWORD_ONLY
+        return inspect.Signature([inspect.Parameter(name, kind, default=value) for name, value in defaults.items()])
 
     def __call__(self, n_envs: int, **options: Any) -> VmasEnv:
         """Build the worlds.
@@ -315,15 +318,24 @@ def vmas_builder(name: str) -> Builder:
 
 
 @functools.cache
-def _load(name: str) -> tuple[Callable[[], Scenario], list[str]]:
-    """A scenario's class, and the names of its options: those that its source takes from its keyword arguments."""
+def _load(name: str) -> tuple[Callable[[], Scenario], dict[str, object]]:
+    """A scenario's class, and its options with their defaults: what its source takes from its keyword arguments."""
     try:
         module = importlib.import_module("vmas.scenarios").load(f"{name}.py")
     except ImportError as error:
         raise ConfigError(f"task 'vmas/{name}' needs VMAS ({error}): pip install 'k24lab[vmas]'") from error
-    options = re.findall(r'kwargs\.(?:pop|get)\(\s*"(\w+)"', Path(module.__file__).read_text())
+    source = Path(module.__file__).read_text()
+    found = re.findall(r'kwargs\.(?:pop|get)\(\s*"(\w+)"(?:,\s*([^()]*?),?\s*\))?', source)
     scenario = _with_own_masses(module.Scenario) if name == "het_mass" else module.Scenario
-    return scenario, list(dict.fromkeys(options))
+    return scenario, {option: _literal(default) for option, default in found}
+
+
+def _literal(text: str) -> object:
+    """The value of a default in a scenario's source; empty where it is computed from something else."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return inspect.Parameter.empty
 
 
 def _with_own_masses(scenario: Any) -> Any:

@@ -45,6 +45,11 @@ def usable(tensor: Tensor) -> bool:
     return suits and torch.get_num_threads() <= MOST_THREADS and library() is not None
 
 
+def in_use(tensor: Tensor) -> str:
+    """What computes with tensors like this one: avx512, avx2, portable or torch."""
+    return describe() if usable(tensor) else "torch"
+
+
 def keep_memory() -> None:
     """Let the C library keep what it has freed: a batch's arrays are as large in the next update.
 
@@ -57,7 +62,7 @@ def keep_memory() -> None:
 
 
 def describe() -> str:
-    """Which build is used, for `k24lab doctor` and a run's summary: avx512, avx2, portable or torch."""
+    """Which build is there and switched on, for `k24lab doctor`: avx512, avx2, portable or torch."""
     lib = library()
     if lib is None:
         return "torch"

@@ -28,7 +28,7 @@ def report(what: Annotated[str, tyro.conf.Positional], output: Path | None = Non
 
     Args:
         what: run folder or name, group under runs/, or grid file.
-        output: the page; by default figures/report_<name>.html. One that is there is replaced.
+        output: the page; by default output/report_<name>.html. One that is there is replaced.
     """
     from k24lab.look.report import write_report
 
@@ -50,7 +50,7 @@ def replay(
 
     Args:
         run: run folder, or its name alone where only one group has it; an unfinished run plays as its last checkpoint.
-        output: .gif or .mp4; by default figures/replay_<run>.gif. One that is there is replaced.
+        output: .gif or .mp4; by default output/replay_<run>.gif. One that is there is replaced.
         episodes: how many, the first ones that the run was tested on.
         seed: play the test episodes of a run with this seed instead.
         fps: env steps per second, 1 to 50.

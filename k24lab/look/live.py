@@ -15,6 +15,7 @@ from k24lab.analysis.results import find_runs, load_metrics
 from k24lab.analysis.style import metric_label, paper_style
 from k24lab.backends import STOP_SECONDS, Command, command_of, end
 from k24lab.config import Config
+from k24lab.envs import canonical
 from k24lab.errors import RunError
 from k24lab.look.followed import Followed
 from k24lab.look.screen import make_screen
@@ -109,7 +110,8 @@ def start(config: Config, name: str = "default") -> "Background":
     Raises:
         ConfigError: a task or device that cannot be used.
     """
-    check_usable(config)  # a slip of the pen leaves no folder behind
+    config = canonical(config)
+    check_usable(config)  # an invalid setting creates no run folder
     run = RunFolder(run_folder(config, name), config)
     if run.done or is_locked(run.path):
         return Background(run.path, None)

@@ -76,7 +76,7 @@ def replay(
 
     Args:
         run: run folder, or its id.
-        output: .gif or .mp4; by default `figures/replay_<run id>.gif`.
+        output: .gif or .mp4; by default `replay_<run id>.gif` in `figures_dir()`.
         episodes: how many, the run's first test episodes.
         seed: of a run whose test episodes are played in place of this run's own.
         fps: env steps per second.

@@ -35,7 +35,7 @@ LAYER, ROWS, GROUPS = "fc2", 12, 6  # the corner of the masks that is drawn
 def write_report(what: str, output: Path | None = None) -> Path:
     """Write the page of a run (folder or name), a group (folder or name) or a grid file; returns its path.
 
-    By default `figures/report_<name>.html`. Nothing is trained, and a page that is there is replaced whole.
+    By default `report_<name>.html` in `figures_dir()`. Nothing is trained, and a page that is there is replaced whole.
 
     Raises:
         RunError: no such run or group, or it cannot be read.
