@@ -120,6 +120,7 @@ def test_flip_rate_is_the_share_of_groups_whose_argmax_changed(make_learner, ran
 
 def test_train_eval_gap_is_the_share_of_greedy_actions_that_the_drawn_mask_changes(make_learner, random_episodes):
     learner, episodes = make_learner(method="k24-literal"), random_episodes()
+    episodes.alive[:, 2:, 1] = episodes.alive[:, 1:, 2] = False
     layers = learner.masked_layers
     generator = torch.Generator().set_state(learner.generator.get_state())
     draw = draw_masks(list(layers.values()), learner.temperature(200), 1.0, "literal", generator)
@@ -131,7 +132,8 @@ def test_train_eval_gap_is_the_share_of_greedy_actions_that_the_drawn_mask_chang
         for weights in (learner.agent.weights(dict(zip(layers, draw.masks, strict=True))), learner.argmax_weights())
     ]
     drawn, argmax = (q.argmax(dim=-1) for q in best)
-    differ = [drawn[n, t, b] != argmax[n, t, b] for b, t in episodes.filled.nonzero().tolist() for n in range(3)]
+    played = (episodes.filled.unsqueeze(-1) & episodes.alive[:, :-1]).nonzero().tolist()
+    differ = [drawn[n, t, b] != argmax[n, t, b] for b, t, n in played]
     gap = learner.update(episodes, t_env=200, log=True)["train_eval_gap"]
     assert gap == pytest.approx(sum(differ).item() / len(differ))
     assert gap > 0.1  # these masks are chance
