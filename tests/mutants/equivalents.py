@@ -5,6 +5,8 @@ PINNED = "PINNED_ALPHA = -60.0  # its sigmoid, 1e-26, lies below every score of 
 SPARSITY = 'metrics[f"sparsity_layer_{name}"] = 1.0 - mask.detach().mean().item()'
 VALUES = 'named = {"td_error_abs": td_error.detach().abs(), "q_taken_mean": chosen_q, "target_mean": targets}'
 
+DISTANCE = "distance = np.sqrt((away**2).sum(axis=1, keepdims=True)) + 1e-6  # on top of a predator: no division by 0"
+
 EQUIVALENTS: dict[tuple[str, str, str], str] = {
     (
         "k24lab/sparsity/masks.py",
@@ -31,4 +33,9 @@ EQUIVALENTS: dict[tuple[str, str, str], str] = {
         VALUES,
         VALUES.replace(".detach()", ""),
     ): "The number is taken out with item() at once; nothing is differentiated.",
+    (
+        "k24lab/envs/scripted.py",
+        DISTANCE,
+        DISTANCE.replace("1e-6", "2e-06"),
+    ): "Any number far below a distance that matters keeps the division from failing.",
 }
