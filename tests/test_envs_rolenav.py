@@ -70,6 +70,48 @@ def test_observation_is_own_position_and_all_goals_in_one_order():
     assert torch.equal(step.state, step.obs.flatten(1))
 
 
+def test_every_action_is_available_to_everyone_at_every_step():
+    env = RoleNav(n_envs=3, n_agents=2, episode_limit=2)
+    steps = [env.reset(0), env.step(torch.ones(3, 2, dtype=torch.int64)), env.step(torch.ones(3, 2, dtype=torch.int64))]
+    assert all(step.avail_actions.shape == (3, 2, 5) and step.avail_actions.all() for step in steps)
+    assert not any(step.terminated.any() for step in steps)
+
+
+@pytest.mark.parametrize("options", [{}, {"n_types": 2}, {"n_roles": 2}])
+def test_a_scene_shows_agents_and_goals_where_they_are_and_whose_goal_is_whose(options):
+    env = RoleNav(n_envs=4, n_agents=3, **options)
+    env.reset(5)
+    step = env.step(torch.tensor([[1, 2, 3]] * 4))
+    for e in range(4):
+        scene = env.scene(e)
+        assert (scene.low, scene.high) == ((-1, -1), (1, 1))
+        agents, goals = scene.of_kind("agent"), scene.of_kind("goal")
+        assert len(agents) == 3 and len(goals) == (2 if options else 3) and len(scene.things) == len(agents + goals)
+        for i, agent in enumerate(agents):
+            assert (agent.x, agent.y) == pytest.approx(step.obs[e, i, :2].tolist()) and agent.owners == (i,)
+        for k, goal in enumerate(goals):
+            seen = step.obs[e, 0, :2] + step.obs[e, 0, 2 + 2 * k : 4 + 2 * k]
+            assert (goal.x, goal.y) == pytest.approx(seen.tolist(), abs=1e-6)
+            role = step.unit_type[e].tolist() if "n_types" in options else [i % len(goals) for i in range(3)]
+            assert goal.owners == tuple(i for i in range(3) if role[i] == k)
+            assert all(agents[i].label == (f"goal {k}" if "n_types" in options else "") for i in goal.owners)
+    assert [env.action_name(0, a) for a in range(5)] == ["stay", "→", "←", "↑", "↓"]
+
+
+@pytest.mark.parametrize("options", [{"n_roles": 3}, {"n_roles": 0, "n_types": 0}])
+def test_a_role_for_each_agent_is_the_task_without_roles(options):
+    a, b = RoleNav(n_envs=4, n_agents=3), RoleNav(n_envs=4, n_agents=3, **options)
+    actions = torch.tensor([[1, 3, 2]] * 4)
+    assert torch.equal(a.reset(1).obs, b.reset(1).obs)
+    assert torch.equal(a.step(actions).reward, b.step(actions).reward)
+
+
+def test_one_agent_for_one_step_is_a_task():
+    env = RoleNav(n_envs=1, n_agents=1, episode_limit=1, n_types=1)
+    assert not env.reset(0).truncated.any()
+    assert env.step(torch.zeros(1, 1, dtype=torch.int64)).truncated.all()
+
+
 def test_nothing_but_the_reward_tells_agents_apart():
     env = RoleNav(n_envs=2048, n_agents=3)
     obs = env.reset(1).obs

@@ -150,10 +150,11 @@ def test_the_gru_has_the_gradient_of_its_equations(own_bias, kind, implementatio
     check(gru_case(kind != "shared", own_bias, kind == "packed"), implementation)
 
 
-def test_the_first_state_and_inputs_may_need_no_gradient():
-    case = gru_case(own_weight=True, own_bias=True, packed=False)
+@pytest.mark.parametrize("make", [lambda: linear_case(True, True, True, False), lambda: gru_case(True, True, False)])
+def test_each_input_may_need_no_gradient(make):
+    case = make()
     expected = numeric_gradients(case.formula, case.inputs)
-    for wanted in itertools.product([False, True], repeat=4):
+    for wanted in itertools.product([False, True], repeat=len(case.inputs)):
         if any(wanted):
             given = [x.clone().requires_grad_(learns) for x, learns in zip(case.inputs, wanted, strict=True)]
             case.function(*given).backward()

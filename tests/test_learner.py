@@ -120,6 +120,7 @@ def test_flip_rate_is_the_share_of_groups_whose_argmax_changed(make_learner, ran
 
 def test_train_eval_gap_is_the_share_of_greedy_actions_that_the_drawn_mask_changes(make_learner, random_episodes):
     learner, episodes = make_learner(method="k24-literal"), random_episodes()
+    episodes.alive[:, 2:, 1] = episodes.alive[:, 1:, 2] = False
     layers = learner.masked_layers
     generator = torch.Generator().set_state(learner.generator.get_state())
     draw = draw_masks(list(layers.values()), learner.temperature(200), 1.0, "literal", generator)
@@ -131,7 +132,8 @@ def test_train_eval_gap_is_the_share_of_greedy_actions_that_the_drawn_mask_chang
         for weights in (learner.agent.weights(dict(zip(layers, draw.masks, strict=True))), learner.argmax_weights())
     ]
     drawn, argmax = (q.argmax(dim=-1) for q in best)
-    differ = [drawn[n, t, b] != argmax[n, t, b] for b, t in episodes.filled.nonzero().tolist() for n in range(3)]
+    played = (episodes.filled.unsqueeze(-1) & episodes.alive[:, :-1]).nonzero().tolist()
+    differ = [drawn[n, t, b] != argmax[n, t, b] for b, t, n in played]
     gap = learner.update(episodes, t_env=200, log=True)["train_eval_gap"]
     assert gap == pytest.approx(sum(differ).item() / len(differ))
     assert gap > 0.1  # these masks are chance
@@ -397,3 +399,18 @@ def test_the_layer_whose_gradient_breaks_is_named_first(make_learner, random_epi
     layer.register_hook(lambda gradient: gradient * torch.inf)
     with pytest.raises(RunError, match=r"not finite are gradient of layers\.fc2\.weight;"):
         learner.update(random_episodes(), 200)
+
+
+@pytest.mark.parametrize("method", ["k24", "k24-literal"])
+def test_the_logged_shares_of_the_coefficients_gradient_are_those_of_each_loss(method, make_learner, random_episodes):
+    both, td_alone = (make_learner(torch.float64, method=method, diversity_coef=coef) for coef in (1.0, 0.0))
+    metrics = both.update(random_episodes(dtype=torch.float64), t_env=200, log=True)
+    assert td_alone.update(random_episodes(dtype=torch.float64), t_env=200, log=True)["alpha_grad_div"] == 0
+    pairs = [
+        (layer.hetero_alpha.grad, other.hetero_alpha.grad)
+        for layer, other in zip(both.masked_layers.values(), td_alone.masked_layers.values(), strict=True)
+    ]
+    td = sum(t.square().sum() for _, t in pairs).sqrt().item()
+    diversity = sum((a - t).square().sum() for a, t in pairs).sqrt().item()
+    assert metrics["alpha_grad_td"] == pytest.approx(td) and metrics["alpha_grad_div"] == pytest.approx(diversity)
+    assert min(td, diversity) > 0 and td != pytest.approx(diversity)

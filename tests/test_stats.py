@@ -98,7 +98,7 @@ def test_curves_interpolate_runs_with_other_times():
 
 def test_curves_keep_runs_that_never_overlap():
     curve = stats.curves(frame(a={0: 1.0, 5: 1.0}, b={8: 2.0, 9: 2.0}), "value")
-    assert set(curve["n"]) == {0, 1}
+    assert curve["t_env"].iloc[[0, -1]].tolist() == [0, 9] and set(curve["n"]) == {0, 1}
     assert set(curve["mean"].dropna()) == {1.0, 2.0}
 
 
@@ -120,6 +120,18 @@ def test_final_table_says_n_and_puts_the_best_first():
     assert table[["variant", "n", "mean"]].values.tolist() == [["nops", 2, 7.0], ["fups", 1, 5.0], ["k24", 3, 2.0]]
     assert np.isnan(table.loc[1, "low"])
     assert table.loc[2, "low"] == pytest.approx(2 - 2.484138, abs=1e-6)
+
+
+def test_tables_list_tasks_in_order_and_the_best_of_each_first():
+    rows = [(t, g, v, x) for t in ("b", "a") for g in ("y", "x") for v, x in (("k24", 1.0), ("fups", 3.0), ("nops", 2))]
+    frame = pd.DataFrame(rows, columns=["task", "group", "variant", "test_return_mean"])
+    frame["method"] = frame["variant"]
+    order = [(t, g, v) for t in ("a", "b") for g in ("x", "y") for v in ("fups", "nops", "k24")]
+    table = stats.final_table(frame, by=("task", "group", "variant"))
+    assert list(table[["task", "group", "variant"]].itertuples(index=False, name=None)) == order
+    assert stats.final_table(frame, by=("variant",))["variant"].tolist() == ["fups", "nops", "k24"]
+    differences = stats.difference_table(frame, "k24")
+    assert list(differences["task"]) == ["a", "a", "b", "b"] and list(differences["variant"]) == ["fups", "nops"] * 2
 
 
 def test_difference_table_compares_every_variant_with_the_reference():
@@ -165,6 +177,12 @@ def test_a_figure_of_curves_holds_the_methods_and_what_is_furthest_from_the_refe
     # Another task on a larger scale counts no more than this one.
     other = variants_of_one_task(**{"k24": [500.0], "k24 a=1": [510.0], "fups": [0.0]}).assign(task="b")
     assert "k24 a=1" not in stats.most_different(pd.concat([frame, other]), "k24", most=5)
+
+
+def test_what_no_task_compares_with_the_reference_leaves_a_figure_of_curves_first():
+    frame = variants_of_one_task(**{"k24": [5.0], "k24 a=1": [5.1], "k24 a=2": [9.0]})
+    alone = variants_of_one_task(**{"nops a=1": [1.0]}).assign(task="b")
+    assert stats.most_different(pd.concat([alone, frame]), "k24", most=3) == ["k24", "k24 a=1", "k24 a=2"]
 
 
 def test_long_table_puts_the_key_first():
