@@ -210,14 +210,14 @@ SIZES = ((6, 3), (8, 2))  # inputs and outputs of two layers; the last group of 
 TEMPERATURE, LOGIT_SCALE = 0.9, 3.0
 
 
-def draw_case(config: MaskConfig, for_mask: bool, for_law: bool) -> Case:
+def draw_case(config: MaskConfig, for_mask: bool, for_probs: bool) -> Case:
     """Expected masks and pattern distributions; the mean score is a constant of the derivative."""
     n_masks, patterns = 3, torch.tensor(PATTERNS_24, dtype=torch.float64)
     emas = [random(1 if config.ema_scope == "shared" else n_masks, i).abs() + 0.2 for i, _ in SIZES]
     alphas, weights = [random(n_masks, o, i) for i, o in SIZES], [random(o, i) for i, o in SIZES]
     ups = [random(n_masks, o, i, seed=7) for i, o in SIZES]
     n_groups = sum(o * -(-i // 4) for i, o in SIZES)
-    up_law = random(6, n_masks, n_groups, seed=7) * for_law
+    up_probs = random(6, n_masks, n_groups, seed=7) * for_probs
 
     def function(*given: Tensor) -> Tensor:
         layers = []
@@ -230,7 +230,7 @@ def draw_case(config: MaskConfig, for_mask: bool, for_law: bool) -> Case:
         generator = torch.Generator().manual_seed(1)
         draw = draw_masks(layers, TEMPERATURE, LOGIT_SCALE, config.noise, generator)
         by_mask = sum((m * up.to(m)).sum() for m, up in zip(draw.masks, ups, strict=True))
-        return for_mask * by_mask + (draw.pattern_probs * up_law.to(given[0])).sum() + 0 * sum(x.sum() for x in given)
+        return for_mask * by_mask + (draw.pattern_probs * up_probs.to(given[0])).sum() + 0 * sum(x.sum() for x in given)
 
     def scores(alpha: Tensor, weight: Tensor, ema: Tensor) -> Tensor:
         size = weight.abs() if config.score_weight_power else 1.0
@@ -238,7 +238,7 @@ def draw_case(config: MaskConfig, for_mask: bool, for_law: bool) -> Case:
 
     means = [scores(a, w, e).mean(dim=(1, 2)) for a, w, e in zip(alphas, weights, emas, strict=True)]
 
-    def law(alphas: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+    def distributions(alphas: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
         """Pattern distributions [M, out, groups, 6] of each layer."""
         found = []
         for alpha, weight, ema, mean in zip(alphas, weights, emas, means, strict=True):
@@ -250,11 +250,11 @@ def draw_case(config: MaskConfig, for_mask: bool, for_law: bool) -> Case:
     def formula(*given: Tensor) -> Tensor:
         """`td`: the distribution that the loss sees does not move the weights; `alpha`: nothing does."""
         now, fixed, kind = list(given[2:]), weights, config.score_gradient
-        for_masks = law(list(given[:2]), fixed if kind == "alpha" else now)
-        for_loss = law(list(given[:2]), now if kind == "all" else fixed)
+        for_masks = distributions(list(given[:2]), fixed if kind == "alpha" else now)
+        for_loss = distributions(list(given[:2]), now if kind == "all" else fixed)
         masks = [(p @ patterns).flatten(2)[..., : up.shape[2]] for p, up in zip(for_masks, ups, strict=True)]
         flat = torch.cat([p.flatten(1, 2) for p in for_loss], dim=1).permute(2, 0, 1)
-        return for_mask * sum((m * up).sum() for m, up in zip(masks, ups, strict=True)) + (flat * up_law).sum()
+        return for_mask * sum((m * up).sum() for m, up in zip(masks, ups, strict=True)) + (flat * up_probs).sum()
 
     return Case(function, formula, [*alphas, *weights], same_value=False)
 
@@ -272,12 +272,12 @@ MASKS = {
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize(("for_mask", "for_law"), [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize(("for_mask", "for_probs"), [(True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("name", MASKS)
-def test_drawn_masks_have_the_gradient_of_expected_masks(name, for_mask, for_law, implementation):
+def test_drawn_masks_have_the_gradient_of_expected_masks(name, for_mask, for_probs, implementation):
     if implementation == "kernels" and kernels.library() is None:
         pytest.skip("the kernels are not built: no C compiler")
-    case = draw_case(MaskConfig(**MASKS[name]), for_mask, for_law)
+    case = draw_case(MaskConfig(**MASKS[name]), for_mask, for_probs)
     dtype, tolerance = (torch.float64, 1e-6) if implementation == "torch" else (torch.float32, 1e-3)
     given = [x.to(dtype).requires_grad_() for x in case.inputs]
     found = torch.autograd.grad(case.function(*given), given)

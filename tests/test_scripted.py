@@ -87,6 +87,6 @@ def test_a_seed_decides_an_episode_whatever_was_played_before(script):
     assert not np.array_equal(first, other)
 
 
-def test_a_world_without_a_prey_cannot_be_hunted_in():
+def test_an_environment_without_a_prey_cannot_be_hunted_in():
     with pytest.raises(ValueError, match="no good agent"):
         Mpe2World(simple_tag_v3.raw_env(num_good=0), flee)

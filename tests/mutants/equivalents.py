@@ -38,4 +38,9 @@ EQUIVALENTS: dict[tuple[str, str, str], str] = {
         DISTANCE,
         DISTANCE.replace("1e-6", "2e-06"),
     ): "Any number far below a distance that matters keeps the division from failing.",
+    (
+        "k24lab/envs/scripted.py",
+        "self._rng = np.random.default_rng(0)",
+        "self._rng = np.random.default_rng(1)",
+    ): "Until a reset seeds it anew, it is only asked which agents a script plays, whatever they do.",
 }
