@@ -49,7 +49,7 @@ def train(config: Config, name: str = "default", folder: Path | None = None, pro
         config = canonical(config)
     path = folder or run_folder(config, name)
     if not (path / "DONE").exists():
-        check_usable(config)  # a slip of the pen leaves no folder behind
+        check_usable(config)  # an invalid setting creates no run folder
     run = RunFolder(path, config)
     if not run.done:
         with run.attempt():

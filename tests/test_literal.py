@@ -8,10 +8,13 @@ import torch
 
 from k24lab import studies
 from k24lab.config import ADDED, build_config, stored_config
+from k24lab.deploy.team import freeze_run
+from k24lab.errors import RunWarning
 from k24lab.marl.agents import unroll
 from k24lab.marl.learner import K24QLearner
 from k24lab.marl.policy import acting_policy, behaviour
 from k24lab.sparsity.masks import draw_masks
+from k24lab.train import train
 
 FIGURES = Path(__file__).parents[1] / "figures"
 
@@ -163,6 +166,12 @@ def test_fields_that_were_added_later_tell_runs_apart_where_they_differ_from_wha
     for key, value in ADDED.items():
         other = {"target_masks": "drawn", "acting_masks": "drawn", "grad_clip": "all"}[key]
         assert build_config({key: value}).hash() == default != build_config({key: other}).hash()
+
+
+def test_a_team_that_acts_with_drawn_masks_is_frozen_with_a_warning(tiny_config):
+    folder = train(tiny_config(method="k24-literal", t_max=400), "literal", progress=False)
+    with pytest.warns(RunWarning, match="masks drawn at every step.* the frozen team has its argmax masks"):
+        freeze_run(folder)
 
 
 # --- the regression of notebook 01 -----------------------------------------------------------------------------

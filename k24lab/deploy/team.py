@@ -20,7 +20,7 @@ from k24lab.config import Config, stored_config
 from k24lab.deploy.accounting import agent_layers, team_bytes
 from k24lab.deploy.pack import pack_patterns, quantise, to_dtype, unpack_patterns
 from k24lab.envs import make_env
-from k24lab.errors import ConfigError, RunError, unknown
+from k24lab.errors import ConfigError, RunError, unknown, warn
 from k24lab.marl.agents import LAYERS, LayerWeights, RNNAgent
 from k24lab.marl.learner import K24QLearner, build_learner
 from k24lab.runs import RunFolder, atomic_write, read_config
@@ -122,11 +122,18 @@ def patterns_of(mask: Float[Tensor, "M out in"], layer: str) -> UInt8[Tensor, "M
 def freeze_run(folder: Path) -> FrozenTeam:
     """The team of a run folder, as its last checkpoint has it.
 
+    A run that acts with drawn masks was never evaluated with the argmax masks that the team has: that is a warning.
+
     Raises:
         RunError: no run folder, or one without a checkpoint.
         ConfigError: a method whose networks are not 2:4.
     """
     learner, t_env = load_learner(folder)
+    if learner.config.acting_masks == "drawn":
+        warn(
+            f"{folder.name} was trained and tested with masks drawn at every step (acting_masks = 'drawn'); "
+            "the frozen team has its argmax masks, and other returns"
+        )
     return freeze(learner.agent, learner.config, learner.spec.obs_dim, learner.spec.n_agents, t_env)
 
 

@@ -50,7 +50,7 @@ def pattern_arrays(learner: K24QLearner, t_env: int) -> dict[str, np.ndarray]:
 
 @torch.no_grad()
 def behaviour(learner: K24QLearner, t_env: int, batch: EpisodeBatch, n_episodes: int) -> dict[str, np.ndarray]:
-    """Q-values of every policy on everybody's observation histories, under the masks that act.
+    """Q-values of every policy on everybody's observation histories, with the masks of acting.
 
     With acting_masks="drawn" these are one draw for all time steps.
 
