@@ -33,9 +33,10 @@ class PettingZooWorld(SingleEnv):
     episodes and also names what is only unusual.
 
     - **Agents.** `possible_agents` never changes. `agents` holds those that act next; it may be a part of
-      `possible_agents`, in any order, and an agent may arrive late. An agent that was reported terminated or
-      truncated, or that has left `agents`, is dead until the next reset, also if it stays in `agents` or returns:
-      alive is False, its observation zero, its only available action 0, and it is sent no action.
+      `possible_agents`, in any order, and an agent may arrive late. An agent that acted and was reported terminated
+      or truncated, or that has left `agents`, is dead until the next reset, also if it stays in `agents` or
+      returns: alive is False, its observation zero, its only available action 0, and it is sent no action. Flags of
+      agents that did not act in the step, such as those that have yet to arrive, mean nothing.
     - **Reset.** `reset(seed=...)` returns observations and infos, and is the only source of randomness: the same seed
       and actions give the same episode. Seeds are below 2**32. An environment that cannot be reset with the largest
       of them but with a small one gets all seeds modulo 2**31.
@@ -126,10 +127,12 @@ class PettingZooWorld(SingleEnv):
             raise RunError(f"step {self._t} must return dictionaries {', '.join(ANSWERS)}, not {_counted(answer)}")
         obs, rewards, terminated, truncated, infos = answer
         self._check_keys(ANSWERS, answer)
-        terminations, truncations = self._flagged("terminated", terminated), self._flagged("truncated", truncated)
+        acted = [self._names[i] for i in here]  # `sent` is the environment's now: it may have emptied it
+        terminations = self._flagged("terminated", terminated).intersection(acted)
+        truncations = self._flagged("truncated", truncated).intersection(acted)
         self._dead.update(terminations, truncations)
         left = self._left()
-        out_of_time = not (truncations - terminations).isdisjoint(sent)
+        out_of_time = bool(truncations - terminations)
         return self._row(
             left or here,
             obs,
