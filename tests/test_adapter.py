@@ -3,8 +3,10 @@
 import numpy as np
 import odd_environments
 import pytest
+import torch
 
 from k24lab.envs.pettingzoo import PettingZooWorld
+from k24lab.errors import ConfigError, RunError
 
 STAY = np.zeros(3, np.int64)
 
@@ -46,3 +48,75 @@ def test_flags_of_an_agent_that_has_yet_to_arrive_mean_nothing(flag):
     rows = played(FlagsAll(flag=flag))
     assert [row.alive.tolist() for row in rows] == [[True, True, False]] * 3 + [[True] * 3] * 8
     assert rows[-1].terminated == (flag == "terminated")
+
+
+class Pays(odd_environments.Base):
+    """Gives everyone what it was built with."""
+
+    def pay(self, agent, action):
+        return self.kw["reward"]
+
+
+@pytest.mark.parametrize(
+    "reward, total",
+    [(np.int8(100), 3000), (np.uint8(200), 6000), (np.float16(30000), 900_000), (np.float32(0.5), 15), (True, 30)],
+    ids=repr,
+)
+def test_rewards_of_small_types_do_not_overflow_in_their_sum(reward, total):
+    assert sum(row.reward for row in played(Pays(reward=reward))) == total
+
+
+@pytest.mark.parametrize("kind", [float, np.float64])
+def test_rewards_of_64_bits_are_summed_in_their_order(kind):
+    given = dict(zip(["a0", "a1", "a2"], map(kind, (0.1, 0.2, 0.3)), strict=True))
+
+    class Each(odd_environments.Base):
+        def pay(self, agent, action):
+            return given[agent]
+
+    assert played(Each())[1].reward == float(sum(given.values()))
+
+
+@pytest.mark.parametrize(
+    "reward, said",
+    [
+        (10**400, r"is int 10+\.\.\.0+ \(allowed: a finite number in float32\)"),
+        (10**5000, r"is int.* \(allowed: a finite number in float32\)"),
+        (float("nan"), r"is nan \(allowed: a finite number in float32\)"),
+        (np.float32("inf"), r"is inf \(allowed: a finite number in float32\)"),
+        (torch.ones((), requires_grad=True), r"is Tensor tensor\(1\., requires_grad=True\) \(allowed: one number\)"),
+        ("1", r"is str '1' \(allowed: one number\)"),
+    ],
+    ids=["400 digits", "5000 digits", "nan", "inf", "with a gradient", "a word"],
+)
+def test_a_reward_that_is_no_number_is_told_with_its_agent_step_and_value(reward, said):
+    with pytest.raises(RunError, match=rf"^reward of agent 'a0' at step 1 {said}$"):
+        played(Pays(reward=reward))
+
+
+def test_a_flag_that_cannot_be_compared_is_told_with_its_agent_step_and_value():
+    class Unclear:
+        def __eq__(self, other):
+            raise ValueError("neither")
+
+    class Given(odd_environments.Base):
+        def step(self, actions):
+            obs, rewards, terminated, *rest = super().step(actions)
+            return obs, rewards, terminated | {"a1": Unclear()}, *rest
+
+    with pytest.raises(RunError, match=r"^terminated of agent 'a1' at step 1 is Unclear .*\(allowed: a bool\)$"):
+        played(Given())
+
+
+@pytest.mark.parametrize("agents, said", [(None, "None"), (3, "int 3"), ([["a0"]], r"list \[\['a0'\]\]")])
+def test_agents_that_are_no_list_of_names_are_told_with_their_step(agents, said):
+    class Given(odd_environments.Base):
+        def leave(self, term, trunc):
+            return agents
+
+    with pytest.raises(RunError, match=rf"^agents at step 1 must be a list of agents, not {said}$"):
+        played(Given())
+    env = odd_environments.Base()
+    env.possible_agents = agents
+    with pytest.raises(ConfigError, match=rf"^possible_agents must be a list of agents, not {said}$"):
+        PettingZooWorld(env)

@@ -1,6 +1,7 @@
 """Any PettingZoo parallel environment as one of ours, with all that it says checked."""
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from k24lab.envs.base import NO_SCENE, EnvSpec
-from k24lab.envs.foreign import ParallelEnv, brief, call, check_parallel, close_env, find_episode_limit
+from k24lab.envs.foreign import ParallelEnv, brief, call, check_parallel, close_env, find_episode_limit, names_in
 from k24lab.envs.scenes import mpe_action, mpe_scene
 from k24lab.envs.spaces import NUMBERS, Unfit, action_mask, discrete, encoder
 from k24lab.envs.vector import Row, SingleEnv
@@ -180,7 +181,8 @@ class PettingZooWorld(SingleEnv):
             raise RunError(f"reset must return observations and infos, two dictionaries, not {_counted(answer)}")
         obs, infos = answer
         self._check_keys(("observations", "infos"), answer)
-        if (now := call("reading possible_agents", lambda: list(self.env.possible_agents))) != self._names:
+        possible = call("reading possible_agents", lambda: self.env.possible_agents)
+        if (now := names_in("possible_agents after a reset", possible)) != self._names:
             raise RunError(f"possible_agents must not change: they were {self._names} and are {now} after a reset")
         return obs, infos
 
@@ -204,12 +206,12 @@ class PettingZooWorld(SingleEnv):
             raise RunError(f"state() must return an array of numbers, not {brief(given)}")
         return state.ravel().astype(np.float32)
 
-    def _read_agents(self) -> list[Any]:
-        return list(self.env.agents)
+    def _read_agents(self) -> object:
+        return self.env.agents
 
     def _left(self) -> list[int]:
         """Agents that act next; whoever acted and is not among `agents` any more is dead from now on."""
-        agents = call("reading agents", self._read_agents)
+        agents = names_in(f"agents at step {self._t}", call("reading agents", self._read_agents))
         if agents == self._present and self._dead.isdisjoint(agents):  # as at the step before
             return self._here
         strangers = [agent for agent in agents if agent not in self._known]
@@ -237,21 +239,37 @@ class PettingZooWorld(SingleEnv):
             if flag is True or flag is TRUE:
                 found.add(agent)
             elif flag is not False and flag is not FALSE:
-                if np.ndim(flag) or flag not in (0, 1):
-                    raise RunError(f"{what} of agent {agent!r} at step {self._t} is {brief(flag)} (allowed: a bool)")
-                found |= {agent} if flag else set()
+                found |= {agent} if self._is_set(what, agent, flag) else set()
         return found
 
+    def _is_set(self, what: str, agent: Any, flag: Any) -> bool:
+        with contextlib.suppress(Exception):  # what its own conversion or comparison raises
+            if not np.ndim(flag) and flag in (0, 1):
+                return bool(flag)
+        raise RunError(f"{what} of agent {agent!r} at step {self._t} is {brief(flag)} (allowed: a bool)")
+
     def _team_reward(self, rewards: Mapping[Any, Any]) -> float:
-        for agent, reward in rewards.items():
-            if not isinstance(reward, PLAIN) and (np.ndim(reward) or np.asarray(reward).dtype.kind not in NUMBERS):
-                raise RunError(f"reward of agent {agent!r} at step {self._t} is {brief(reward)} (allowed: one number)")
-        total = float(sum(rewards.values()))
+        """The sum, taken in float64 whatever the type of each: small ones overflow, and a run must not notice."""
+        numbers = {agent: r if isinstance(r, PLAIN) else self._number(agent, r) for agent, r in rewards.items()}
+        try:
+            total = float(sum(numbers.values()))
+        except OverflowError:  # an integer of hundreds of digits
+            total = math.inf
         if not abs(total) <= LARGEST_FLOAT32:
-            agent = max(rewards, key=lambda agent: np.nan_to_num(abs(rewards[agent]), nan=np.inf))
-            said = f"reward of agent {agent!r} at step {self._t} is {rewards[agent]}"
+            agent = max(
+                numbers, key=lambda agent: abs(numbers[agent]) if numbers[agent] == numbers[agent] else math.inf
+            )
+            huge = isinstance(numbers[agent], int)
+            said = f"reward of agent {agent!r} at step {self._t} is {brief(rewards[agent]) if huge else numbers[agent]}"
             raise RunError(f"{said} (allowed: a finite number in float32)")
         return total
+
+    def _number(self, agent: Any, reward: Any) -> float:
+        with contextlib.suppress(Exception):  # what its own conversion raises
+            given = np.asarray(reward)
+            if given.ndim == 0 and given.dtype.kind in NUMBERS:
+                return float(given)
+        raise RunError(f"reward of agent {agent!r} at step {self._t} is {brief(reward)} (allowed: one number)")
 
     def _row(self, here: list[int], obs: Mapping[Any, Any], infos: Mapping[Any, Any], **rest: Any) -> Row:
         """What the environment says; agents not in `here` are dead, or not there yet."""
