@@ -1,5 +1,8 @@
 """What the adapter of parallel environments makes of unusual dictionaries, flags, rewards and spaces."""
 
+from collections import UserDict
+from types import MappingProxyType
+
 import numpy as np
 import odd_environments
 import pytest
@@ -120,3 +123,13 @@ def test_agents_that_are_no_list_of_names_are_told_with_their_step(agents, said)
     env.possible_agents = agents
     with pytest.raises(ConfigError, match=rf"^possible_agents must be a list of agents, not {said}$"):
         PettingZooWorld(env)
+
+
+@pytest.mark.parametrize("kind", [dict, UserDict, MappingProxyType])
+def test_masks_are_read_from_any_mapping(kind):
+    class Masked(odd_environments.Base):
+        def info(self, agent):
+            return kind({"action_mask": np.array([1, 0, 1], np.int8)})
+
+    for row in played(Masked()):
+        assert row.avail_actions.tolist() == [[True, False, True]] * 3

@@ -287,9 +287,8 @@ class PettingZooWorld(SingleEnv):
             seen, info = obs[agent], infos.get(agent)
             try:
                 self._slots[i][:] = self._encode[i](seen)
-                if isinstance(seen, dict) or isinstance(info, dict):
-                    mask = action_mask(seen, info, self.spec.n_actions[i])
-                    masks |= {} if mask is None else {i: mask}
+                if (mask := action_mask(seen, info, self.spec.n_actions[i])) is not None:
+                    masks[i] = mask
             except Unfit as error:
                 raise RunError(f"agent {agent!r} at step {self._t}: {error}") from None
         if masks:
