@@ -1,13 +1,17 @@
 """What the adapter of parallel environments makes of unusual dictionaries, flags, rewards and spaces."""
 
+import re
 from collections import UserDict
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 import odd_environments
 import pytest
 import torch
+from gymnasium import spaces
 
+from k24lab.envs.contract import examine
 from k24lab.envs.pettingzoo import PettingZooWorld
 from k24lab.errors import ConfigError, RunError
 
@@ -133,3 +137,57 @@ def test_masks_are_read_from_any_mapping(kind):
 
     for row in played(Masked()):
         assert row.avail_actions.tolist() == [[True, False, True]] * 3
+
+
+class Changes(odd_environments.Base):
+    """One of its spaces is another one from its reset number `after` on; None of the two is replaced, it is changed."""
+
+    def __init__(self, after=1, what="start", **kw):
+        super().__init__(**kw)
+        self.after, self.what, self.resets = after, what, 0
+        self.actions, self.seen = spaces.Discrete(3), spaces.Discrete(3)
+
+    def action_space(self, agent):
+        return self.actions
+
+    def observation_space(self, agent):
+        return self.seen
+
+    def see(self, agent):
+        return 0
+
+    def reset(self, seed=None, options=None):
+        self.resets += 1
+        if self.resets == self.after:
+            space = self.seen if self.what == "seen" else self.actions
+            space.start, space.n = (10, 3) if self.what == "start" else (0, 5)
+        return super().reset(seed)
+
+
+CHANGES = {
+    "start": r"action_space\('a0'\) must not change: it was Discrete\(3\) and is Discrete\(3, start=10\) after a reset",
+    "more": r"action_space\('a0'\) must not change: it was Discrete\(3\) and is Discrete\(5\) after a reset",
+    "seen": r"observation_space\('a0'\) must not change: it was Discrete\(3\) and is Discrete\(5\) after a reset",
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_spaces_that_change_are_refused_when_built_at_the_first_reset_and_by_the_doctor(what, monkeypatch):
+    with pytest.raises(ConfigError, match=f"^{CHANGES[what]}$"):
+        PettingZooWorld(Changes(1, what))
+    with pytest.raises(RunError, match=f"^{CHANGES[what]}$"):
+        PettingZooWorld(Changes(2, what)).reset(0)
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    found = examine(f"pettingzoo/test_adapter:Changes:after=3,what={what}", 2)
+    assert any(re.match(CHANGES[what], problem) for problem in found.problems)
+
+
+def test_spaces_that_are_made_anew_with_other_bounds_are_the_same():
+    class Given(odd_environments.Base):
+        def observation_space(self, agent):
+            return spaces.Dict({"x": spaces.Box(-1, self.__dict__.get("t", 1) + 1, (4,)), "y": spaces.MultiBinary(1)})
+
+        def see(self, agent):
+            return {"x": np.zeros(4), "y": [1]}
+
+    assert len(played(Given())) == 11

@@ -13,7 +13,7 @@ ParallelEnv = Any  # pettingzoo.ParallelEnv, or any class with its methods: the 
 LIMIT_ATTRIBUTES = ("max_cycles", "max_steps", "max_episode_steps", "episode_limit")
 
 
-def call(what: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def call(what: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """What `function` returns.
 
     Raises:

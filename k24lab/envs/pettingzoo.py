@@ -11,7 +11,7 @@ from jaxtyping import Int
 from k24lab.envs.base import NO_SCENE, EnvSpec
 from k24lab.envs.foreign import ParallelEnv, brief, call, check_parallel, close_env, find_episode_limit, names_in
 from k24lab.envs.scenes import mpe_action, mpe_scene
-from k24lab.envs.spaces import NUMBERS, Unfit, action_mask, discrete, encoder
+from k24lab.envs.spaces import NUMBERS, Unfit, action_mask, check_same_spaces, discrete, encoder, read_spaces
 from k24lab.envs.vector import Row, SingleEnv
 from k24lab.errors import ConfigError, RunError
 from k24lab.scene import Scene
@@ -44,8 +44,10 @@ class PettingZooWorld(SingleEnv):
     - **Step.** `step(actions)` returns five dictionaries by agent: observations, rewards, terminated, truncated, infos.
       Rewards, terminated and truncated have no other keys than possible agents. Observations and infos may have more,
       which nobody reads.
+    - **Spaces** are the same after every reset. That is looked at when the environment is built, at its first reset,
+      and by the doctor at every reset.
     - **Observations** have the shape that their space declares (Box, MultiBinary, Discrete, MultiDiscrete, Dict,
-      Tuple), and Discrete and MultiDiscrete ones are in range. They are flattened and padded with zeros. Every agent
+      Tuple), and all but Box ones are in range. They are flattened and padded with zeros. Every agent
       that acted in the last step of an episode must have one, and so must all that act next.
     - **Rewards** are finite numbers, not arrays with axes. The team's reward is their sum, with those of the dead. An
       agent without one gets 0.
@@ -84,12 +86,15 @@ class PettingZooWorld(SingleEnv):
             raise ConfigError(f"no agent observes a number: the space of {self._names[0]!r} is {spaces[0]}")
         self._encode = [encode for _, encode in encoders]
         self._first_action = [int(space.start) for space in actions]
+        self.checks_left: float = 1  # at how many resets to come the spaces are compared with those of now
         self._t = 0
         self._here: list[int] = []  # agents that act next (or acted last)
         self._dead: set[Any] = set()  # names of those that will not act before the next reset
         self._present: list[Any] | None = None  # `agents` when it was last looked at
         with _refused():
+            self._spaces = read_spaces(env, self._names)
             self._n_seeds = self._try_reset()
+            check_same_spaces(self._spaces, read_spaces(env, self._names))
             state_dim = self._own_state_dim()
         self._own_state = state_dim is not None
         self.spec = EnvSpec(
@@ -112,6 +117,9 @@ class PettingZooWorld(SingleEnv):
             RunError: the environment breaks the contract.
         """
         obs, infos = self._ask_reset(seed % self._n_seeds)
+        if self.checks_left > 0:
+            self.checks_left -= 1
+            check_same_spaces(self._spaces, read_spaces(self.env, self._names))
         return self._row(self._left(), obs, infos)
 
     def step(self, actions: Int[np.ndarray, " N"]) -> Row:
@@ -144,7 +152,7 @@ class PettingZooWorld(SingleEnv):
         )
 
     def scene(self) -> Scene:
-        """The things of a world of mpe2; the picture that another one draws of itself.
+        """The things in an environment of mpe2; the picture that another one draws of itself.
 
         Raises:
             ConfigError: it draws none.
@@ -156,7 +164,7 @@ class PettingZooWorld(SingleEnv):
         return Scene((), picture=np.ascontiguousarray(self.env.render(), dtype=np.uint8))
 
     def action_name(self, agent: int, action: int) -> str:
-        """Move and word in a world of mpe2, else the number that the environment knows."""
+        """Move and word in an environment of mpe2, else the number that the environment knows."""
         if (world := _mpe_world(self.env)) is None:
             return str(action + self._first_action[agent])
         return mpe_action(next(a for a in world.agents if a.name == self.agents[agent]), action)
@@ -333,6 +341,6 @@ def _counted(answer: object) -> str:
 
 
 def _mpe_world(env: ParallelEnv) -> Any:
-    """The world of an environment of mpe2, whichever way it is wrapped; None of any other."""
+    """What mpe2 calls the world of an environment, whichever way it is wrapped; None of any other."""
     world = getattr(getattr(env, "unwrapped", env), "world", None)
     return world if hasattr(world, "agents") and hasattr(world, "landmarks") else None

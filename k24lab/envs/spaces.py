@@ -1,13 +1,13 @@
 """What an agent of a foreign environment sees and may do, checked against the spaces that it declares."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
-from k24lab.envs.foreign import brief
-from k24lab.errors import ConfigError
+from k24lab.envs.foreign import ParallelEnv, brief, call
+from k24lab.errors import ConfigError, RunError
 
 Encode = Callable[[Any], np.ndarray]  # from an observation to a flat array; raises Unfit
 NUMBERS = "biuf"  # kinds of numpy's types that are numbers: bool, signed, unsigned, floating
@@ -89,17 +89,42 @@ def mask_holder(obs: Any, info: Any) -> Mapping[Any, Any] | None:
     return None
 
 
-def layout(space: Any) -> object:
+def read_spaces(env: ParallelEnv, agents: Iterable[Any]) -> dict[str, tuple[object, str]]:
+    """How the spaces of all agents are laid out now, and how they read; by what is asked for them.
+
+    Raises:
+        RunError: the environment raises when it is asked.
+    """
+    found = {}
+    for agent in agents:
+        for kind in ("observation_space", "action_space"):
+            space = call(asked := f"{kind}({agent!r})", getattr(env, kind), agent)
+            found[asked] = (_layout(space), short(space))
+    return found
+
+
+def check_same_spaces(before: Mapping[str, tuple[object, str]], now: Mapping[str, tuple[object, str]]) -> None:
+    """Compare what `read_spaces` has found at two times.
+
+    Raises:
+        RunError: a space has changed so that its observations or actions would be taken for others.
+    """
+    for asked, (layout, text) in before.items():
+        if now[asked][0] != layout:
+            raise RunError(f"{asked} must not change: it was {text} and is {now[asked][1]} after a reset")
+
+
+def _layout(space: Any) -> object:
     """All of a space that its flat form depends on, in values that no later change of the space reaches."""
     from gymnasium import spaces
 
     if isinstance(space, spaces.Dict | spaces.Tuple):
         parts = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
-        return type(space).__name__, [(key, layout(part)) for key, part in parts]
+        return type(space).__name__, [(key, _layout(part)) for key, part in parts]
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         size = space.n if isinstance(space, spaces.Discrete) else space.nvec
         return type(space).__name__, np.asarray(size).tolist(), np.asarray(space.start).tolist()
-    return type(space).__name__, space.shape
+    return type(space).__name__, getattr(space, "shape", None)
 
 
 def _numbers(space: Any) -> Encode:
@@ -192,4 +217,4 @@ def _array(value: Any) -> np.ndarray:
 def short(space: Any) -> str:
     """A space in one line: the bounds of a Box can be whole arrays."""
     text = " ".join(str(space).split())
-    return text if len(text) <= 120 else f"{type(space).__name__} of shape {space.shape}"
+    return text if len(text) <= 120 else f"{type(space).__name__} of shape {getattr(space, 'shape', None)}"
