@@ -41,7 +41,10 @@ def unknown(kind: str, value: object, allowed: Iterable[str]) -> str:
 
 def told(error: BaseException) -> str:
     """What somebody else's code raised, in one line: class, message, and the line of the file where it happened."""
-    message = " ".join(str(error).split())
+    try:
+        message = " ".join(str(error).split())
+    except Exception:  # an error that cannot be printed is told all the same
+        message = "its message cannot be read"
     frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is where it was caught
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return type(error).__name__ + (f": {message}" if message else "") + place

@@ -183,3 +183,20 @@ def test_a_task_that_ends_in_an_error_is_closed_all_the_same(monkeypatch):
     found = found_in("odd_environments:NanLater")
     assert "step 1 raised ZeroDivisionError: division by zero (test_contract.py" in next(iter(found.problems))
     assert len(closed) == 2  # of the one that was played, and of that of PettingZoo's test
+
+
+class Unprintable(Exception):
+    def __str__(self):
+        raise RuntimeError("no message")
+
+
+def test_an_error_that_cannot_be_printed_is_a_problem_like_any_other(monkeypatch):
+    from odd_environments import Base
+
+    def step(self, actions):
+        raise Unprintable
+
+    monkeypatch.setattr(Base, "step", step)
+    first, api_test = found_in("odd_environments:Base").problems
+    said = r"Unprintable: its message cannot be read \(test_contract.py, line \d+\)$"
+    assert re.search(f"^step 1 raised {said}", first) and re.search(f"parallel_api_test: {said}", api_test)

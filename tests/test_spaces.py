@@ -1,5 +1,8 @@
 """Observations are flattened as Gymnasium does it, and refused where it would wrap them or take something else."""
 
+from collections import UserDict
+from types import MappingProxyType
+
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -44,6 +47,9 @@ def test_an_empty_dictionary_is_no_number():
         (spaces.Discrete(5), np.array([2]), r"shape \(1,\), declared is \(\)"),
         (spaces.MultiDiscrete([3, 4]), [-1, 0], r"declared are \[0 0\] to \[2 3\]"),
         (spaces.MultiDiscrete([3, 4]), [2], r"shape \(1,\), declared is \(2,\)"),
+        (spaces.MultiBinary(4), [1, -2, 1, 0], r"list \[1, -2, 1, 0\], declared are 0 and 1 \(MultiBinary\(4\)\)"),
+        (spaces.MultiBinary(2), np.array([7, 0]), "declared are 0 and 1"),
+        (spaces.MultiBinary(2), [0.5, 1], "declared are 0 and 1"),
         (spaces.MultiBinary(2), [1], r"shape \(1,\), declared is \(2,\)"),
         (spaces.Tuple([spaces.Discrete(3)]), (), "without the part 0"),
         (spaces.Dict({"x": spaces.Discrete(3)}), {"x": 3}, "part 'x': its observation is int 3"),
@@ -67,6 +73,9 @@ def test_masks_are_zeros_and_ones_of_any_type_and_the_observation_s_comes_first(
     for dtype in (bool, np.int8, np.float32):
         mask = action_mask({"action_mask": np.array([1, 0], dtype)}, {"action_mask": np.array([0, 1])}, 2)
         assert mask.dtype == bool and mask.tolist() == [True, False]
+    for kind in (UserDict, MappingProxyType):
+        assert action_mask(kind({"action_mask": [0, 1]}), {}, 2).tolist() == [False, True]
+        assert action_mask(np.zeros(2), kind({"action_mask": [0, 1]}), 2).tolist() == [False, True]
     assert action_mask(np.zeros(2), {"action_mask": [0, 0]}, 2).tolist() == [False, False]
     assert action_mask(np.zeros(2), {}, 2) is None and action_mask(np.zeros(2), None, 2) is None
     for wrong in ([2, 0], [0.5, 1], [np.nan, 1], ["a", "b"]):

@@ -7,12 +7,12 @@ episodes are played, each of them twice, and everything else is looked at too.
 
 import contextlib
 import io
+import math
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from k24lab.envs.foreign import ParallelEnv, call
 from k24lab.envs.pettingzoo import PettingZooWorld
 from k24lab.envs.vector import SerialVector
 from k24lab.envs.watch import Findings, Seen, Watched
-from k24lab.errors import ConfigError, RunError, warn
+from k24lab.errors import ConfigError, RunError, told, warn
 
 API_CYCLES = 100  # env steps of PettingZoo's own test, for each of its two resets
 MOST_SHOWN = 20  # lines of problems, and of notes
@@ -61,7 +61,7 @@ def examine(task: str, episodes: int) -> Findings:
         found = Findings(env.spec, single.agents if single else [str(i) for i in range(env.spec.n_agents)])
         watched = Watched(single.env, found) if isinstance(single, PettingZooWorld) else None
         if watched is not None and isinstance(single, PettingZooWorld):
-            single.env = watched
+            single.env, single.checks_left = watched, math.inf
         try:
             starts = _play_all(env, episodes, watched, found)
         finally:
@@ -248,10 +248,9 @@ def _api_error(error: RunError) -> str:
     """What failed: an assertion of the test without a message is its line."""
     cause = error.__cause__
     assert cause is not None
-    frame = traceback.extract_tb(cause.__traceback__)[-1]
-    if isinstance(cause, AssertionError) and not str(cause):
-        return f"failed at `{frame.line}`"
-    return " ".join(f"{type(cause).__name__}: {cause} ({Path(frame.filename).name}, line {frame.lineno})".split())
+    if isinstance(cause, AssertionError) and not any(cause.args):
+        return f"failed at `{traceback.extract_tb(cause.__traceback__)[-1].line}`"
+    return told(cause)
 
 
 def _range(values: Sequence[int] | Sequence[float]) -> str:

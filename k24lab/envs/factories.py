@@ -41,7 +41,7 @@ class Builder:
 
     @property
     def __signature__(self) -> inspect.Signature:
-        """`n_envs`, `workers` and the options of the world, so that an unknown option can be named."""
+        """`n_envs`, `workers` and the options of the environment, so that an unknown option can be named."""
         sizes = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in ("n_envs", "workers")]
         return inspect.Signature([*sizes, *self.load()[1]])
 
@@ -91,7 +91,7 @@ class Builder:
 
 
 def mpe2_builder(name: str) -> Builder:
-    """The builder of a task of mpe2, with the options of its world (`N`, `max_cycles`, ...)."""
+    """The builder of a task of mpe2, with the options of its environment (`N`, `max_cycles`, ...)."""
     if name not in MPE2_TASKS:
         raise ConfigError(unknown("mpe2 task", name, MPE2_TASKS))
     return Builder(f"mpe2/{name}", partial(_load_mpe2, name))
@@ -117,10 +117,10 @@ def _mpe2_world(raw_env: Callable[..., Any], has_prey: bool, prey: str = "flee",
 
 
 def import_builder(path: str) -> Builder:
-    """The builder of a foreign world: a module with `parallel_env`, `module.factory` or `module:factory`.
+    """The builder of a foreign environment: a module with `parallel_env`, `module.factory` or `module:factory`.
 
-    Its options are those of the factory and `episode_limit` (env steps), which is required if the world
-    does not name its own in one of LIMIT_ATTRIBUTES.
+    Its options are those of the factory and `episode_limit` (env steps), which is required if the
+    environment does not name its own in one of LIMIT_ATTRIBUTES.
 
     Raises:
         ConfigError: nothing can be imported from `path`, or it is no factory of parallel environments.

@@ -13,7 +13,7 @@ ParallelEnv = Any  # pettingzoo.ParallelEnv, or any class with its methods: the 
 LIMIT_ATTRIBUTES = ("max_cycles", "max_steps", "max_episode_steps", "episode_limit")
 
 
-def call(what: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def call(what: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """What `function` returns.
 
     Raises:
@@ -31,7 +31,25 @@ def brief(value: object) -> str:
     """A value in a few words: its type, and its beginning."""
     if value is None:
         return "None"
-    return f"{type(value).__name__} {' '.join(reprlib.repr(value).split())}"
+    try:
+        text = " ".join(reprlib.repr(value).split())
+    except Exception:  # of its own repr, or of an integer with more digits than Python prints
+        return type(value).__name__
+    return f"{type(value).__name__} {text}"
+
+
+def names_in(what: str, value: Any) -> list[Any]:
+    """The names of agents that an environment lists.
+
+    Raises:
+        RunError: it lists none, or something that cannot be a key of a dictionary.
+    """
+    try:
+        names = list(value)
+        hash((*names,))
+    except Exception:
+        raise RunError(f"{what} must be a list of agents, not {brief(value)}") from None
+    return names
 
 
 def close_env(env: ParallelEnv) -> None:
@@ -51,7 +69,10 @@ def check_parallel(env: ParallelEnv) -> ParallelEnv:
     missing = [name for name in needed if not hasattr(env, name)]
     if missing:
         raise ConfigError(f"{env!r} is no PettingZoo parallel environment: it lacks {', '.join(missing)}")
-    names = list(env.possible_agents)
+    try:
+        names = names_in("possible_agents", env.possible_agents)
+    except RunError as error:
+        raise ConfigError(str(error)) from None
     if not names:
         raise ConfigError(f"{env} has no agents")
     if len(set(map(str, names))) < len(names):

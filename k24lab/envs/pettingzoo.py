@@ -1,6 +1,7 @@
 """Any PettingZoo parallel environment as one of ours, with all that it says checked."""
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -8,9 +9,9 @@ import numpy as np
 from jaxtyping import Int
 
 from k24lab.envs.base import NO_SCENE, EnvSpec
-from k24lab.envs.foreign import ParallelEnv, brief, call, check_parallel, close_env, find_episode_limit
+from k24lab.envs.foreign import ParallelEnv, brief, call, check_parallel, close_env, find_episode_limit, names_in
 from k24lab.envs.scenes import mpe_action, mpe_scene
-from k24lab.envs.spaces import NUMBERS, Unfit, action_mask, discrete, encoder
+from k24lab.envs.spaces import NUMBERS, Unfit, action_mask, check_same_spaces, discrete, encoder, read_spaces
 from k24lab.envs.vector import Row, SingleEnv
 from k24lab.errors import ConfigError, RunError
 from k24lab.scene import Scene
@@ -33,17 +34,20 @@ class PettingZooWorld(SingleEnv):
     episodes and also names what is only unusual.
 
     - **Agents.** `possible_agents` never changes. `agents` holds those that act next; it may be a part of
-      `possible_agents`, in any order, and an agent may arrive late. An agent that was reported terminated or
-      truncated, or that has left `agents`, is dead until the next reset, also if it stays in `agents` or returns:
-      alive is False, its observation zero, its only available action 0, and it is sent no action.
+      `possible_agents`, in any order, and an agent may arrive late. An agent that acted and was reported terminated
+      or truncated, or that has left `agents`, is dead until the next reset, also if it stays in `agents` or
+      returns: alive is False, its observation zero, its only available action 0, and it is sent no action. Flags of
+      agents that did not act in the step, such as those that have yet to arrive, mean nothing.
     - **Reset.** `reset(seed=...)` returns observations and infos, and is the only source of randomness: the same seed
       and actions give the same episode. Seeds are below 2**32. An environment that cannot be reset with the largest
       of them but with a small one gets all seeds modulo 2**31.
     - **Step.** `step(actions)` returns five dictionaries by agent: observations, rewards, terminated, truncated, infos.
       Rewards, terminated and truncated have no other keys than possible agents. Observations and infos may have more,
       which nobody reads.
+    - **Spaces** are the same after every reset. That is looked at when the environment is built, at its first reset,
+      and by the doctor at every reset.
     - **Observations** have the shape that their space declares (Box, MultiBinary, Discrete, MultiDiscrete, Dict,
-      Tuple), and Discrete and MultiDiscrete ones are in range. They are flattened and padded with zeros. Every agent
+      Tuple), and all but Box ones are in range. They are flattened and padded with zeros. Every agent
       that acted in the last step of an episode must have one, and so must all that act next.
     - **Rewards** are finite numbers, not arrays with axes. The team's reward is their sum, with those of the dead. An
       agent without one gets 0.
@@ -82,12 +86,15 @@ class PettingZooWorld(SingleEnv):
             raise ConfigError(f"no agent observes a number: the space of {self._names[0]!r} is {spaces[0]}")
         self._encode = [encode for _, encode in encoders]
         self._first_action = [int(space.start) for space in actions]
+        self.checks_left: float = 1  # at how many resets to come the spaces are compared with those of now
         self._t = 0
         self._here: list[int] = []  # agents that act next (or acted last)
         self._dead: set[Any] = set()  # names of those that will not act before the next reset
         self._present: list[Any] | None = None  # `agents` when it was last looked at
         with _refused():
+            self._spaces = read_spaces(env, self._names)
             self._n_seeds = self._try_reset()
+            check_same_spaces(self._spaces, read_spaces(env, self._names))
             state_dim = self._own_state_dim()
         self._own_state = state_dim is not None
         self.spec = EnvSpec(
@@ -110,6 +117,9 @@ class PettingZooWorld(SingleEnv):
             RunError: the environment breaks the contract.
         """
         obs, infos = self._ask_reset(seed % self._n_seeds)
+        if self.checks_left > 0:
+            self.checks_left -= 1
+            check_same_spaces(self._spaces, read_spaces(self.env, self._names))
         return self._row(self._left(), obs, infos)
 
     def step(self, actions: Int[np.ndarray, " N"]) -> Row:
@@ -126,10 +136,12 @@ class PettingZooWorld(SingleEnv):
             raise RunError(f"step {self._t} must return dictionaries {', '.join(ANSWERS)}, not {_counted(answer)}")
         obs, rewards, terminated, truncated, infos = answer
         self._check_keys(ANSWERS, answer)
-        terminations, truncations = self._flagged("terminated", terminated), self._flagged("truncated", truncated)
+        acted = [self._names[i] for i in here]  # `sent` is the environment's now: it may have emptied it
+        terminations = self._flagged("terminated", terminated).intersection(acted)
+        truncations = self._flagged("truncated", truncated).intersection(acted)
         self._dead.update(terminations, truncations)
         left = self._left()
-        out_of_time = not (truncations - terminations).isdisjoint(sent)
+        out_of_time = bool(truncations - terminations)
         return self._row(
             left or here,
             obs,
@@ -140,7 +152,7 @@ class PettingZooWorld(SingleEnv):
         )
 
     def scene(self) -> Scene:
-        """The things of a world of mpe2; the picture that another one draws of itself.
+        """The things in an environment of mpe2; the picture that another one draws of itself.
 
         Raises:
             ConfigError: it draws none.
@@ -152,7 +164,7 @@ class PettingZooWorld(SingleEnv):
         return Scene((), picture=np.ascontiguousarray(self.env.render(), dtype=np.uint8))
 
     def action_name(self, agent: int, action: int) -> str:
-        """Move and word in a world of mpe2, else the number that the environment knows."""
+        """Move and word in an environment of mpe2, else the number that the environment knows."""
         if (world := _mpe_world(self.env)) is None:
             return str(action + self._first_action[agent])
         return mpe_action(next(a for a in world.agents if a.name == self.agents[agent]), action)
@@ -177,7 +189,8 @@ class PettingZooWorld(SingleEnv):
             raise RunError(f"reset must return observations and infos, two dictionaries, not {_counted(answer)}")
         obs, infos = answer
         self._check_keys(("observations", "infos"), answer)
-        if (now := call("reading possible_agents", lambda: list(self.env.possible_agents))) != self._names:
+        possible = call("reading possible_agents", lambda: self.env.possible_agents)
+        if (now := names_in("possible_agents after a reset", possible)) != self._names:
             raise RunError(f"possible_agents must not change: they were {self._names} and are {now} after a reset")
         return obs, infos
 
@@ -201,12 +214,12 @@ class PettingZooWorld(SingleEnv):
             raise RunError(f"state() must return an array of numbers, not {brief(given)}")
         return state.ravel().astype(np.float32)
 
-    def _read_agents(self) -> list[Any]:
-        return list(self.env.agents)
+    def _read_agents(self) -> object:
+        return self.env.agents
 
     def _left(self) -> list[int]:
         """Agents that act next; whoever acted and is not among `agents` any more is dead from now on."""
-        agents = call("reading agents", self._read_agents)
+        agents = names_in(f"agents at step {self._t}", call("reading agents", self._read_agents))
         if agents == self._present and self._dead.isdisjoint(agents):  # as at the step before
             return self._here
         strangers = [agent for agent in agents if agent not in self._known]
@@ -234,21 +247,37 @@ class PettingZooWorld(SingleEnv):
             if flag is True or flag is TRUE:
                 found.add(agent)
             elif flag is not False and flag is not FALSE:
-                if np.ndim(flag) or flag not in (0, 1):
-                    raise RunError(f"{what} of agent {agent!r} at step {self._t} is {brief(flag)} (allowed: a bool)")
-                found |= {agent} if flag else set()
+                found |= {agent} if self._is_set(what, agent, flag) else set()
         return found
 
+    def _is_set(self, what: str, agent: Any, flag: Any) -> bool:
+        with contextlib.suppress(Exception):  # what its own conversion or comparison raises
+            if not np.ndim(flag) and flag in (0, 1):
+                return bool(flag)
+        raise RunError(f"{what} of agent {agent!r} at step {self._t} is {brief(flag)} (allowed: a bool)")
+
     def _team_reward(self, rewards: Mapping[Any, Any]) -> float:
-        for agent, reward in rewards.items():
-            if not isinstance(reward, PLAIN) and (np.ndim(reward) or np.asarray(reward).dtype.kind not in NUMBERS):
-                raise RunError(f"reward of agent {agent!r} at step {self._t} is {brief(reward)} (allowed: one number)")
-        total = float(sum(rewards.values()))
+        """The sum, taken in float64 whatever the type of each: small ones overflow, and a run must not notice."""
+        numbers = {agent: r if isinstance(r, PLAIN) else self._number(agent, r) for agent, r in rewards.items()}
+        try:
+            total = float(sum(numbers.values()))
+        except OverflowError:  # an integer of hundreds of digits
+            total = math.inf
         if not abs(total) <= LARGEST_FLOAT32:
-            agent = max(rewards, key=lambda agent: np.nan_to_num(abs(rewards[agent]), nan=np.inf))
-            said = f"reward of agent {agent!r} at step {self._t} is {rewards[agent]}"
+            agent = max(
+                numbers, key=lambda agent: abs(numbers[agent]) if numbers[agent] == numbers[agent] else math.inf
+            )
+            huge = isinstance(numbers[agent], int)
+            said = f"reward of agent {agent!r} at step {self._t} is {brief(rewards[agent]) if huge else numbers[agent]}"
             raise RunError(f"{said} (allowed: a finite number in float32)")
         return total
+
+    def _number(self, agent: Any, reward: Any) -> float:
+        with contextlib.suppress(Exception):  # what its own conversion raises
+            given = np.asarray(reward)
+            if given.ndim == 0 and given.dtype.kind in NUMBERS:
+                return float(given)
+        raise RunError(f"reward of agent {agent!r} at step {self._t} is {brief(reward)} (allowed: one number)")
 
     def _row(self, here: list[int], obs: Mapping[Any, Any], infos: Mapping[Any, Any], **rest: Any) -> Row:
         """What the environment says; agents not in `here` are dead, or not there yet."""
@@ -266,9 +295,8 @@ class PettingZooWorld(SingleEnv):
             seen, info = obs[agent], infos.get(agent)
             try:
                 self._slots[i][:] = self._encode[i](seen)
-                if isinstance(seen, dict) or isinstance(info, dict):
-                    mask = action_mask(seen, info, self.spec.n_actions[i])
-                    masks |= {} if mask is None else {i: mask}
+                if (mask := action_mask(seen, info, self.spec.n_actions[i])) is not None:
+                    masks[i] = mask
             except Unfit as error:
                 raise RunError(f"agent {agent!r} at step {self._t}: {error}") from None
         if masks:
@@ -313,6 +341,6 @@ def _counted(answer: object) -> str:
 
 
 def _mpe_world(env: ParallelEnv) -> Any:
-    """The world of an environment of mpe2, whichever way it is wrapped; None of any other."""
+    """What mpe2 calls the world of an environment, whichever way it is wrapped; None of any other."""
     world = getattr(getattr(env, "unwrapped", env), "world", None)
     return world if hasattr(world, "agents") and hasattr(world, "landmarks") else None

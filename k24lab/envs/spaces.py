@@ -1,17 +1,18 @@
 """What an agent of a foreign environment sees and may do, checked against the spaces that it declares."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
-from k24lab.envs.foreign import brief
-from k24lab.errors import ConfigError
+from k24lab.envs.foreign import ParallelEnv, brief, call
+from k24lab.errors import ConfigError, RunError
 
 Encode = Callable[[Any], np.ndarray]  # from an observation to a flat array; raises Unfit
 NUMBERS = "biuf"  # kinds of numpy's types that are numbers: bool, signed, unsigned, floating
 WHOLE = "biu"
+KEYED = (dict, Mapping)  # the first alone would do, and is much faster
 ALLOWED = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
 
 
@@ -27,12 +28,14 @@ def encoder(agent: object, space: Any) -> tuple[int, Encode]:
 
     Raises:
         ConfigError: a space that is none of these. The function raises Unfit for data outside of its space:
-            another shape, no numbers, or an index out of range. Bounds of a Box are not checked.
+            another shape, no numbers, an index out of range, or a bit that is not 0 or 1. Bounds of a Box are
+            not checked.
     """
     from gymnasium import spaces
 
     if isinstance(space, spaces.Box | spaces.MultiBinary):
-        return int(np.prod(space.shape)), _numbers(space)
+        encode = _numbers(space)
+        return int(np.prod(space.shape)), encode if isinstance(space, spaces.Box) else _binary(encode, space)
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         sizes = np.ravel(space.n if isinstance(space, spaces.Discrete) else space.nvec)
         return int(sizes.sum()), _one_hot(space, sizes)
@@ -43,7 +46,7 @@ def encoder(agent: object, space: Any) -> tuple[int, Encode]:
             return encoders["observation"][0], _masked(encoders["observation"][1], space)
         size = sum(size for size, _ in encoders.values())
         return size, _joined({key: encode for key, (_, encode) in encoders.items()}, space)
-    raise ConfigError(f"agent {agent!r}: an observation space {_short(space)} cannot be flattened (allowed: {ALLOWED})")
+    raise ConfigError(f"agent {agent!r}: an observation space {short(space)} cannot be flattened (allowed: {ALLOWED})")
 
 
 def discrete(agent: object, space: Any) -> Any:
@@ -57,7 +60,7 @@ def discrete(agent: object, space: Any) -> Any:
     if isinstance(space, spaces.Discrete):
         return space
     hint = "; for an mpe2 environment leave continuous_actions=False" if isinstance(space, spaces.Box) else ""
-    raise ConfigError(f"agent {agent!r}: action space {_short(space)} is not supported (allowed: Discrete){hint}")
+    raise ConfigError(f"agent {agent!r}: action space {short(space)} is not supported (allowed: Discrete){hint}")
 
 
 def action_mask(obs: Any, info: Any, n_actions: int) -> Bool[np.ndarray, " A"] | None:
@@ -66,16 +69,62 @@ def action_mask(obs: Any, info: Any, n_actions: int) -> Bool[np.ndarray, " A"] |
     Raises:
         Unfit: not one number, 0 or 1, for each of its `n_actions`.
     """
+    source = mask_holder(obs, info)
+    if source is None:
+        return None
+    given = _array(source["action_mask"])
+    if given.shape != (n_actions,):
+        raise Unfit(f"its action_mask has shape {given.shape}, declared are {n_actions} actions")
+    mask = given.astype(bool) if given.dtype.kind in NUMBERS else None
+    if mask is None or not (mask == given).all():
+        raise Unfit(f"its action_mask is {brief(source['action_mask'])}: allowed are 0 and 1")
+    return mask
+
+
+def mask_holder(obs: Any, info: Any) -> Mapping[Any, Any] | None:
+    """The observation or else the info of an agent, whichever has an `action_mask`; None if neither has."""
     for source in (obs, info):
-        if isinstance(source, dict) and "action_mask" in source:
-            given = _array(source["action_mask"])
-            if given.shape != (n_actions,):
-                raise Unfit(f"its action_mask has shape {given.shape}, declared are {n_actions} actions")
-            mask = given.astype(bool) if given.dtype.kind in NUMBERS else None
-            if mask is None or not (mask == given).all():
-                raise Unfit(f"its action_mask is {brief(source['action_mask'])}: allowed are 0 and 1")
-            return mask
+        if type(source) is not np.ndarray and isinstance(source, KEYED) and "action_mask" in source:
+            return source
     return None
+
+
+def read_spaces(env: ParallelEnv, agents: Iterable[Any]) -> dict[str, tuple[object, str]]:
+    """How the spaces of all agents are laid out now, and how they read; by what is asked for them.
+
+    Raises:
+        RunError: the environment raises when it is asked.
+    """
+    found = {}
+    for agent in agents:
+        for kind in ("observation_space", "action_space"):
+            space = call(asked := f"{kind}({agent!r})", getattr(env, kind), agent)
+            found[asked] = (_layout(space), short(space))
+    return found
+
+
+def check_same_spaces(before: Mapping[str, tuple[object, str]], now: Mapping[str, tuple[object, str]]) -> None:
+    """Compare what `read_spaces` has found at two times.
+
+    Raises:
+        RunError: a space has changed so that its observations or actions would be taken for others.
+    """
+    for asked, (layout, text) in before.items():
+        if now[asked][0] != layout:
+            raise RunError(f"{asked} must not change: it was {text} and is {now[asked][1]} after a reset")
+
+
+def _layout(space: Any) -> object:
+    """All of a space that its flat form depends on, in values that no later change of the space reaches."""
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        parts = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        return type(space).__name__, [(key, _layout(part)) for key, part in parts]
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        size = space.n if isinstance(space, spaces.Discrete) else space.nvec
+        return type(space).__name__, np.asarray(size).tolist(), np.asarray(space.start).tolist()
+    return type(space).__name__, getattr(space, "shape", None)
 
 
 def _numbers(space: Any) -> Encode:
@@ -85,10 +134,22 @@ def _numbers(space: Any) -> Encode:
     def encode(value: Any) -> np.ndarray:
         array = value if type(value) is np.ndarray else _array(value)
         if array.shape != shape:
-            raise Unfit(f"its observation has shape {array.shape}, declared is {shape} ({_short(space)})")
+            raise Unfit(f"its observation has shape {array.shape}, declared is {shape} ({short(space)})")
         if array.dtype.kind not in NUMBERS:
-            raise Unfit(f"its observation is {brief(value)}, declared are numbers ({_short(space)})")
+            raise Unfit(f"its observation is {brief(value)}, declared are numbers ({short(space)})")
         return array if flat else array.ravel()
+
+    return encode
+
+
+def _binary(encode_numbers: Encode, space: Any) -> Encode:
+    """Numbers that are 0 or 1."""
+
+    def encode(value: Any) -> np.ndarray:
+        array = encode_numbers(value)
+        if not ((array == 0) | (array == 1)).all():
+            raise Unfit(f"its observation is {brief(value)}, declared are 0 and 1 ({short(space)})")
+        return array
 
     return encode
 
@@ -101,13 +162,13 @@ def _one_hot(space: Any, sizes: np.ndarray) -> Encode:
     def encode(value: Any) -> np.ndarray:
         array = _array(value)
         if array.shape != shape:
-            raise Unfit(f"its observation has shape {array.shape}, declared is {shape} ({_short(space)})")
+            raise Unfit(f"its observation has shape {array.shape}, declared is {shape} ({short(space)})")
         if array.dtype.kind not in WHOLE:
-            raise Unfit(f"its observation is {brief(value)}, declared are whole numbers ({_short(space)})")
+            raise Unfit(f"its observation is {brief(value)}, declared are whole numbers ({short(space)})")
         index = array.astype(np.int64).ravel() - start
         if ((index < 0) | (index >= sizes)).any():
             lowest, highest = np.squeeze(start), np.squeeze(start + sizes - 1)
-            raise Unfit(f"its observation is {brief(value)}, declared are {lowest} to {highest} ({_short(space)})")
+            raise Unfit(f"its observation is {brief(value)}, declared are {lowest} to {highest} ({short(space)})")
         row = np.zeros(total, np.float32)
         row[before + index] = 1
         return row
@@ -139,7 +200,7 @@ def _part(value: Any, key: Any, encode: Encode, space: Any) -> np.ndarray:
     try:
         part = value[key]
     except (KeyError, IndexError, TypeError):
-        raise Unfit(f"its observation is {brief(value)}, without the part {key!r} of {_short(space)}") from None
+        raise Unfit(f"its observation is {brief(value)}, without the part {key!r} of {short(space)}") from None
     try:
         return encode(part)
     except Unfit as error:
@@ -153,7 +214,7 @@ def _array(value: Any) -> np.ndarray:
         raise Unfit(f"{brief(value)} is no array: {error}") from None
 
 
-def _short(space: Any) -> str:
+def short(space: Any) -> str:
     """A space in one line: the bounds of a Box can be whole arrays."""
     text = " ".join(str(space).split())
-    return text if len(text) <= 120 else f"{type(space).__name__} of shape {space.shape}"
+    return text if len(text) <= 120 else f"{type(space).__name__} of shape {getattr(space, 'shape', None)}"

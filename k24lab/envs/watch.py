@@ -9,7 +9,7 @@ import numpy as np
 
 from k24lab.envs.base import EnvSpec
 from k24lab.envs.foreign import ParallelEnv, brief
-from k24lab.envs.spaces import NUMBERS
+from k24lab.envs.spaces import NUMBERS, mask_holder
 
 
 @dataclass
@@ -122,11 +122,10 @@ class Watched:
             elif agent in self._acting:
                 self._look_at_space(agent, seen, self._env.observation_space(agent))
         for agent in self._acting:
-            holders = [part for part in (obs.get(agent), infos.get(agent)) if isinstance(part, dict)]
-            mask = next((part["action_mask"] for part in holders if "action_mask" in part), None)
-            if mask is not None:
+            holder = mask_holder(obs.get(agent), infos.get(agent))
+            if holder is not None:
                 self._steps[agent] += 1
-                self._stuck[agent] += not np.any(mask)
+                self._stuck[agent] += not np.any(holder["action_mask"])
 
     def _look_at_space(self, agent: Any, seen: Any, space: Any) -> None:
         if space.contains(seen):
