@@ -3,8 +3,10 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
 from k24lab import cli
 from k24lab.doctor import doctor
@@ -122,6 +124,43 @@ def Wide():
             return self.rng.uniform(size=4)
 
     return WideBase()
+
+
+def OtherMask(part="info", key="avail_actions", resets_only=False):
+    """Gives a mask under a name of its own, in the observation or the info; or only at the reset."""
+    from odd_environments import Base
+
+    class OtherMaskBase(Base):
+        def observation_space(self, agent):
+            entry = {key: spaces.MultiBinary(3)} if part == "observation" else {}
+            return spaces.Dict({"seen": super().observation_space(agent), **entry})
+
+        def see(self, agent):
+            return {"seen": super().see(agent), **({key: np.ones(3, np.int8)} if part == "observation" else {})}
+
+        def info(self, agent):
+            return {key: [1, 0, 1]} if part == "info" and not (self.t and resets_only) else {}
+
+    return OtherMaskBase()
+
+
+@pytest.mark.parametrize("part", ["observation", "info"])
+@pytest.mark.parametrize("key", ["avail_actions", "legal_moves"])
+def test_a_mask_under_another_name_is_a_note(part, key):
+    found = found_in(f"test_contract:OtherMask:part={part},key={key}")
+    said = f"the {part} of agent 'a0' has '{key}', which looks like a mask of its actions: nobody reads it"
+    assert not found.problems and any(note.startswith(said) for note in found.notes)
+
+
+def test_what_is_no_mask_by_its_name_or_shape_or_beside_a_mask_is_no_note():
+    assert not any("mask" in note for note in found_in("test_contract:OtherMask:key=position").notes)
+    assert not any("mask" in note for note in found_in("test_contract:OtherMask:key=action_mask").notes)
+
+
+def test_masks_at_the_reset_alone_are_a_note():
+    found = found_in("test_contract:OtherMask:key=action_mask,resets_only=True")
+    said = "agent 'a0' is given no action_mask in 36 of 40 observations: every action counts as available there"
+    assert not found.problems and said in found.notes
 
 
 def test_a_class_of_ones_own_is_not_put_to_the_test_of_pettingzoo():

@@ -136,10 +136,11 @@ class PettingZooWorld(SingleEnv):
             raise RunError(f"step {self._t} must return dictionaries {', '.join(ANSWERS)}, not {_counted(answer)}")
         obs, rewards, terminated, truncated, infos = answer
         self._check_keys(ANSWERS, answer)
-        acted = [self._names[i] for i in here]  # `sent` is the environment's now: it may have emptied it
-        terminations = self._flagged("terminated", terminated).intersection(acted)
-        truncations = self._flagged("truncated", truncated).intersection(acted)
-        self._dead.update(terminations, truncations)
+        terminations, truncations = self._flagged("terminated", terminated), self._flagged("truncated", truncated)
+        if terminations or truncations:
+            acted = [self._names[i] for i in here]  # `sent` is the environment's now: it may have emptied it
+            terminations, truncations = terminations.intersection(acted), truncations.intersection(acted)
+            self._dead.update(terminations, truncations)
         left = self._left()
         out_of_time = bool(truncations - terminations)
         return self._row(
@@ -219,9 +220,10 @@ class PettingZooWorld(SingleEnv):
 
     def _left(self) -> list[int]:
         """Agents that act next; whoever acted and is not among `agents` any more is dead from now on."""
-        agents = names_in(f"agents at step {self._t}", call("reading agents", self._read_agents))
-        if agents == self._present and self._dead.isdisjoint(agents):  # as at the step before
+        agents = call("reading agents", self._read_agents)
+        if type(agents) is list and agents == self._present and self._dead.isdisjoint(agents):  # as a step before
             return self._here
+        agents = names_in(f"agents at step {self._t}", agents)
         strangers = [agent for agent in agents if agent not in self._known]
         if strangers:
             said = f"agent {strangers[0]!r} at step {self._t} is none of possible_agents"

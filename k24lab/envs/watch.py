@@ -11,6 +11,8 @@ from k24lab.envs.base import EnvSpec
 from k24lab.envs.foreign import ParallelEnv, brief
 from k24lab.envs.spaces import NUMBERS, mask_holder
 
+MASK_WORDS = ("avail", "legal", "mask", "valid")  # in the names that others give to an action mask
+
 
 @dataclass
 class Seen:
@@ -52,6 +54,7 @@ class Watched:
         self._dead: dict[Any, int] = {}  # agent -> step at which it was reported dead, or left
         self._came: set[Any] = set()
         self._steps: Counter[Any] = Counter()  # of each agent that was given a mask
+        self._unmasked: Counter[Any] = Counter()  # of each agent that was given none
         self._stuck: Counter[Any] = Counter()  # those without any action
 
     def __getattr__(self, name: str) -> Any:
@@ -85,6 +88,10 @@ class Watched:
         for agent, n in (+self._stuck).items():  # without zeros
             share = f"{100 * n / self._steps[agent]:.0f} %"
             self._found.note(f"agent {agent!r} had no move in {share} of its steps: it was sent its first action")
+        for agent, n_masked in self._steps.items():
+            if n := self._unmasked[agent]:
+                said = f"agent {agent!r} is given no action_mask in {n} of {n + n_masked} observations"
+                self._found.note(f"{said}: every action counts as available there")
 
     def _look_at_rewards(self, rewards: Mapping, *flags: Mapping) -> None:
         for agent in self._acting:
@@ -126,6 +133,18 @@ class Watched:
             if holder is not None:
                 self._steps[agent] += 1
                 self._stuck[agent] += not np.any(holder["action_mask"])
+                continue
+            self._unmasked[agent] += 1
+            self._look_for_masks(agent, {"observation": obs.get(agent), "info": infos.get(agent)})
+
+    def _look_for_masks(self, agent: Any, parts: Mapping[str, Any]) -> None:
+        """Note what looks like a mask of an agent without one, under a name that the adapter does not know."""
+        shape = (int(self._env.action_space(agent).n),)
+        for part, holder in parts.items():
+            for key, value in holder.items() if isinstance(holder, Mapping) else ():
+                if any(word in str(key).lower() for word in MASK_WORDS) and _shape(value) == shape:
+                    said = f"the {part} of agent {agent!r} has {key!r}, which looks like a mask of its actions"
+                    self._note(f"{said}: nobody reads it, the name is 'action_mask'")
 
     def _look_at_space(self, agent: Any, seen: Any, space: Any) -> None:
         if space.contains(seen):
@@ -150,3 +169,10 @@ class Watched:
 
     def _place(self, detail: str) -> str:
         return f"episode {self.episode}, step {self._t}" + (f": {detail}" if detail else "")
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    try:
+        return np.shape(value)
+    except Exception:  # ragged lists, or what an object's own conversion raises
+        return None
