@@ -15,7 +15,7 @@ from k24lab.envs import canonical, make_env
 from k24lab.envs.base import VecEnv, check_t_max, check_types
 from k24lab.envs.contract import check_repeatable
 from k24lab.errors import ConfigError, RunError, told, warn
-from k24lab.kernels import in_use, keep_memory
+from k24lab.kernels import check_switch, in_use, keep_memory
 from k24lab.marl.learner import build_learner
 from k24lab.marl.policy import acting_policy, behaviour, pattern_arrays
 from k24lab.marl.replay import EpisodeBatch, ReplayBuffer, concatenate
@@ -78,6 +78,7 @@ def check_device(device: str) -> None:
 
 def check_usable(config: Config) -> None:
     """Refuse, as a ConfigError, what is not there, and a run that would learn nothing or not fit in memory."""
+    check_switch()
     check_device(config.device)
     env = make_env(config.task, 1, config.n_workers, config.device)
     env.close()

@@ -245,6 +245,10 @@ def test_runs_are_found_and_grouped_by_task_whatever_the_spelling(home):
         ("t_max", np.array(400), 400),
         ("lr", np.float64(0.003), 0.003),
         ("lr", np.float32(0.5), 0.5),
+        ("lr", np.float32(1e-3), 0.001),
+        ("lr", np.array(1e-3, dtype=np.float16), 0.001),
+        ("lr", torch.tensor(1e-3), 0.001),
+        ("t_max", np.float32(123_456_789), 123_456_792),
         ("lr", np.int32(1), 1.0),
         ("lr", torch.tensor(0.5), 0.5),
         ("logit_scale_final", np.float16(2), 2.0),
@@ -285,6 +289,7 @@ def test_a_setting_that_a_parameter_and_overrides_give_is_refused():
         merge_settings({"seed": 2, "task": None}, {"seed": 3})
     with pytest.raises(ConfigError, match=r"seed = 0 as a parameter and 3 in overrides"):
         run_notebook({"seed": 0, "overrides": {"seed": 3}})
+    assert merge_settings({"task": "rolenav"}, {"task": " rolenav "}) == build_config({})
     assert merge_settings({"seed": 2, "t_max": None}, {"seed": 2.0, "t_max": 1e4}) == build_config(
         {"seed": 2, "t_max": 10_000}
     )
