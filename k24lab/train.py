@@ -21,7 +21,7 @@ from k24lab.marl.policy import acting_policy, behaviour, pattern_arrays
 from k24lab.marl.replay import EpisodeBatch, ReplayBuffer, concatenate
 from k24lab.marl.rollout import collect
 from k24lab.memory import check_memory
-from k24lab.runs import RunFolder, run_folder
+from k24lab.runs import RunFolder, find_or_name
 from k24lab.seeding import Stream, derive_seed
 
 BEHAVIOUR_EPISODES = 8  # whose observations the agents' policies are compared on
@@ -46,11 +46,10 @@ def train(config: Config, name: str = "default", folder: Path | None = None, pro
         RunError: the folder holds another run or damaged checkpoints only, or another process trains it.
     """
     if folder is None:
-        config = canonical(config)
-    path = folder or run_folder(config, name)
-    if not (path / "DONE").exists():
+        folder, config = find_or_name(canonical(config), name)
+    if not (folder / "DONE").exists():
         check_usable(config)  # a slip of the pen leaves no folder behind
-    run = RunFolder(path, config)
+    run = RunFolder(folder, config)
     if not run.done:
         with run.attempt():
             if not run.done:  # another process may have finished it just now

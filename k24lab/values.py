@@ -41,7 +41,7 @@ def convert(kind: Any, value: Any) -> Any:
 
 
 def _plain(scalar: Any) -> Any:
-    """What a 0-d array holds; a fraction in few bits as the shortest decimal that stands for it: 0.001, not 0.00100…047."""
+    """What a 0-d array holds; of a float32 or float16 the shortest decimal that stands for it, as 0.001."""
     value = scalar.item()
     kind = NARROW.get(str(getattr(scalar, "dtype", "")).removeprefix("torch."))
     if kind is None or not isinstance(value, float) or not math.isfinite(value) or value.is_integer():
