@@ -24,7 +24,7 @@ from k24lab.errors import ConfigError, RunError
 from k24lab.grid import load_grid
 from k24lab.paths import CHECKOUT
 from k24lab.runs import RunFolder, read_config, run_folder
-from k24lab.tasks import canonical_text, parse_task
+from k24lab.tasks import canonical_text
 from k24lab.train import train
 
 SETTINGS = [
@@ -200,13 +200,6 @@ def test_settings_of_one_task_under_two_spellings_are_refused(tmp_path):
     (tmp_path / "grid.yaml").write_text("per_task: {rolenav: {lr: 0.1}, 'rolenav:n_agents=3': {lr: 0.2}}\ngrids: [{}]")
     with pytest.raises(ConfigError, match="per_task: rolenav and rolenav:n_agents=3 are the same task"):
         load_grid(tmp_path / "grid.yaml")
-
-
-@pytest.mark.parametrize("value", ["a", "'3'", "' a'", "[1]", "None", "1e999", "-0.5", "3", "True", "b'x'", "", "a=b"])
-def test_the_one_spelling_of_a_task_means_the_same(value):
-    task = f"pettingzoo/my.module:factory:x={value},b=1"
-    assert parse_task(canonical_text(task)) == parse_task(task)
-    assert canonical_text(canonical_text(task)) == canonical_text(task)
 
 
 def test_stored_runs_keep_their_spelling_name_and_hash(home):
