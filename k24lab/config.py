@@ -295,6 +295,9 @@ def merge_settings(parameters: Mapping[str, Any], overrides: object) -> Config:
         raise ConfigError(f"overrides = {overrides!r} must map settings to values, e.g. {{'lr': 0.001}}")
     given = _converted({key: value for key, value in parameters.items() if value is not None})
     more = _converted(overrides or {})
+    for settings in (given, more):
+        if "task" in settings:
+            settings["task"] = canonical_text(settings["task"])
     if twice := [key for key in given if key in more and given[key] != more[key]]:
         both = "; ".join(f"{key} = {given[key]!r} as a parameter and {more[key]!r} in overrides" for key in twice)
         raise ConfigError(f"given twice: {both}")

@@ -1,8 +1,8 @@
 """Grid files: which runs a sweep consists of, all checked before the first one starts."""
 
+import dataclasses
 import difflib
 import itertools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,11 +13,13 @@ import yaml
 from k24lab.config import NOT_HASHED, Config, build_config
 from k24lab.envs import canonical, canonical_task, make_env
 from k24lab.envs.base import EnvSpec, check_t_max, check_types
+from k24lab.envs.factories import find_factory
 from k24lab.errors import ConfigError, unknown
 from k24lab.notebooks import check_notebook
 from k24lab.paths import CHECKOUT
 from k24lab.runs import check_name
-from k24lab.unused import used_fields
+from k24lab.tasks import format_task, parse_task
+from k24lab.unused import same_run_key
 from k24lab.yamlfile import load_yaml
 
 GRID_KEYS = ("name", "notebook", "common", "per_task", "grids")
@@ -84,9 +86,10 @@ def _by_task(per_task: Mapping[Any, Any]) -> dict[Any, dict[str, Any]]:
 def _refuse_repeated(configs: Sequence[Config]) -> None:
     """The same run twice, or two that differ in settings alone that change nothing, would count a seed twice."""
     first: dict[str, Config] = {}
+    factories: list[tuple[object, str]] = []
     for config in configs:
-        used = used_fields({k: v for k, v in vars(config).items() if k not in NOT_HASHED})
-        other = first.setdefault(json.dumps(used, sort_keys=True), config)
+        task = _first_spelling(config.task, factories)
+        other = first.setdefault(same_run_key(dataclasses.replace(config, task=task)), config)
         if other is config:
             continue
         run = f"the run {config.method}, {config.task}, seed {config.seed}"
@@ -97,6 +100,16 @@ def _refuse_repeated(configs: Sequence[Config]) -> None:
         raise ConfigError(
             f"{run} would be trained twice: {changes} change nothing of it; give the method an entry of its own"
         )
+
+
+def _first_spelling(task: str, factories: list[tuple[object, str]]) -> str:
+    """The task under the path that its PettingZoo factory was first named by: `m:Base` and `m.Base` are one."""
+    name, options = parse_task(task)
+    if not name.startswith("pettingzoo/"):
+        return task
+    factory = find_factory(name.removeprefix("pettingzoo/"))
+    factories.append((factory, name))
+    return format_task(next(first for each, first in factories if each is factory), options)
 
 
 def _check_worlds(configs: Sequence[Config]) -> None:

@@ -16,8 +16,10 @@ from filelock import FileLock, Timeout
 
 from k24lab import tensorfile
 from k24lab.config import NOT_HASHED, Config, stored_config
+from k24lab.envs import canonical_task
 from k24lab.errors import ConfigError, RunError, told, warn
 from k24lab.paths import runs_dir
+from k24lab.tasks import parse_task
 
 CHECKPOINT, PREVIOUS = "checkpoint.safetensors", "checkpoint.prev.safetensors"
 CHECKPOINT_FORMAT = "k24lab-checkpoint-2"
@@ -65,6 +67,36 @@ def run_folder(config: Config, name: str) -> Path:
     """
     task = re.sub(r"[^A-Za-z0-9.]+", "_", config.task).strip("_")
     return runs_dir() / check_name(name) / f"{task}-{config.method}-s{config.seed}-{config.hash()}"
+
+
+def find_or_name(config: Config, name: str) -> tuple[Path, Config]:
+    """The folder of a run, and the configuration that it has there.
+
+    That is `run_folder`, unless an earlier version stored this very run under another spelling of its task: then its
+    folder, and the configuration with that spelling.
+
+    Args:
+        config: of a new run, from `k24lab.envs.canonical`.
+        name: group of runs.
+
+    Raises:
+        ConfigError: a name that is no plain folder name.
+    """
+    folder = run_folder(config, name)
+    if folder.exists():
+        return folder, config
+    for file in sorted(folder.parent.glob(f"*-{config.method}-s{config.seed}-*/config.json")):
+        with contextlib.suppress(RunError, ConfigError):
+            stored = read_config(file.parent)
+            if dataclasses.replace(stored, task=config.task).hash() == config.hash() and _same_task(stored, config):
+                return file.parent, dataclasses.replace(config, task=stored.task)
+    return folder, config
+
+
+def _same_task(stored: Config, config: Config) -> bool:
+    """Whether two spellings are one task, and were so for earlier versions, which took the word false for true."""
+    words = {str(value).lower() for value in parse_task(stored.task)[1].values() if isinstance(value, str)}
+    return not words & {"true", "false"} and canonical_task(stored.task) == config.task
 
 
 class RunFolder:

@@ -14,7 +14,7 @@ from k24lab.errors import RunError
 from k24lab.grid import load_grid
 from k24lab.notebooks import executed_copies
 from k24lab.paths import runs_dir
-from k24lab.runs import FAILED, is_locked, read_config, run_folder
+from k24lab.runs import FAILED, find_or_name, is_locked, read_config
 
 State = Literal["finished", "running", "failed", "begun", "waiting"]
 STATES: tuple[State, ...] = ("finished", "running", "failed", "begun", "waiting")
@@ -104,10 +104,10 @@ def print_status(grid: Path) -> None:
     """
     if grid.suffix in (".yaml", ".yml"):
         name, configs, notebook = load_grid(grid)
-        paths = [run_folder(config, name) for config in configs]
+        runs = [find_or_name(config, name) for config in configs]
         statuses = [
             run_status(path, notebook) if path.exists() else RunStatus(path, config, "waiting", 0)
-            for path, config in zip(paths, configs, strict=True)
+            for path, config in runs
         ]
     else:
         statuses = group_statuses(grid)

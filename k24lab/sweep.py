@@ -10,7 +10,7 @@ from tqdm import tqdm
 from k24lab.backends import INTERRUPTED, Backend, Job, command_of
 from k24lab.errors import RunError
 from k24lab.grid import Grid
-from k24lab.runs import RunFolder, run_folder
+from k24lab.runs import RunFolder, find_or_name
 from k24lab.status import RunStatus, last_t_env, run_status
 
 POLL_SECONDS = 1.0
@@ -27,7 +27,7 @@ def sweep(grid: Grid, backend: Backend, retry: bool = False, poll_seconds: float
     Raises:
         RunError: runs that are not finished afterwards, each with its reason; the others are.
     """
-    folders = [RunFolder(run_folder(config, grid.name), config).path for config in grid.configs]
+    folders = [RunFolder(*find_or_name(config, grid.name)).path for config in grid.configs]
     before = {path: run_status(path, grid.notebook) for path in folders}
     leave = {"finished"} if retry else {"finished", "failed"}
     todo = [path for path, status in before.items() if status.state not in leave]

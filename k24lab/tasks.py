@@ -5,6 +5,9 @@ from collections.abc import Mapping
 
 from k24lab.errors import ConfigError
 
+# What a value with commas in it begins with: brackets, and texts with or without a prefix.
+OPENING = ("(", "[", "{", *(f"{prefix}{quote}" for prefix in ("", *"bBrRuU") for quote in "'\""))
+
 
 def parse_task(task: str) -> tuple[str, dict[str, object]]:
     """Split `"name:key=value,key=value"` into the name and its options (Python literals or strings).
@@ -20,7 +23,7 @@ def parse_task(task: str) -> tuple[str, dict[str, object]]:
     if name.strip().startswith("pettingzoo/") and factory.strip().isidentifier():
         name, options = f"{name.strip()}:{factory.strip()}", rest
     values: dict[str, object] = {}
-    for item in filter(None, map(str.strip, options.split(","))):
+    for item in filter(None, map(str.strip, _items(options))):
         key, equals, text = (part.strip() for part in item.partition("="))
         if not (equals and key.isidentifier()):
             raise ConfigError(f"task {task!r}: option {item!r} is not of the form key=value")
@@ -56,6 +59,26 @@ def spelt(task: object) -> object:
         return task
 
 
+def _items(options: str) -> list[str]:
+    """The text between commas, but for those inside a value: `n=[1,2],mode='a,b'` has two items.
+
+    A comma is inside a value that Python reads only with what follows it; words may hold any bracket or quote.
+    """
+    pieces, items = options.split(","), []
+    while pieces:
+        taken = 1
+        if _text_of(pieces[0]).startswith(OPENING):
+            joined = (_text_of(",".join(pieces[:n])) for n in range(1, len(pieces) + 1))
+            taken = next((n for n, text in enumerate(joined, start=1) if _parse_value(text) != text), 1)
+        items.append(",".join(pieces[:taken]))
+        pieces = pieces[taken:]
+    return items
+
+
+def _text_of(item: str) -> str:
+    return item.partition("=")[2].strip()
+
+
 def _parse_value(text: str) -> object:
     try:
         return ast.literal_eval(text)
@@ -63,8 +86,12 @@ def _parse_value(text: str) -> object:
         return text
 
 
+def _may_be_split(word: str) -> bool:
+    return "," in word or word.startswith(OPENING)
+
+
 def _format_value(value: object) -> str:
-    if isinstance(value, str) and _parse_value(value.strip()) == value:
+    if isinstance(value, str) and _parse_value(value.strip()) == value and not _may_be_split(value):
         return value  # a word needs no quotes
     if isinstance(value, float):
         return repr(value + 0.0).replace("inf", "1e999")  # -0.0 + 0.0 is 0.0; inf is a word

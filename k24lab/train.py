@@ -15,13 +15,13 @@ from k24lab.envs import canonical, make_env
 from k24lab.envs.base import VecEnv, check_t_max, check_types
 from k24lab.envs.contract import check_repeatable
 from k24lab.errors import ConfigError, RunError, told, warn
-from k24lab.kernels import in_use, keep_memory
+from k24lab.kernels import check_switch, in_use, keep_memory
 from k24lab.marl.learner import build_learner
 from k24lab.marl.policy import acting_policy, behaviour, pattern_arrays
 from k24lab.marl.replay import EpisodeBatch, ReplayBuffer, concatenate
 from k24lab.marl.rollout import collect
 from k24lab.memory import check_memory
-from k24lab.runs import RunFolder, run_folder
+from k24lab.runs import RunFolder, find_or_name
 from k24lab.seeding import Stream, derive_seed
 
 BEHAVIOUR_EPISODES = 8  # whose observations the agents' policies are compared on
@@ -46,11 +46,10 @@ def train(config: Config, name: str = "default", folder: Path | None = None, pro
         RunError: the folder holds another run or damaged checkpoints only, or another process trains it.
     """
     if folder is None:
-        config = canonical(config)
-    path = folder or run_folder(config, name)
-    if not (path / "DONE").exists():
+        folder, config = find_or_name(canonical(config), name)
+    if not (folder / "DONE").exists():
         check_usable(config)  # an invalid setting creates no run folder
-    run = RunFolder(path, config)
+    run = RunFolder(folder, config)
     if not run.done:
         with run.attempt():
             if not run.done:  # another process may have finished it just now
@@ -78,6 +77,7 @@ def check_device(device: str) -> None:
 
 def check_usable(config: Config) -> None:
     """Refuse, as a ConfigError, what is not there, and a run that would learn nothing or not fit in memory."""
+    check_switch()
     check_device(config.device)
     env = make_env(config.task, 1, config.n_workers, config.device)
     env.close()

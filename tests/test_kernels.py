@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 from k24lab import kernels
 from k24lab.config import MaskConfig
+from k24lab.errors import ConfigError
 from k24lab.kernels import acting, ops
 from k24lab.marl import gru
 from k24lab.marl.learner import build_learner
 from k24lab.sparsity import fused
 from k24lab.sparsity.layers import SemiStructuredLinear24, weighted_abs_sum
 from k24lab.sparsity.masks import argmax_masks, draw_masks
+from k24lab.train import train
 
 SUFFIXES = importlib.machinery.EXTENSION_SUFFIXES
 RUN_HERE = kernels.BUILDS.get(torch.backends.cpu.get_cpu_capability(), ())
@@ -288,3 +290,16 @@ def test_kernels_take_float32_on_the_cpu_only(build):
     assert kernels.describe() in ("avx512", "avx2", "portable")
     torch.set_num_threads(kernels.MOST_THREADS + 1)  # of which torch makes more than one thread can
     assert not kernels.usable(torch.ones(1))
+
+
+@pytest.mark.parametrize("value", ["Torch", "none", "0"])
+def test_a_slip_in_the_switch_of_the_kernels_is_no_silent_use_of_them(value, monkeypatch, tiny_config, home):
+    monkeypatch.setenv(kernels.SWITCH, value)
+    with pytest.raises(ConfigError, match=f"^K24LAB_KERNELS = '{value}' in the environment must be 'torch' or unset$"):
+        train(tiny_config(), progress=False)
+    assert not (home / "runs").exists()
+    kernels.library.cache_clear()
+    with pytest.raises(ConfigError, match="K24LAB_KERNELS"):
+        kernels.library()
+    monkeypatch.setenv(kernels.SWITCH, "")
+    kernels.check_switch()

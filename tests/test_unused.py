@@ -7,14 +7,16 @@ import warnings
 from typing import Literal, get_args, get_origin
 
 import pytest
+import yaml
+from conftest import TINY
 
 from k24lab.analysis import results
-from k24lab.config import METHODS, Config, build_config
+from k24lab.config import METHOD_DEFAULTS, METHODS, Config, build_config
 from k24lab.errors import ConfigError, RunWarning, warn
 from k24lab.grid import load_grid
 from k24lab.runs import RunFolder, run_folder
 from k24lab.train import train
-from k24lab.unused import OF_MASKS, USED, idle_changes, unused_fields
+from k24lab.unused import OF_MASKS, USED, idle_changes, same_run_key, unused_fields
 
 HINTS = typing.get_type_hints(Config)
 
@@ -39,6 +41,8 @@ def another(key, value):
         {"temperature_schedule": "constant", "mixer": "qmix", "target_update": "hard", "target_update_interval": 3},
         {"method": "kaleidoscope", "reset_trigger": "off", "after_anneal": "argmax"},
         {"method": "nops", "learner": "nq", "batch_size": 8, "buffer_size": 64},
+        {"method": "k24-alpha", "reset_trigger": "adaptive", "reset_target": "random", "kl_threshold": 1e-6},
+        {"temperature_schedule": "constant", "after_anneal": "drawn"},
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )
@@ -56,6 +60,64 @@ def test_a_run_learns_the_same_whatever_is_unused(changes, tiny_config, tmp_path
     (values, *arrays), (other_values, *other_arrays) = learned
     assert values == other_values and any(value is not None for value in values)
     assert all((a == b).all() for a, b in zip(arrays, other_arrays, strict=True))
+
+
+TWICE = [
+    ({"method": "k24-alpha", "reset_trigger": "off"}, {"after_anneal": "drawn"}),
+    ({"method": "k24-alpha"}, {"score_gradient": "all"}),
+    ({"method": "fups", "agent_id": True}, {"method": "fups-id"}),
+    (METHOD_DEFAULTS["k24-alpha"], {"method": "k24-alpha"}),
+    ({"lr_final": None}, {"lr_final": 0.003}),
+    ({"logit_scale_final": None}, {"logit_scale_final": 10.0}),
+    ({"temperature_schedule": "constant"}, {"temperature_min": 0.5}),
+    ({"method": "kaleidoscope"}, {"anneal_end": 0.5}),
+    ({"reset_trigger": "periodic"}, {"kl_threshold": 0.5}),
+    ({"epsilon_start": 0.1, "epsilon_finish": 0.1}, {"epsilon_anneal_steps": 100}),
+    ({}, {"task": "rolenav:n_roles=3"}),
+]
+
+
+@pytest.mark.parametrize(("one", "change"), TWICE, ids=str)
+def test_a_grid_refuses_two_spellings_of_what_is_learned(one, change, tiny_config, tmp_path):
+    settings = TINY | {"t_max": 400, "reset_interval": 100} | one
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"grids": [settings, settings | change]}))
+    with pytest.raises(ConfigError, match=rf"would be trained twice: .*{next(iter(change))} = "):
+        load_grid(tmp_path / "grid.yaml")
+    curves = []
+    for name, each in (("one", settings), ("other", settings | change)):
+        path = train(build_config(each), folder=tmp_path / name, progress=False)
+        rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        curves.append([row.get(key) for row in rows for key in ("loss_td", "grad_norm", "test_return_mean")])
+    assert curves[0] == curves[1]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"device": "cuda"}, {"device": "cuda:00"}),
+        ({"task": "pettingzoo/odd_environments:Base"}, {"task": "pettingzoo/odd_environments.Base"}),
+    ],
+)
+def test_a_grid_refuses_two_names_of_a_device_or_an_environment(one, other, tmp_path):
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"grids": [one, other]}))
+    with pytest.raises(ConfigError, match="would be trained twice"):
+        load_grid(tmp_path / "grid.yaml")
+
+
+@pytest.mark.parametrize(
+    ("one", "change"),
+    [
+        ({"method": "k24-alpha", "reset_trigger": "off"}, {"after_anneal": "frozen"}),
+        ({"method": "k24-alpha", "reset_trigger": "periodic"}, {"after_anneal": "drawn"}),  # resets go on
+        ({"method": "k24-alpha", "diversity_coef": 1.0}, {"score_gradient": "all"}),
+        ({"temperature_schedule": "constant"}, {"anneal_end": 0.5}),
+        ({"method": "random24"}, {"method": "k24-alpha"}),
+        ({"device": "cuda:1"}, {"device": "cuda"}),
+    ],
+    ids=str,
+)
+def test_runs_that_learn_something_else_are_two(one, change):
+    assert same_run_key(build_config(one)) != same_run_key(build_config(one | change))
 
 
 def test_methods_with_learned_24_masks_use_all_that_their_switches_leave():

@@ -23,6 +23,8 @@ __all__ = [
     "parse_task",
     "task_names",
 ]
+KINDS = (bool, int, float, str)  # of options that are checked
+TRUTH = {"true": True, "false": False}
 PLACES = {"n_envs", "workers", "device"}  # what a builder takes besides the options of a task
 
 
@@ -95,12 +97,31 @@ def _checked_options(
             raise ConfigError(f"task {name!r}: " + unknown("option", key, allowed))
     options = dict(given)
     for key in given.keys() & parameters.keys():
-        kind = parameters[key].annotation
         try:
-            options[key] = convert(kind, given[key]) if kind in (bool, int, float, str) else given[key]
+            options[key] = _typed(parameters[key], given[key])
         except TypeError as error:
             raise ConfigError(f"task {name!r}: option {key} = {given[key]!r} {error}") from None
     return options
+
+
+def _typed(parameter: inspect.Parameter, value: object) -> object:
+    """The value in the type of the option: its annotation, real or as text, or else the type of its default.
+
+    The words true and false, in any case, are truth values where one may stand, or where nothing is known; for
+    environments every word counts as true. Raises TypeError with the reason.
+    """
+    annotation, default = parameter.annotation, parameter.default
+    bare, said = annotation is parameter.empty, str(annotation)
+    kind = next((kind for kind in KINDS if annotation in (kind, kind.__name__)), None)
+    kind = bool if bare and type(default) is bool else kind
+    nothing_known = bare and default is parameter.empty
+    if isinstance(value, str) and (kind is bool or nothing_known or ("bool" in said and "str" not in said)):
+        value = TRUTH.get(value.strip().lower(), value)
+    if kind is bool and not isinstance(value, bool):
+        raise TypeError("must be true or false")
+    if bare and type(default) in (int, float) and isinstance(value, bool | str):  # a fraction for 1 may be meant
+        raise TypeError(f"is a {type(value).__name__}, not a number")
+    return value if kind is None else convert(kind, value)
 
 
 def canonical_task(task: str) -> str:

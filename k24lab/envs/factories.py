@@ -125,11 +125,12 @@ def import_builder(path: str) -> Builder:
     Raises:
         ConfigError: nothing can be imported from `path`, or it is no factory of parallel environments.
     """
-    _factory(path)
+    find_factory(path)
     return Builder(f"pettingzoo/{path}", partial(_load_imported, path))
 
 
-def _factory(path: str) -> Callable[..., ParallelEnv]:
+def find_factory(path: str) -> Callable[..., ParallelEnv]:
+    """What builds the environments of an import path; raises ConfigError as `import_builder`."""
     found = _locate(path)
     if inspect.ismodule(found):
         factory = getattr(found, "parallel_env", None)
@@ -168,7 +169,7 @@ def _successor(path: str) -> str:
 
 
 def _load_imported(path: str) -> tuple[Callable[..., ParallelEnv], list[inspect.Parameter]]:
-    factory = _factory(path)
+    factory = find_factory(path)
     options = [option for option in _options(factory) if option.name not in ("n_envs", "workers", "episode_limit")]
     return factory, [EPISODE_LIMIT, *options]
 

@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from k24lab.errors import ConfigError
+
 SWITCH = "K24LAB_KERNELS"  # environment variable: "torch" does without the kernels
 BUILDS = {
     "AVX512": ("avx512", "avx2"),
@@ -26,8 +28,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The fastest build that this processor runs; None where there is none."""
-    if os.environ.get(SWITCH) == "torch":
+    """The fastest build that this processor runs; None where there is none. Raises ConfigError as `check_switch`."""
+    check_switch()
+    if os.environ.get(SWITCH):
         return None
     names = [f"_k24_{build}" for build in BUILDS.get(torch.backends.cpu.get_cpu_capability(), ())]
     for name in [*names, "_k24"]:
@@ -37,6 +40,12 @@ def library() -> ctypes.CDLL | None:
                 return ctypes.CDLL(str(path))
     logging.getLogger("k24lab").warning("the CPU kernels are not built (no C compiler?): torch does their work, slower")
     return None
+
+
+def check_switch() -> None:
+    """Refuse, as a ConfigError, a value of the environment variable that would not do what its author meant."""
+    if (value := os.environ.get(SWITCH)) and value != "torch":
+        raise ConfigError(f"{SWITCH} = {value!r} in the environment must be 'torch' or unset")
 
 
 def usable(tensor: Tensor) -> bool:

@@ -19,7 +19,7 @@ from k24lab.envs import canonical
 from k24lab.errors import RunError
 from k24lab.look.followed import Followed
 from k24lab.look.screen import make_screen
-from k24lab.runs import RunFolder, is_locked, run_folder
+from k24lab.runs import RunFolder, find_or_name, is_locked
 from k24lab.status import RunStatus, run_status
 from k24lab.sweep import last_line
 from k24lab.train import check_usable
@@ -112,7 +112,7 @@ def start(config: Config, name: str = "default") -> "Background":
     """
     config = canonical(config)
     check_usable(config)  # an invalid setting creates no run folder
-    run = RunFolder(run_folder(config, name), config)
+    run = RunFolder(*find_or_name(config, name))
     if run.done or is_locked(run.path):
         return Background(run.path, None)
     command = Command(command_of(run.path, None), run.path / "log.txt", config.n_threads)
