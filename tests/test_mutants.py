@@ -122,6 +122,8 @@ def test_the_sample_is_fixed_and_the_files_give_more_than_enough(mutants):
     first, again, other = sampled(mutants, 300), sampled(mutants, 300), sampled(mutants, 300, seed=1)
     assert first == again != other and len(first) == 300
     assert len({m.file for m in first}) > 20
+    without = [m for m in mutants if m != first[-1]]  # a change of the source takes no other mutant from the sample
+    assert set(first) - set(sampled(without, 300)) == {first[-1]}
     for mutant in first:
         ast.parse(mutant.apply((ROOT / mutant.file).read_text()))
 

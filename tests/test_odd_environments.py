@@ -230,6 +230,33 @@ def test_seeds_of_32_bits_are_given_to_all_that_take_them_and_31_bits_to_the_oth
         assert len(rows) == 3
 
 
+FLAGS = [(True, False), (np.True_, np.False_), (1, 0), (np.int8(1), np.int8(0)), (1.0, 0.0)]
+
+
+@pytest.mark.parametrize(("yes", "no"), [*FLAGS, (np.array(True), np.array(False)), (np.array(1), np.array(0))])
+def test_a_flag_is_a_bool_or_a_number_that_means_one(yes, no):
+    class Flagged(rude_environments.Base):
+        def over(self, agent):
+            return (yes if self.t == 3 else no), no
+
+    world = PettingZooWorld(Flagged())
+    world.reset(0)
+    rows = [world.step(np.zeros(3, dtype=np.int64)) for _ in range(3)]
+    assert [row.terminated for row in rows] == [False, False, True] and not any(row.truncated for row in rows)
+
+
+@pytest.mark.parametrize("flag", [2, -1, 0.5, None, "yes", np.array([True])])
+def test_a_flag_that_means_neither_is_refused(flag):
+    class Flagged(rude_environments.Base):
+        def over(self, agent):
+            return False, flag if agent == "a1" else False
+
+    world = PettingZooWorld(Flagged())
+    world.reset(0)
+    with pytest.raises(RunError, match=r"truncated of agent 'a1' at step 1 is .* \(allowed: a bool\)"):
+        world.step(np.zeros(3, dtype=np.int64))
+
+
 @pytest.mark.parametrize("option", ["max_cycles=7", "episode_limit=7"])
 def test_an_option_that_is_the_limit_need_not_be_an_attribute_too(option):
     env = make_env(f"{path_of('HiddenLimit')}:{option}", 1)

@@ -162,6 +162,18 @@ def test_kept_steps_do_not_change(vector):
     assert torch.equal(step.obs, copy)
 
 
+def test_the_first_step_needs_a_reset_before_it():
+    env = SerialVector(Drift, n_envs=2)
+    env._rows["avail_actions"][:] = True  # so that nothing else refuses the step
+    with pytest.raises(ValueError, match="step before the first reset"):
+        env.step(torch.zeros(2, 2, dtype=torch.long))
+    env.reset(0)
+    env.step(torch.zeros(2, 2, dtype=torch.long))
+    env.close()
+    with pytest.raises(ValueError, match="step before the first reset"):
+        env.step(torch.zeros(2, 2, dtype=torch.long))
+
+
 def test_an_action_that_is_not_available_moves_nothing(vector):
     start = vector.reset(0)
     vector.step(torch.zeros(5, 2, dtype=torch.long))

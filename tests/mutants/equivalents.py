@@ -43,4 +43,9 @@ EQUIVALENTS: dict[tuple[str, str, str], str] = {
         "self._rng = np.random.default_rng(0)",
         "self._rng = np.random.default_rng(1)",
     ): "Until a reset seeds it anew, it is only asked which agents a script plays, whatever they do.",
+    (
+        "k24lab/envs/pettingzoo.py",
+        "if flag is True or flag is TRUE:",
+        "if flag is True and flag is TRUE:",
+    ): "A shortcut: without it the general rule below comes to the same.",
 }

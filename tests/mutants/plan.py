@@ -40,7 +40,7 @@ PLAN = (
     _part("envs/rolenav.py", "envs_rolenav"),
     _part("envs/base.py", "envs_base types"),
     _part("envs/scripted.py", "scripted envs_pettingzoo"),
-    _part("envs/pettingzoo.py", "envs_pettingzoo odd_environments contract"),
+    _part("envs/pettingzoo.py", "envs_pettingzoo odd_environments contract replay_video"),
     _part("envs/spaces.py", "odd_environments contract envs_pettingzoo"),
     _part("envs/vector.py", "vector"),
     _part("train.py", "reference_state train", ("_iteration", "_epsilon", "_due")),

@@ -5,9 +5,9 @@ alone imports k24lab, from its own copy of the source.
 """
 
 import contextlib
+import hashlib
 import json
 import os
-import random
 import shutil
 import signal
 import sys
@@ -59,11 +59,15 @@ def all_mutants(root: Path = ROOT) -> list[Mutant]:
 
 
 def sampled(mutants: list[Mutant], n: int, seed: int = SEED) -> list[Mutant]:
-    """The named ones and a fixed random choice of `n` in all."""
+    """The named ones and a fixed choice of `n` in all; where a line changes, the choice among the others stays."""
+
+    def number(mutant: Mutant) -> str:
+        return hashlib.sha256(repr((seed, mutant.key)).encode()).hexdigest()
+
     named = [m for m in mutants if m.kind == "named"]
-    rest = [m for m in mutants if m.kind != "named"]
-    chosen = random.Random(seed).sample(range(len(rest)), min(max(n - len(named), 0), len(rest)))
-    return named + [rest[k] for k in sorted(chosen)]
+    rest = sorted((m for m in mutants if m.kind != "named"), key=number)
+    chosen = set(named + rest[: max(n - len(named), 0)])
+    return [m for m in mutants if m in chosen]
 
 
 @dataclass
