@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -184,6 +185,13 @@ def test_exploration_falls_over_its_own_number_of_steps(steps, at, recorded):
     logged = {row["t_env"]: row["epsilon"] for row in rows if "epsilon" in row}
     expected = {t: max(0.1, 0.9 - 0.8 * t / max(steps, 1)) for t in range(120, 401, 40)}  # after the rollout
     assert logged == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 7])
+def test_exploration_is_at_its_end_after_exactly_its_number_of_steps(steps, tiny_config):
+    config = tiny_config(epsilon_anneal_steps=steps, epsilon_start=0.9, epsilon_finish=0.1)
+    found = [training.Trainer._epsilon(SimpleNamespace(config=config, t_env=t)) for t in range(9)]
+    assert found == pytest.approx([0.9 - 0.8 * min(t / max(steps, 1), 1) for t in range(9)])
 
 
 def test_every_rollout_has_new_episodes_and_every_test_the_same(recorded):
