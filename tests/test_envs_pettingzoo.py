@@ -491,7 +491,7 @@ def test_mpe2_options_are_the_world_s_own():
     "task, said",
     [
         ("simple_spread:local_ratio=2", "local_ratio is a proportion"),
-        ("simple_spread:N=three", "refuses the options"),
+        ("simple_spread:N=three", "option N = 'three' is a str, not an int"),
         ("simple_spread:max_cycles=0", "at least 1"),
         ("simple_spread:continuous_actions=True", "agent 'agent_0'.*Box.*continuous_actions=False"),
         ("simple_tag:num_good=0", "no good agent"),
