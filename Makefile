@@ -13,11 +13,11 @@ help:  ## this list
 
 setup: $(STAMP)  ## create the environment with the exact versions of the lock
 
-.conda-env: environment.yml requirements.lock pyproject.toml setup.py $(wildcard k24lab/kernels/*.[ch])
+.conda-env: environment.yml requirements.lock pyproject.toml setup.py $(wildcard k24lab/ops/csrc/*.[ch])
 	$(CONDA) env list | grep -qE '^k24lab\s' && $(CONDA) env update -n k24lab -f environment.yml || $(CONDA) env create -f environment.yml
 	touch $@
 
-$(ENV_DIR)/.installed: requirements.lock pyproject.toml setup.py $(wildcard k24lab/kernels/*.[ch])
+$(ENV_DIR)/.installed: requirements.lock pyproject.toml setup.py $(wildcard k24lab/ops/csrc/*.[ch])
 	@command -v $(PYTHON) >/dev/null || { echo "k24lab needs Python 3.11: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(ENV_DIR)
 	$(ENV_DIR)/bin/pip install --quiet --disable-pip-version-check -r requirements.lock

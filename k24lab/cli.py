@@ -11,10 +11,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from k24lab.backends import MEMORY_GB, BackendName, Resources, end_with_parent
-from k24lab.config import LEARNER_DEFAULTS, METHODS, Config, build_config
 from k24lab.errors import K24Error
-from k24lab.look.commands import replay, report, show
+from k24lab.lab.backends import MEMORY_GB, BackendName, Resources, end_with_parent
+from k24lab.lab.config import LEARNER_DEFAULTS, METHODS, Config, build_config
+from k24lab.rendering.commands import replay, report, show
 
 # What is wrong with a disk or a path, not with the package: one line says it.
 DISK_ERRORS = {
@@ -89,8 +89,8 @@ def _train_command(argv: list[str]):  # type: ignore[no-untyped-def]
             name: group of runs, a folder under runs/.
             quiet: no progress bar and no notes.
         """
-        from k24lab.train import train as train_run
-        from k24lab.unused import idle_changes
+        from k24lab.lab.train import train as train_run
+        from k24lab.lab.unused_settings import idle_changes
 
         config = build_config(vars(config))  # like settings of any other origin
         if not quiet and (idle := idle_changes(config)):
@@ -120,16 +120,16 @@ def resume(run: Annotated[str, tyro.conf.Positional], quiet: bool = False, noteb
         quiet: no progress bar.
         notebook: execute the run in this notebook, e.g. 02_train; the copy is kept in the run folder.
     """
-    from k24lab.runs import find_folder, read_config
+    from k24lab.lab.runs import find_folder, read_config
 
     end_with_parent()
     folder = find_folder(run)
     if notebook is not None:
-        from k24lab.notebooks import execute_run
+        from k24lab.lab.notebooks import execute_run
 
         print(execute_run(folder, notebook))
         return
-    from k24lab.train import train as train_run
+    from k24lab.lab.train import train as train_run
 
     print(train_run(read_config(folder), folder=folder, progress=not quiet))
 
@@ -159,10 +159,10 @@ def sweep(
         gpus: of a run; a fraction shares a GPU on Ray.
         options: further parameters of submitit or of Ray's tasks.
     """
-    from k24lab.backends import build_backend
-    from k24lab.grid import load_grid
-    from k24lab.sweep import sweep as sweep_runs
-    from k24lab.train import check_device
+    from k24lab.lab.backends import build_backend
+    from k24lab.lab.checks import check_device
+    from k24lab.lab.grid import load_grid
+    from k24lab.lab.sweep import sweep as sweep_runs
 
     loaded = load_grid(grid)
     if backend == "local":  # on a cluster the runs see other devices than this machine
@@ -180,7 +180,7 @@ def status(grid: Annotated[Path, tyro.conf.Positional]) -> None:
     Args:
         grid: YAML file of the runs, or the name of a group under runs/.
     """
-    from k24lab.status import print_status
+    from k24lab.lab.status import print_status
 
     print_status(grid)
 
@@ -202,7 +202,7 @@ def notebooks(
         jobs: notebooks at a time.
         parameters: names and values (YAML) for the notebooks' parameters cells.
     """
-    from k24lab.notebooks import execute_all, parse_parameters
+    from k24lab.lab.notebooks import execute_all, parse_parameters
 
     for path in execute_all(names, runs, jobs, parse_parameters(parameters or {})):
         print(path)
@@ -225,8 +225,8 @@ def figures(
         jobs: notebooks at a time.
     """
     from k24lab.errors import RunError
-    from k24lab.notebooks import paper_figures
-    from k24lab.paths import runs_dir
+    from k24lab.lab.notebooks import paper_figures
+    from k24lab.lab.paths import runs_dir
 
     found = groups or tuple(sorted({path.parent.parent.name for path in runs_dir().glob("*/*/DONE")}))
     if not found:
@@ -255,7 +255,7 @@ def export(
         agent: export this agent (or unit type) alone, with onnx.
     """
     from k24lab.errors import ConfigError
-    from k24lab.exports import export_results, export_team
+    from k24lab.lab.exports import export_results, export_team
 
     if format == "marl-eval":
         if agent is not None or dtype != "float32":
@@ -275,7 +275,7 @@ def import_(files: Annotated[tuple[Path, ...], tyro.conf.Positional], name: str 
         files: raw summaries, as notebook 05_ablations writes them.
         name: group of the runs; by default the file's name, 05_rolenav3_runs.
     """
-    from k24lab.importer import import_runs
+    from k24lab.lab.importer import import_runs
 
     for folder in dict.fromkeys(path.parent for path in import_runs(files, name)):
         print(folder)
@@ -299,11 +299,11 @@ def bench(what: Annotated[str, tyro.conf.Positional], rounds: int = 10, loops: b
     if rounds < 2:
         raise ConfigError(f"rounds = {rounds} must be at least 2")
     if what == "train":
-        from k24lab.bench import bench_train
+        from k24lab.bench.train import bench_train
 
         bench_train(rounds, loops)
     else:
-        from k24lab.deploy.bench_inference import bench_inference
+        from k24lab.bench.inference import bench_inference
 
         bench_inference(rounds)
 
@@ -321,6 +321,6 @@ def doctor(
         task: play random episodes of this task, each twice, and print what its environment does that it should not.
         episodes: how many, with a task.
     """
-    from k24lab.doctor import doctor as check
+    from k24lab.lab.doctor import doctor as check
 
     raise SystemExit(check(parts, task, episodes))

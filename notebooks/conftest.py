@@ -12,8 +12,8 @@ GRID = CHECKOUT / "notebooks" / "grids" / "ci.yaml"
 TRAIN = """
 import sys
 from pathlib import Path
-from k24lab.grid import load_grid
-from k24lab.train import train
+from k24lab.lab.grid import load_grid
+from k24lab.lab.train import train
 grid = load_grid(Path(sys.argv[1]))
 for config in grid.configs:
     train(config, grid.name, progress=False)

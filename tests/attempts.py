@@ -7,9 +7,9 @@ import os
 import signal
 import sys
 
-from k24lab import tensorfile
-from k24lab.config import build_config
-from k24lab.train import train
+from k24lab.lab import tensorfile
+from k24lab.lab.config import build_config
+from k24lab.lab.train import train
 
 FORKSERVER = multiprocessing.get_context("forkserver")  # torch is loaded once
 
@@ -43,7 +43,7 @@ def attempt(fields, folder, die_at=None, half=None):
 
 def start(*arguments):
     """A process that runs `attempt`, with torch loaded (its _dynamo too, which the first optimizer wants)."""
-    FORKSERVER.set_forkserver_preload(["k24lab.train", "k24lab.envs.rolenav", "torch._dynamo"])
+    FORKSERVER.set_forkserver_preload(["k24lab.lab.train", "k24lab.envs.rolenav", "torch._dynamo"])
     process = FORKSERVER.Process(target=attempt, args=arguments)
     process.start()
     return process

@@ -7,8 +7,8 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from k24lab.config import Config, build_config
 from k24lab.envs.base import EnvSpec
+from k24lab.lab.config import Config, build_config
 from k24lab.marl.replay import EpisodeBatch
 
 # In the background of a script SIGINT is ignored, by this process and by all that tests start and interrupt.

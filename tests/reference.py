@@ -12,8 +12,8 @@ import torch
 from reference_masks import diversity_loss, drawn_masks, effective, kaleidoscope_bonus, progress_value
 from torch import Tensor
 
-from k24lab.config import Config
 from k24lab.envs.base import EnvSpec
+from k24lab.lab.config import Config
 from k24lab.marl.replay import EpisodeBatch
 
 Key = tuple[int, int, int]  # index of a value (0 with a mixer, else the agent), episode, time step

@@ -9,11 +9,11 @@ import pytest
 import torch
 from reference import Reference, Update
 
-from k24lab import kernels
-from k24lab.config import build_config
 from k24lab.envs.base import EnvSpec
+from k24lab.lab.config import build_config
 from k24lab.marl.learner import K24QLearner, build_learner
 from k24lab.marl.replay import EpisodeBatch
+from k24lab.ops import library as kernels
 
 SPEC = EnvSpec(
     n_envs=4, n_agents=3, obs_dims=(6,) * 3, n_actions=(4,) * 3, state_dim=5, episode_limit=5, n_unit_types=3

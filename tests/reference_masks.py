@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from k24lab.config import Config
+from k24lab.lab.config import Config
 
 PATTERNS = tuple(itertools.combinations(range(4), 2))  # kept entries of a group: 1100, 1010, 1001, 0110, 0101, 0011
 FIRST, SECOND = torch.tensor(PATTERNS).T

@@ -1,6 +1,7 @@
 import pytest
 
-from k24lab.deploy.accounting import (
+from k24lab.errors import ConfigError
+from k24lab.inference.costs import (
     DTYPE_BYTES,
     MASKED_KINDS,
     STORAGES,
@@ -14,7 +15,6 @@ from k24lab.deploy.accounting import (
     team_bytes,
     team_memory,
 )
-from k24lab.errors import ConfigError
 
 REFERENCE = agent_layers(obs_dim=21, hidden_dim=64, n_actions=5)
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 from test_kernels import build, needs_kernels  # noqa: F401
 
-from k24lab import kernels
-from k24lab.deploy import accuracy
-from k24lab.deploy.actor import Actor
-from k24lab.deploy.team import freeze
 from k24lab.errors import ConfigError
-from k24lab.marl.agents import build_agent
-from k24lab.train import train
+from k24lab.inference import accuracy
+from k24lab.inference.actor import Actor
+from k24lab.inference.freeze import freeze
+from k24lab.lab.train import train
+from k24lab.marl.agent import build_agent
+from k24lab.ops import library as kernels
 
 TASKS = [
     {"method": "k24"},
@@ -44,7 +44,7 @@ def test_frozen_teams_act_as_the_network_they_come_from(tiny_config, changes):
 
 
 def test_dead_agents_and_unavailable_actions_do_not_count(tiny_config):
-    from k24lab.bench import random_batch
+    from k24lab.bench.train import random_batch
     from k24lab.envs.base import EnvSpec
 
     spec = EnvSpec(n_envs=2, n_agents=2, obs_dims=(4, 4), n_actions=(3, 3), state_dim=0, episode_limit=5)

@@ -7,9 +7,9 @@ import torch
 from test_kernels import build, needs_kernels, random_24  # noqa: F401
 from torch.nn import functional as F
 
-from k24lab.kernels import acting
-from k24lab.marl.agents import LAYERS, build_agent, step
-from k24lab.sparsity.masks import argmax_masks
+from k24lab.core.masks import argmax_masks
+from k24lab.marl.agent import LAYERS, build_agent, step
+from k24lab.ops import acting
 
 pytestmark = needs_kernels
 SIZES = [(1, 1), (8, 4), (7, 18), (33, 30), (64, 64), (24, 131)]

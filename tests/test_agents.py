@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from k24lab.config import build_config
-from k24lab.marl.agents import LAYERS, build_agent, step, unroll
-from k24lab.sparsity.masks import argmax_masks, draw_masks
+from k24lab.core.masks import argmax_masks, draw_masks
+from k24lab.lab.config import build_config
+from k24lab.marl.agent import LAYERS, build_agent, step, unroll
 
 KINDS = {
     "shared": {"method": "fups"},

@@ -9,9 +9,9 @@ import time
 import psutil
 import pytest
 
-from k24lab import backends
-from k24lab.backends import Local, Ray, Resources, Slurm, build_backend, default_jobs
 from k24lab.errors import ConfigError
+from k24lab.lab import backends
+from k24lab.lab.backends import Local, Ray, Resources, Slurm, build_backend, default_jobs
 
 PRINT = "import os, sys; print(os.environ['OMP_NUM_THREADS'], os.environ['K24LAB_HOME']); sys.exit(int(sys.argv[1]))"
 SLEEP = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); time.sleep(300)"

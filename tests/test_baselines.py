@@ -5,13 +5,12 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from k24lab.config import build_config
+from k24lab.core.baselines import LAYER_WEIGHTS, MagnitudeLinear24, ThresholdLinear, mask_distance
 from k24lab.errors import ConfigError
+from k24lab.lab.config import build_config
 from k24lab.marl.learner import build_learner
-from k24lab.sparsity.baselines import LAYER_WEIGHTS, MagnitudeLinear24, ThresholdLinear, mask_distance
 
 
 def half_kept(in_features=6, out_features=5, n_masks=3, seed=0):

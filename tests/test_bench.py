@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 
-from k24lab import bench
-from k24lab.bench import (
+from k24lab.bench import train as bench
+from k24lab.bench.train import (
     BASELINE,
     VARIANTS,
     bench_train,
@@ -13,8 +13,8 @@ from k24lab.bench import (
     peak_bytes,
     random_batch,
 )
-from k24lab.config import build_config
 from k24lab.envs.base import EnvSpec
+from k24lab.lab.config import build_config
 from k24lab.marl.learner import PARTS, K24QLearner
 
 SHAPE = (2, 5, 3, 8, 4)  # agents, observation, actions, hidden size, episode length

@@ -5,15 +5,15 @@ import pytest
 import torch
 from test_kernels import build, needs_kernels  # noqa: F401
 
-from k24lab import kernels
 from k24lab.analysis import inference_plots, style
 from k24lab.analysis.inference_plots import fastest_sparse, gpu_figure, over_shared
-from k24lab.config import build_config
-from k24lab.deploy import bench_cpu, bench_inference
-from k24lab.deploy.forms import batched, team_step
-from k24lab.deploy.team import freeze
+from k24lab.bench import cpu as bench_cpu, inference as bench_inference
 from k24lab.errors import ConfigError
-from k24lab.marl.agents import build_agent
+from k24lab.inference.freeze import freeze
+from k24lab.inference.team_step import batched, team_step
+from k24lab.lab.config import build_config
+from k24lab.marl.agent import build_agent
+from k24lab.ops import library as kernels
 
 
 @pytest.fixture

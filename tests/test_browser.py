@@ -17,7 +17,7 @@ from lab import CHROMIUM_VARIABLE, NAMES, Lab, find_chromium, jupyterlab
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from k24lab.paths import CHECKOUT
+from k24lab.lab.paths import CHECKOUT
 
 pytestmark = pytest.mark.browser
 

@@ -10,9 +10,9 @@ import yaml
 from conftest import TINY
 
 from k24lab import cli
-from k24lab.config import build_config
-from k24lab.runs import read_config, run_folder
-from k24lab.train import Trainer, train
+from k24lab.lab.config import build_config
+from k24lab.lab.runs import read_config, run_folder
+from k24lab.lab.train import Trainer, train
 
 FLAGS = list(
     itertools.chain.from_iterable(
@@ -154,7 +154,7 @@ def test_disk_that_takes_nothing_is_one_line(command, k24lab, home, tmp_path):
 
 
 def test_other_errors_of_the_system_keep_their_traceback(k24lab, monkeypatch):
-    monkeypatch.setattr("k24lab.status.print_status", lambda *_: (_ for _ in ()).throw(ConnectionResetError()))
+    monkeypatch.setattr("k24lab.lab.status.print_status", lambda *_: (_ for _ in ()).throw(ConnectionResetError()))
     with pytest.raises(ConnectionResetError):
         k24lab("status", "nothing")
 

@@ -20,9 +20,9 @@ import torch
 import yaml
 from conftest import TINY
 
-from k24lab.config import Config, build_config
-from k24lab.runs import CHECKPOINT, read_checkpoint, read_config, run_folder
-from k24lab.status import last_t_env
+from k24lab.lab.config import Config, build_config
+from k24lab.lab.runs import CHECKPOINT, read_checkpoint, read_config, run_folder
+from k24lab.lab.status import last_t_env
 
 pytestmark = pytest.mark.cluster
 

@@ -2,11 +2,10 @@ import dataclasses
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from k24lab.config import METHOD_DEFAULTS, METHODS, NOT_HASHED, Config, build_config
 from k24lab.errors import ConfigError, K24Error, unknown
+from k24lab.lab.config import METHOD_DEFAULTS, METHODS, NOT_HASHED, Config, build_config
 
 
 def test_unknown_keys_are_all_named_with_the_nearest_right_name():

@@ -9,10 +9,10 @@ import torch
 from gymnasium import spaces
 
 from k24lab import cli
-from k24lab.doctor import doctor
-from k24lab.envs import make_env
 from k24lab.envs.contract import examine, report
+from k24lab.envs.registry import make_env
 from k24lab.errors import ConfigError
+from k24lab.lab.doctor import doctor
 
 TURNS = """
 from pettingzoo.classic.connect_four.connect_four import env as connect_four_env

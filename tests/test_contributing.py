@@ -9,16 +9,16 @@ import sys
 import pytest
 from conftest import TINY
 
-from k24lab.paths import CHECKOUT
-from k24lab.train import train
+from k24lab.lab.paths import CHECKOUT
+from k24lab.lab.train import train
 
 TEXT = (CHECKOUT / "CONTRIBUTING.md").read_text()
 TITLES = ("A task", "A method", "A figure")
 BLOCKS = {title: re.findall(rf"## {title}\n.*?```\w+\n(.*?)```", TEXT, re.DOTALL)[0] for title in TITLES}
 TRAIN_AND_LOOK = """
-from k24lab.config import build_config
-from k24lab.marl.agents import build_agent
-from k24lab.train import train
+from k24lab.lab.config import build_config
+from k24lab.marl.agent import build_agent
+from k24lab.lab.train import train
 config = build_config({settings})
 layer = build_agent(config, 40, 5, 3).layers["fc2"]
 kept = (layer.effective()[0] != 0).float().mean(dim=(1, 2))

@@ -2,16 +2,15 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from k24lab.marl.learner import K24QLearner
-from k24lab.sparsity.diversity import (
+from k24lab.core.diversity import (
     K24DiversityManager,
     PatternOrthogonalityLoss,
     pairwise_similarity,
     similarity_stats,
 )
+from k24lab.marl.learner import K24QLearner
 
 loss = PatternOrthogonalityLoss()
 

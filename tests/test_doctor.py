@@ -8,9 +8,9 @@ import fake_starcraft
 import pytest
 import torch
 
-from k24lab import doctor as module
-from k24lab.doctor import PARTS, Check, doctor, package, table
 from k24lab.errors import ConfigError
+from k24lab.lab import doctor as module
+from k24lab.lab.doctor import PARTS, Check, doctor, package, table
 
 
 def line_of(text: str, part: str) -> str:
@@ -44,7 +44,8 @@ def test_each_missing_line_is_followed_by_its_remedy():
 def test_a_package_is_looked_up_and_not_imported():
     assert package("numpy", "").found == importlib.metadata.version("numpy")
     assert package("no-such-package-24", "pip install it") == Check("no-such-package-24", None, "pip install it")
-    code = "from k24lab.doctor import *; import sys; check_vmas(); check_smax(); check_smacv2(); check_tensorboard()"
+    code = "from k24lab.lab.doctor import *; import sys; check_vmas(); check_smax(); check_smacv2();"
+    code += " check_tensorboard()"
     code += "; assert not {'vmas', 'jax', 'smacv2', 'pysc2', 'tensorboard', 'google.protobuf'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

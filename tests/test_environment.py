@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 
 from k24lab import __version__
 from k24lab.envs.smacv2 import INSTALL
-from k24lab.paths import project_root
+from k24lab.lab.paths import project_root
 
 ROOT = project_root()
 

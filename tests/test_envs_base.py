@@ -6,9 +6,10 @@ import re
 import numpy as np
 import pytest
 
-from k24lab.config import build_config
-from k24lab.envs.base import EnvSpec, check_actions, check_t_max
+from k24lab.envs.base import EnvSpec, check_actions
 from k24lab.errors import ConfigError
+from k24lab.lab.checks import check_t_max
+from k24lab.lab.config import build_config
 
 
 def make_spec(**changes) -> EnvSpec:

@@ -12,9 +12,10 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Sequence
 
-from k24lab.envs import Step, make_env, task_names
+from k24lab.envs.base import Step
 from k24lab.envs.factories import MPE2_TASKS, import_builder, mpe2_builder
 from k24lab.envs.pettingzoo import PettingZooWorld
+from k24lab.envs.registry import make_env, task_names
 from k24lab.envs.scripted import Mpe2World, flee, wander
 from k24lab.envs.vector import SerialVector
 from k24lab.errors import ConfigError, RunError

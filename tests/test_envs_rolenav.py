@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from k24lab.envs import make_env
+from k24lab.envs.registry import make_env
 from k24lab.envs.rolenav import DIRECTIONS, STEP_LENGTH, RoleNav
 from k24lab.errors import ConfigError
 

@@ -23,8 +23,8 @@ from conftest import TINY
 from processes import gone
 from test_tensorfile import same
 
-from k24lab.runs import CHECKPOINT, PREVIOUS, read_checkpoint, read_config
-from k24lab.status import last_t_env
+from k24lab.lab.runs import CHECKPOINT, PREVIOUS, read_checkpoint, read_config
+from k24lab.lab.status import last_t_env
 
 N_KILLS = int(os.environ.get("K24LAB_FAULTS", "8"))  # of each test that kills
 CONFIGS = [

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
+from k24lab.core.layers import SemiStructuredLinear24
+from k24lab.core.masks import argmax_masks, pin_masks
 from k24lab.marl.learner import K24QLearner
-from k24lab.sparsity.layers import SemiStructuredLinear24
-from k24lab.sparsity.masks import argmax_masks, pin_masks
 
 
 def masks_of(learner: K24QLearner) -> list[torch.Tensor]:

@@ -14,19 +14,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
-from k24lab import tensorfile
-from k24lab.analysis import results
-from k24lab.config import Config, build_config
-from k24lab.deploy import team as teams
-from k24lab.deploy.actor import Actor
+from k24lab.analysis import load as results
+from k24lab.envs.tasks import canonical_text
 from k24lab.errors import ConfigError, K24Error, RunError, RunWarning
-from k24lab.grid import Grid, load_grid
-from k24lab.importer import import_runs
-from k24lab.marl.agents import build_agent
-from k24lab.tasks import canonical_text
+from k24lab.inference import freeze as teams
+from k24lab.inference.actor import Actor
+from k24lab.lab import tensorfile
+from k24lab.lab.config import Config, build_config
+from k24lab.lab.grid import Grid, load_grid
+from k24lab.lab.importer import import_runs
+from k24lab.marl.agent import build_agent
 
 N_INPUTS = int(os.environ.get("K24LAB_FUZZ", "60"))
 fuzz = settings(

@@ -5,13 +5,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from k24lab.deploy import bench_gpu, gpu
-from k24lab.deploy import team as teams
-from k24lab.deploy.actor import Actor
-from k24lab.deploy.bench_gpu import sparse24_available
-from k24lab.deploy.forms import batched, team_step
+from k24lab.bench import gpu as bench_gpu
+from k24lab.bench.gpu import sparse24_available
 from k24lab.errors import ConfigError
-from k24lab.marl.agents import build_agent
+from k24lab.inference import freeze as teams, gpu
+from k24lab.inference.actor import Actor
+from k24lab.inference.team_step import batched, team_step
+from k24lab.marl.agent import build_agent
 
 SIZES = [(10, 20, 5), (30, 64, 9), (7, 70, 3)]
 

@@ -16,17 +16,16 @@ import torch
 from torch import Tensor, nn
 
 import k24lab
-from k24lab import kernels
-from k24lab.config import MaskConfig
-from k24lab.kernels import ops
-from k24lab.marl.agents import LayerWeights, _Linear, apply_linear, unroll
-from k24lab.marl.gru import _BatchedGRU, batched_gru
-from k24lab.sparsity.baselines import _Kept, _StraightThrough24
-from k24lab.sparsity.diversity import _SumOverPairs
-from k24lab.sparsity.fused import _Draw
-from k24lab.sparsity.layers import SemiStructuredLinear24
-from k24lab.sparsity.masks import PADDING_SCORE, draw_masks
-from k24lab.sparsity.patterns import PATTERNS_24
+from k24lab.core.baselines import _Kept, _StraightThrough24
+from k24lab.core.config import MaskConfig
+from k24lab.core.diversity import _SumOverPairs
+from k24lab.core.layers import SemiStructuredLinear24
+from k24lab.core.masks import PADDING_SCORE, draw_masks
+from k24lab.core.patterns import PATTERNS_24
+from k24lab.marl.agent import LayerWeights, _Linear, apply_linear, unroll
+from k24lab.ops import calls as ops, library as kernels
+from k24lab.ops.gru import _BatchedGRU, batched_gru
+from k24lab.ops.mask_draws import _Draw
 
 IMPLEMENTATIONS = ["torch", "kernels"]  # float64 without the C kernels, float32 with them
 STEP = 1e-5  # of finite differences, in float64

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from k24lab import notebooks
 from k24lab.errors import ConfigError
-from k24lab.grid import expand, load_grid
+from k24lab.lab import notebooks
+from k24lab.lab.grid import expand, load_grid
 
 
 @pytest.fixture

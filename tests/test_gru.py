@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from k24lab.marl.gru import batched_gru
+from k24lab.ops.gru import batched_gru
 
 
 @pytest.mark.parametrize("steps", [1, 5])

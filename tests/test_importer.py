@@ -5,12 +5,12 @@ import json
 import pandas as pd
 import pytest
 
-from k24lab import runs
-from k24lab.analysis import export, results
+from k24lab.analysis import load as results, marl_eval as export
 from k24lab.errors import ConfigError, RunError
-from k24lab.importer import import_runs
-from k24lab.paths import runs_dir
-from k24lab.runs import RunFolder, run_folder
+from k24lab.lab import runs
+from k24lab.lab.importer import import_runs
+from k24lab.lab.paths import runs_dir
+from k24lab.lab.runs import RunFolder, run_folder
 
 EVALUATIONS = [
     {"t_env": 0, "test_return_mean": -1.5},

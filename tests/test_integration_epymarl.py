@@ -14,15 +14,14 @@ import torch
 import yaml
 from fake_epymarl import Logger, make_batch, write_checkout
 
-from k24lab.config import build_config
 from k24lab.errors import ConfigError
-from k24lab.integrations.epymarl import __main__ as command
-from k24lab.integrations.epymarl import install, register
+from k24lab.integrations.epymarl import __main__ as command, install, register
 from k24lab.integrations.epymarl.batches import observations, to_episodes
 from k24lab.integrations.epymarl.configs import KEYS, MASK_KEYS, TYPE_KEYS, config_files
 from k24lab.integrations.epymarl.install import integrate, recognise, remove
 from k24lab.integrations.epymarl.settings import read_settings
-from k24lab.marl.agents import K24RNNAgent, K24TypeRNNAgent
+from k24lab.lab.config import build_config
+from k24lab.marl.agent import K24RNNAgent, K24TypeRNNAgent
 from k24lab.marl.learner import build_learner
 
 FLAVOURS = ("epymarl", "pymarl2")

@@ -6,19 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from k24lab import kernels
-from k24lab.config import MaskConfig
+from k24lab.core.config import MaskConfig
+from k24lab.core.layers import SemiStructuredLinear24, weighted_abs_sum
+from k24lab.core.masks import argmax_masks, draw_masks
 from k24lab.errors import ConfigError
-from k24lab.kernels import acting, ops
-from k24lab.marl import gru
+from k24lab.lab.train import train
 from k24lab.marl.learner import build_learner
-from k24lab.sparsity import fused
-from k24lab.sparsity.layers import SemiStructuredLinear24, weighted_abs_sum
-from k24lab.sparsity.masks import argmax_masks, draw_masks
-from k24lab.train import train
+from k24lab.ops import acting, calls as ops, gru, library as kernels, mask_draws as fused
 
 SUFFIXES = importlib.machinery.EXTENSION_SUFFIXES
 RUN_HERE = kernels.BUILDS.get(torch.backends.cpu.get_cpu_capability(), ())

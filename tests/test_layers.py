@@ -4,11 +4,11 @@ import itertools
 import pytest
 import torch
 
-from k24lab.config import MaskConfig
+from k24lab.core.config import MaskConfig
+from k24lab.core.layers import EMAActivationTracker, SemiStructuredLinear24
+from k24lab.core.masks import PADDING_SCORE, argmax_masks, draw_masks
+from k24lab.core.patterns import PATTERNS_24
 from k24lab.errors import ConfigError
-from k24lab.sparsity.layers import EMAActivationTracker, SemiStructuredLinear24
-from k24lab.sparsity.masks import PADDING_SCORE, argmax_masks, draw_masks
-from k24lab.sparsity.patterns import PATTERNS_24
 
 ONES = torch.ones(2)
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from k24lab.config import METHODS
+from k24lab.core.masks import draw_masks
 from k24lab.errors import RunError
-from k24lab.marl.agents import unroll
+from k24lab.lab.config import METHODS
+from k24lab.marl.agent import unroll
 from k24lab.marl.learner import K24QLearner
 from k24lab.marl.replay import PER_EPISODE, EpisodeBatch
-from k24lab.sparsity.masks import draw_masks
 
 LAYERS = ("fc1", "rnn_input", "rnn_hidden", "fc2", "fc3", "fc4")
 VALUE_METRICS = {"loss_td", "loss", "grad_norm", "q_taken_mean", "target_mean", "td_error_abs", "dead_units"}

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from k24lab import studies
-from k24lab.config import ADDED, build_config, stored_config
-from k24lab.deploy.team import freeze_run
+from k24lab.core.masks import draw_masks
 from k24lab.errors import RunWarning
-from k24lab.marl.agents import unroll
+from k24lab.inference.freeze import freeze_run
+from k24lab.lab import studies
+from k24lab.lab.config import ADDED, build_config, stored_config
+from k24lab.lab.train import train
+from k24lab.marl.agent import unroll
 from k24lab.marl.learner import K24QLearner
 from k24lab.marl.policy import acting_policy, behaviour
-from k24lab.sparsity.masks import draw_masks
-from k24lab.train import train
 
 FIGURES = Path(__file__).parents[1] / "figures"
 

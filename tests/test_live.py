@@ -14,12 +14,12 @@ import pytest
 from conftest import TINY
 from processes import gone
 
-from k24lab.config import build_config
 from k24lab.errors import ConfigError, RunError
-from k24lab.look import live
-from k24lab.look.live import start, train_live, watch
-from k24lab.look.screen import Lines
-from k24lab.runs import FAILED, RunFolder, is_locked, run_folder
+from k24lab.lab.config import build_config
+from k24lab.lab.runs import FAILED, RunFolder, is_locked, run_folder
+from k24lab.rendering import live
+from k24lab.rendering.live import start, train_live, watch
+from k24lab.rendering.png_widget import Lines
 
 RUN = [sys.executable, "-c"]
 
@@ -307,8 +307,8 @@ def test_wrong_task_is_refused_before_a_folder_is_made(home):
 def test_run_ends_with_the_kernel_that_started_it(home):
     code = f"""
 import time
-from k24lab.config import build_config
-from k24lab.look.live import start
+from k24lab.lab.config import build_config
+from k24lab.rendering.live import start
 run = start(build_config({TINY | {"t_max": 10**7}!r}), "mine")
 print(run._process.pid, flush=True)
 time.sleep(600)

@@ -8,12 +8,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from k24lab.analysis import mask_view, results
-from k24lab.analysis.browser import mask_browser
-from k24lab.analysis.results import Patterns
+from k24lab.analysis import load as results
+from k24lab.analysis.load import Patterns
 from k24lab.analysis.style import paper_style
+from k24lab.core.patterns import PATTERNS_24
 from k24lab.errors import RunError
-from k24lab.sparsity.patterns import PATTERNS_24
+from k24lab.rendering import mask_view
+from k24lab.rendering.browser import mask_browser
 
 TIMES = (0, 1000, 2500)
 SHAPES = {"fc1": (3, 8, 2), "fc2": (3, 40, 20)}
@@ -181,7 +182,7 @@ def test_notebook_gets_a_picture_and_controls_where_there_are_some(home, monkeyp
     write_run(home)
     if not widgets:
         monkeypatch.setitem(sys.modules, "ipywidgets", None)
-        monkeypatch.delitem(sys.modules, "k24lab.analysis.browser_controls", raising=False)
+        monkeypatch.delitem(sys.modules, "k24lab.rendering.browser_controls", raising=False)
     browser = mask_browser("group").select(t_env=1000)
     bundle = browser._repr_mimebundle_()
     assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")

@@ -3,13 +3,12 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from k24lab.config import MaskConfig
-from k24lab.sparsity.layers import SemiStructuredLinear24
-from k24lab.sparsity.masks import PADDING_SCORE, argmax_masks, draw_masks, groups_per_layer, network_logits
-from k24lab.sparsity.patterns import PATTERNS_24
+from k24lab.core.config import MaskConfig
+from k24lab.core.layers import SemiStructuredLinear24
+from k24lab.core.masks import PADDING_SCORE, argmax_masks, draw_masks, groups_per_layer, network_logits
+from k24lab.core.patterns import PATTERNS_24
 
 NOISES = ("annealed", "literal", "none")
 TEMPERATURES = (5.0, 1.0, 0.1)

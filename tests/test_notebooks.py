@@ -10,11 +10,11 @@ import nbformat
 import papermill
 import pytest
 
-from k24lab import notebooks
-from k24lab.config import Config, build_config
 from k24lab.errors import ConfigError, RunError
-from k24lab.paths import project_root
-from k24lab.runs import RunFolder, run_folder
+from k24lab.lab import notebooks
+from k24lab.lab.config import Config, build_config
+from k24lab.lab.paths import project_root
+from k24lab.lab.runs import RunFolder, run_folder
 
 PATHS = sorted((project_root() / "notebooks").glob("*.ipynb"))
 FIELDS = {field.name for field in dataclasses.fields(Config)}

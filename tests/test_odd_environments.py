@@ -13,14 +13,14 @@ import rude_environments
 import torch
 from conftest import TINY
 
-from k24lab.config import build_config
-from k24lab.envs import make_env
 from k24lab.envs.pettingzoo import PettingZooWorld
+from k24lab.envs.registry import make_env
 from k24lab.envs.vector import SerialVector
 from k24lab.errors import ConfigError, RunError, RunWarning
-from k24lab.runs import FAILED, run_folder
-from k24lab.status import run_status
-from k24lab.train import train
+from k24lab.lab.config import build_config
+from k24lab.lab.runs import FAILED, run_folder
+from k24lab.lab.status import run_status
+from k24lab.lab.train import train
 
 SMALL = TINY | {"t_max": 40, "n_envs": 2, "batch_size": 2, "test_episodes": 1, "method": "fups"}
 SMALL |= {"log_interval": 20, "test_interval": 40, "checkpoint_interval": 20}

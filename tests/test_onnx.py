@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from k24lab.deploy import onnx as export
-from k24lab.deploy import team as teams
-from k24lab.deploy.actor import Actor
 from k24lab.errors import ConfigError
-from k24lab.marl.agents import build_agent
+from k24lab.inference import freeze as teams, onnx as export
+from k24lab.inference.actor import Actor
+from k24lab.marl.agent import build_agent
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch.sparse._semi_structured_conversions import sparse_semi_structured_to_dense_cutlass
 
-from k24lab.deploy import pack
+from k24lab.core.patterns import masks_from_index
 from k24lab.errors import ConfigError
-from k24lab.sparsity.patterns import masks_from_index
+from k24lab.inference import packing as pack
 
 
 def random_24(n_masks, rows, columns):

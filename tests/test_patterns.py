@@ -2,10 +2,9 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from k24lab.sparsity.patterns import (
+from k24lab.core.patterns import (
     PATTERN_NAMES,
     PATTERNS_24,
     best_index,

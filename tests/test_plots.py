@@ -11,7 +11,7 @@ import pytest
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 
-from k24lab.analysis import mask_plots, plots, similarity, stats, style
+from k24lab.analysis import curve_plots as plots, mask_plots, similarity, stats, style
 
 
 @pytest.fixture(autouse=True)

@@ -5,12 +5,12 @@ import pytest
 import torch
 from reference_cases import SPEC, episodes, make
 
-from k24lab.marl.agents import step
+from k24lab.core.masks import argmax_masks
+from k24lab.core.patterns import PATTERNS_24
+from k24lab.marl.agent import step
 from k24lab.marl.policy import acting_policy, acting_weights, behaviour, pattern_arrays
 from k24lab.marl.rollout import agent_inputs
-from k24lab.seeding import Stream, derive_seed
-from k24lab.sparsity.masks import argmax_masks
-from k24lab.sparsity.patterns import PATTERNS_24
+from k24lab.marl.seeding import Stream, derive_seed
 
 T_ENV = 300
 

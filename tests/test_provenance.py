@@ -11,12 +11,13 @@ import warnings
 
 import pytest
 
-from k24lab import kernels, provenance
 from k24lab.errors import RunError, RunWarning
-from k24lab.look.show import describe_run
-from k24lab.paths import CHECKOUT
-from k24lab.runs import find_folder
-from k24lab.train import train
+from k24lab.lab import provenance
+from k24lab.lab.paths import CHECKOUT
+from k24lab.lab.runs import find_folder
+from k24lab.lab.show import describe_run
+from k24lab.lab.train import train
+from k24lab.ops import library as kernels
 
 
 def git(folder, *command):
@@ -40,7 +41,7 @@ def test_a_run_knows_its_code_packages_machine_and_seed(run):
 
 def test_every_attempt_that_trains_adds_a_line_and_a_finished_run_none(tiny_config, home, monkeypatch):
     config = tiny_config(method="fups", t_max=1600, checkpoint_interval=400)
-    from k24lab.train import Trainer
+    from k24lab.lab.train import Trainer
 
     iteration, count = Trainer._iteration, iter(range(9))
 
@@ -60,7 +61,7 @@ def test_every_attempt_that_trains_adds_a_line_and_a_finished_run_none(tiny_conf
 
 def stopped_run(config, monkeypatch, after=3):
     """A run that was stopped after some rollouts, with a checkpoint."""
-    from k24lab.train import Trainer
+    from k24lab.lab.train import Trainer
 
     iteration, count = Trainer._iteration, iter(range(9))
 
@@ -194,8 +195,8 @@ def test_a_run_that_is_not_there_or_in_two_groups_is_an_error(run, home, monkeyp
 
 
 def test_figures_name_the_runs_that_they_come_from_and_their_code(run, home):
-    from k24lab.analysis import export, results
-    from k24lab.importer import import_runs
+    from k24lab.analysis import load as results, marl_eval as export
+    from k24lab.lab.importer import import_runs
 
     found = results.find_runs("group")
     (line,) = [json.loads(line) for line in export.sources(found).splitlines()]

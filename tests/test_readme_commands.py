@@ -15,9 +15,9 @@ import pytest
 import yaml
 from conftest import TINY
 
-from k24lab.config import build_config
-from k24lab.paths import CHECKOUT
-from k24lab.train import train
+from k24lab.lab.config import build_config
+from k24lab.lab.paths import CHECKOUT
+from k24lab.lab.train import train
 
 TEXT = (CHECKOUT / "README.md").read_text()
 BLOCKS = [block.replace("\\\n", " ") for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)]

@@ -8,9 +8,9 @@ import pytest
 import torch
 from reference_cases import T_ENV, Compared, episodes, make
 
-from k24lab import train as training
+from k24lab.lab import train as training
 from k24lab.marl.learner import build_learner
-from k24lab.seeding import Stream, derive_seed
+from k24lab.marl.seeding import Stream, derive_seed
 
 LAYERS = ("fc1", "rnn_input", "rnn_hidden", "fc2", "fc3", "fc4")
 LONG = (13, 2, 11, 3)  # more than the ten steps that policies are compared on, and two blocks of time

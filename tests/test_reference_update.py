@@ -7,7 +7,7 @@ import torch
 from reference import Offsets, Reference, Update, adam, clipped, learning_rate
 from reference_cases import LATE, LENGTHS, SPEC, T_ENV, Compared, episodes, make
 
-from k24lab.config import METHODS
+from k24lab.lab.config import METHODS
 from k24lab.marl.learner import K24QLearner
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from k24lab.analysis import aggregate_plots, regimes, results, stats
+from k24lab.analysis import aggregate_plots, load as results, regimes, stats
 from k24lab.analysis.similarity import hamming_distance
-from k24lab.config import build_config
 from k24lab.errors import RunError
-from k24lab.train import train
+from k24lab.lab.config import build_config
+from k24lab.lab.train import train
 
 
 @pytest.fixture

@@ -13,18 +13,17 @@ from PIL import Image
 from test_cli import assert_one_line_error, k24lab  # noqa: F401
 from test_envs_pettingzoo import World
 
-from k24lab.analysis.scene_plots import agent_color
-from k24lab.analysis.stage import Stage
-from k24lab.deploy.team import load_learner
-from k24lab.envs import drawable, make_env
+from k24lab.envs.registry import drawable, make_env
+from k24lab.envs.scene import Episode, Scene, Thing
 from k24lab.errors import ConfigError, K24Error, RunError
-from k24lab.look import replay as replay_module
-from k24lab.look import video
-from k24lab.look.replay import record, replay
-from k24lab.look.video import write_video
-from k24lab.runs import CHECKPOINT, RunFolder
-from k24lab.scene import Episode, Scene, Thing
-from k24lab.train import Trainer, train
+from k24lab.inference.freeze import load_learner
+from k24lab.lab.runs import CHECKPOINT, RunFolder
+from k24lab.lab.train import Trainer, train
+from k24lab.rendering import replay as replay_module, video
+from k24lab.rendering.replay import record, replay
+from k24lab.rendering.scene_plots import agent_color
+from k24lab.rendering.stage import Stage
+from k24lab.rendering.video import write_video
 
 SMAX = pytest.mark.skipif(importlib.util.find_spec("jaxmarl") is None, reason="JaxMARL is not installed: extra smax")
 SMALL = {"dpi": 40, "episodes": 1}
@@ -141,11 +140,11 @@ def test_a_scene_of_smax_has_both_sides_and_their_health():
 @pytest.mark.parametrize("method", ["k24", "k24-literal", "fups-id", "nops", "kaleidoscope", "multih"])
 def test_the_film_is_of_the_runs_own_evaluation(method, make_run):
     folder = make_run(method=method)
-    learner, t_env = load_learner(folder)
-    trainer = Trainer(learner.config, RunFolder(folder, learner.config))
+    learner, config, t_env = load_learner(folder)
+    trainer = Trainer(config, RunFolder(folder, config))
     own = trainer._test_batch()
     trainer.close()
-    shown = record(learner, t_env, 4, learner.config.seed)
+    shown = record(learner, config, t_env, 4, config.seed)
     assert [episode.rewards.sum(dtype=np.float64) for episode in shown] == pytest.approx(own.returns.tolist(), abs=1e-5)
     for e, episode in enumerate(shown):
         assert len(episode.scenes) == episode.n_steps + 1 == 26
@@ -155,12 +154,12 @@ def test_the_film_is_of_the_runs_own_evaluation(method, make_run):
 
 
 def test_more_episodes_than_the_run_was_tested_on_come_from_further_worlds(make_run):
-    learner, _ = load_learner(make_run(test_episodes=2))
-    starts = [where(episode.scenes[0], "agent") for episode in record(learner, 0, 5, 0)]
+    learner, config, _ = load_learner(make_run(test_episodes=2))
+    starts = [where(episode.scenes[0], "agent") for episode in record(learner, config, 0, 5, 0)]
     assert len({tuple(start.flatten().tolist()) for start in starts}) == 5
-    again = [where(episode.scenes[0], "agent") for episode in record(learner, 0, 1, 0)]
+    again = [where(episode.scenes[0], "agent") for episode in record(learner, config, 0, 1, 0)]
     assert torch.equal(again[0], starts[0])
-    assert not torch.equal(where(record(learner, 0, 1, 7)[0].scenes[0], "agent"), starts[0])
+    assert not torch.equal(where(record(learner, config, 0, 1, 7)[0].scenes[0], "agent"), starts[0])
 
 
 def test_a_gif_has_a_picture_for_every_moment_and_the_same_bytes_each_time(make_run, home):
@@ -233,7 +232,7 @@ def scene_of(*things: Thing) -> Scene:
 
 def pixel(picture: np.ndarray, x: float, y: float) -> tuple[int, ...]:
     """Of the world's square of side 2 (and a margin), in a picture of 100 dpi."""
-    from k24lab.analysis.stage import HEIGHT, WORLD
+    from k24lab.rendering.stage import HEIGHT, WORLD
 
     reach = 1 + 1.6 * 2 * 0.030
     left, bottom, side, _ = WORLD

@@ -7,10 +7,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from k24lab.analysis import html, results, stats
+from k24lab.analysis import load as results, stats
 from k24lab.errors import RunError
-from k24lab.look.report import write_report
-from k24lab.train import train
+from k24lab.lab.train import train
+from k24lab.rendering import html
+from k24lab.rendering.report import write_report
 
 VOID = {"meta", "img"}
 

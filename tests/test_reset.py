@@ -4,10 +4,10 @@ import math
 import pytest
 import torch
 
-from k24lab.config import MaskConfig
+from k24lab.core.config import MaskConfig
+from k24lab.core.layers import SemiStructuredLinear24
+from k24lab.core.reset import ResetTrigger, kl_divergence, mean_policy, revival_candidates, revive
 from k24lab.marl.learner import K24QLearner
-from k24lab.sparsity.layers import SemiStructuredLinear24
-from k24lab.sparsity.reset import ResetTrigger, kl_divergence, mean_policy, revival_candidates, revive
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from k24lab import paths
-from k24lab.analysis import results
+from k24lab.analysis import load as results
 from k24lab.analysis.tables import run_pairs, snapshot_table
 from k24lab.errors import RunError, RunWarning
+from k24lab.lab import paths
 
 METRICS = [{"t_env": 0, "test_return_mean": -1.0}, {"t_env": 100, "loss_td": 0.5}]
 

@@ -7,7 +7,7 @@ import torch
 from k24lab.envs.base import EnvSpec, Step, VecEnv
 from k24lab.envs.rolenav import RoleNav
 from k24lab.errors import RunError
-from k24lab.marl.agents import build_agent, step
+from k24lab.marl.agent import build_agent, step
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.marl.rollout import agent_inputs, collect, epsilon_greedy
 from k24lab.marl.rows import AgentRows

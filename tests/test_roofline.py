@@ -1,9 +1,8 @@
 import pytest
 import torch
 
-from k24lab.deploy import bench_gpu
-from k24lab.deploy.accounting import agent_layers
-from k24lab.deploy.roofline import (
+from k24lab.bench import gpu as bench_gpu
+from k24lab.bench.roofline import (
     DEVICES,
     OVERHEADS,
     agent_step_times,
@@ -15,6 +14,7 @@ from k24lab.deploy.roofline import (
     published_points,
 )
 from k24lab.errors import ConfigError
+from k24lab.inference.costs import agent_layers
 
 A100 = DEVICES["A100"]
 WIDTHS, BATCHES = [64, 128, 256, 1024, 4096, 8192], [1, 8, 64, 512, 4096, 32768]

@@ -15,17 +15,17 @@ from conftest import TINY
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from k24lab import cli, notebooks
-from k24lab import train as training
-from k24lab.analysis.results import find_runs
-from k24lab.config import METHODS, Config, build_config, merge_settings, stored_config
-from k24lab.envs import canonical, canonical_task, make_env
+from k24lab import cli
+from k24lab.analysis.load import find_runs
+from k24lab.envs.registry import canonical_task, make_env
+from k24lab.envs.tasks import canonical_text
 from k24lab.errors import ConfigError, RunError
-from k24lab.grid import load_grid
-from k24lab.paths import CHECKOUT
-from k24lab.runs import RunFolder, read_config, run_folder
-from k24lab.tasks import canonical_text
-from k24lab.train import train
+from k24lab.lab import notebooks, train as training
+from k24lab.lab.config import METHODS, Config, build_config, merge_settings, stored_config
+from k24lab.lab.grid import load_grid
+from k24lab.lab.paths import CHECKOUT
+from k24lab.lab.runs import RunFolder, canonical, read_config, run_folder
+from k24lab.lab.train import train
 
 SETTINGS = [
     {},
@@ -178,7 +178,7 @@ def test_an_option_that_is_no_default_stays(task):
 
 def test_tasks_without_options_import_no_environment():
     code = (
-        "import sys; from k24lab.config import build_config; from k24lab.envs import canonical\n"
+        "import sys; from k24lab.lab.config import build_config; from k24lab.lab.runs import canonical\n"
         "for task in ('rolenav:n_agents=4', 'mpe2/simple_spread ', 'vmas/navigation', 'pettingzoo/a.b:c'):\n"
         "    print(canonical(build_config({'task': task})).task)\n"
         "assert not {'mpe2', 'vmas', 'pettingzoo', 'pygame', 'a'} & set(sys.modules), 'imported'"

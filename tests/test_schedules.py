@@ -2,8 +2,8 @@ import itertools
 
 import pytest
 
-from k24lab.config import MaskConfig
-from k24lab.schedules import linear, mask_temperature, temperature
+from k24lab.core.config import MaskConfig
+from k24lab.core.schedules import linear, mask_temperature, temperature
 
 PHASES = {"init": 5.0, "mid": 1.0, "minimum": 0.1, "anneal_start": 0.0, "anneal_end": 0.8}
 

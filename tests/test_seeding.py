@@ -1,6 +1,6 @@
 """Seeds: reproducible, and different wherever randomness must be independent."""
 
-from k24lab.seeding import Stream, derive_seed
+from k24lab.marl.seeding import Stream, derive_seed
 
 
 def test_seeds_differ_between_runs_streams_and_counts():

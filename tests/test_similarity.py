@@ -2,14 +2,13 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.spatial.distance import jensenshannon
 
 from k24lab.analysis import similarity, tables
-from k24lab.analysis.results import Patterns
-from k24lab.sparsity.patterns import PATTERNS_24
+from k24lab.analysis.load import Patterns
+from k24lab.core.patterns import PATTERNS_24
 
 indices = hnp.arrays(
     np.uint8, st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 4)), elements=st.integers(0, 5)

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from k24lab.envs import Step, make_env, smax, task_names
+from k24lab.envs import smax
+from k24lab.envs.base import Step
+from k24lab.envs.registry import make_env, task_names
 from k24lab.envs.smax import SCENARIOS, STOP, Smax
 from k24lab.errors import ConfigError
 

@@ -21,11 +21,11 @@ from conftest import TINY
 from processes import gone
 from watching import MEMORY, MOST_GROWTH_MB, Program, Sample, fewest, fit, leaks, report, running
 
-from k24lab.config import build_config
-from k24lab.envs import make_env
-from k24lab.paths import CHECKOUT
-from k24lab.runs import CHECKPOINT
-from k24lab.status import last_t_env
+from k24lab.envs.registry import make_env
+from k24lab.lab.config import build_config
+from k24lab.lab.paths import CHECKOUT
+from k24lab.lab.runs import CHECKPOINT
+from k24lab.lab.status import last_t_env
 
 SECONDS = float(os.environ.get("K24LAB_SOAK_SECONDS", "3600"))
 N_RUNS = int(os.environ.get("K24LAB_SOAK_RUNS", "200"))

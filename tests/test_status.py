@@ -9,8 +9,8 @@ import torch
 
 from k24lab import cli
 from k24lab.errors import RunError
-from k24lab.runs import CHECKPOINT, FAILED, RunFolder, is_locked, run_folder
-from k24lab.status import last_t_env, print_status, run_status, status_table
+from k24lab.lab.runs import CHECKPOINT, FAILED, RunFolder, is_locked, run_folder
+from k24lab.lab.status import last_t_env, print_status, run_status, status_table
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_interruption_in_the_middle_of_a_checkpoint_is_no_failure_and_keeps_the_
         file.write(whole[: len(whole) // 2])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("k24lab.tensorfile.write", stopped_halfway)
+    monkeypatch.setattr("k24lab.lab.tensorfile.write", stopped_halfway)
     with pytest.raises(KeyboardInterrupt), run.attempt():
         run.save_checkpoint(state)
     assert not (run.path / FAILED).exists() and not is_locked(run.path)

@@ -15,15 +15,15 @@ import pytest
 import yaml
 from conftest import TINY
 
-from k24lab.backends import Local
-from k24lab.config import build_config
 from k24lab.errors import ConfigError, RunError
-from k24lab.grid import Grid
-from k24lab.notebooks import execute_run
-from k24lab.runs import CHECKPOINT, FAILED, RunFolder, read_config, run_folder
-from k24lab.status import run_status
-from k24lab.sweep import sweep
-from k24lab.train import train
+from k24lab.lab.backends import Local
+from k24lab.lab.config import build_config
+from k24lab.lab.grid import Grid
+from k24lab.lab.notebooks import execute_run
+from k24lab.lab.runs import CHECKPOINT, FAILED, RunFolder, read_config, run_folder
+from k24lab.lab.status import run_status
+from k24lab.lab.sweep import sweep
+from k24lab.lab.train import train
 
 SHORT = {"t_max": 400, "method": "fups"}
 
@@ -58,7 +58,7 @@ class Here:
 
 @pytest.fixture(autouse=True)
 def short_wait_for_locks(monkeypatch):
-    monkeypatch.setattr("k24lab.runs.LOCK_SECONDS", 0.2)
+    monkeypatch.setattr("k24lab.lab.runs.LOCK_SECONDS", 0.2)
 
 
 def grid_of(tiny_config, seeds, **changes):
@@ -160,7 +160,7 @@ def test_error_while_watching_stops_every_run(tiny_config, monkeypatch):
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("k24lab.sweep._watch", fail)
+    monkeypatch.setattr("k24lab.lab.sweep._watch", fail)
     backend = Here()
     with pytest.raises(KeyboardInterrupt):
         sweep(grid_of(tiny_config, [0]), backend)
@@ -233,7 +233,7 @@ def test_trained_run_whose_notebook_failed_is_listed_and_goes_through_the_notebo
     cells = [
         nbformat.v4.new_code_cell("name = 'x'\nmethod = 'k24'\noverrides = {}", metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell(
-            "import os\nfrom k24lab.config import build_config\nfrom k24lab.train import train\n"
+            "import os\nfrom k24lab.lab.config import build_config\nfrom k24lab.lab.train import train\n"
             "train(build_config(overrides | {'method': method}), name, progress=False)\n"
             "assert not os.environ.get('BREAK_THE_CELL')"
         ),
@@ -242,7 +242,7 @@ def test_trained_run_whose_notebook_failed_is_listed_and_goes_through_the_notebo
     notebook.metadata["kernelspec"]["language"] = "python"
     (home / "notebooks").mkdir()
     nbformat.write(notebook, home / "notebooks" / "mine.ipynb")
-    monkeypatch.setattr("k24lab.notebooks.notebooks_dir", lambda: home / "notebooks")
+    monkeypatch.setattr("k24lab.lab.notebooks.notebooks_dir", lambda: home / "notebooks")
 
     class ThroughTheNotebook(Here):
         def _job(self, path):

@@ -6,16 +6,16 @@ import pytest
 import yaml
 from conftest import TINY
 
-from k24lab.backends import Local
-from k24lab.config import Config, build_config
-from k24lab.envs import canonical, canonical_task, make_env
+from k24lab.envs.registry import canonical_task, make_env
+from k24lab.envs.tasks import canonical_text, format_task, parse_task
 from k24lab.errors import ConfigError
-from k24lab.grid import load_grid
-from k24lab.runs import RunFolder, find_or_name, run_folder
-from k24lab.status import print_status
-from k24lab.sweep import sweep
-from k24lab.tasks import canonical_text, format_task, parse_task
-from k24lab.train import train
+from k24lab.lab.backends import Local
+from k24lab.lab.config import Config, build_config
+from k24lab.lab.grid import load_grid
+from k24lab.lab.runs import RunFolder, canonical, find_or_name, run_folder
+from k24lab.lab.status import print_status
+from k24lab.lab.sweep import sweep
+from k24lab.lab.train import train
 
 
 @pytest.mark.parametrize(

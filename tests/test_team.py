@@ -9,15 +9,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_kernels import build, needs_kernels  # noqa: F401
 
-from k24lab import tensorfile
-from k24lab.deploy import team as teams
-from k24lab.deploy.actor import Actor
+from k24lab.core.masks import argmax_masks
 from k24lab.errors import ConfigError, RunError
-from k24lab.marl.agents import build_agent, step
+from k24lab.inference import freeze as teams
+from k24lab.inference.actor import Actor
+from k24lab.lab import tensorfile
+from k24lab.lab.runs import CHECKPOINT, read_checkpoint
+from k24lab.lab.train import train
+from k24lab.marl.agent import build_agent, step
 from k24lab.marl.learner import build_learner
-from k24lab.runs import CHECKPOINT, read_checkpoint
-from k24lab.sparsity.masks import argmax_masks
-from k24lab.train import train
 
 METHODS = ["k24", "k24-alpha", "random24", "magnitude24"]
 
@@ -208,7 +208,7 @@ def test_a_run_acts_as_it_did_in_training(tiny_config):
 
 
 def _spec(config):
-    from k24lab.envs import make_env
+    from k24lab.envs.registry import make_env
 
     return make_env(config.task, 1).spec
 
@@ -216,7 +216,7 @@ def _spec(config):
 def test_runs_that_cannot_be_frozen(tiny_config, make_team, tmp_path):
     with pytest.raises(RunError, match="is no run folder"):
         teams.freeze_run(tmp_path / "none")
-    from k24lab.runs import RunFolder, run_folder
+    from k24lab.lab.runs import RunFolder, run_folder
 
     config = tiny_config()
     folder = RunFolder(run_folder(config, "new"), config)
@@ -246,7 +246,7 @@ def test_backends_agree_and_forget_when_told(build, make_team, changes, sparse):
 
 
 def test_backend_that_is_not_there(make_team, monkeypatch):
-    from k24lab import kernels
+    from k24lab.ops import library as kernels
 
     team, _ = make_team()
     with pytest.raises(ConfigError, match="unknown backend 'kernl'; did you mean 'kernel'"):

@@ -5,11 +5,10 @@ import os
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from k24lab import tensorfile
 from k24lab.errors import RunError
+from k24lab.lab import tensorfile
 
 DTYPES = [
     torch.float32,

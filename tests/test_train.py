@@ -11,14 +11,14 @@ import torch
 from conftest import TINY
 from safetensors.torch import save_file
 
-from k24lab import runs, tensorfile
-from k24lab.config import build_config
-from k24lab.envs import make_env
+from k24lab.envs.registry import make_env
 from k24lab.envs.rolenav import RoleNav
 from k24lab.errors import ConfigError, RunError, RunWarning
-from k24lab.provenance import FILE
-from k24lab.runs import CHECKPOINT, LOCK, PREVIOUS, RunFolder, atomic_write, read_config, run_folder
-from k24lab.train import Trainer, train
+from k24lab.lab import runs, tensorfile
+from k24lab.lab.config import build_config
+from k24lab.lab.provenance import FILE
+from k24lab.lab.runs import CHECKPOINT, LOCK, PREVIOUS, RunFolder, atomic_write, read_config, run_folder
+from k24lab.lab.train import Trainer, train
 
 # As many steps in shorter episodes: 200 an iteration, 1600 in all.
 SHORT = TINY | {"task": "rolenav:episode_limit=10", "n_envs": 20}
@@ -569,7 +569,7 @@ def test_costly_environments_are_evaluated_in_place(tiny_config, tmp_path, monke
         made.append(n_envs)
         return env
 
-    monkeypatch.setattr("k24lab.train.make_env", make)
+    monkeypatch.setattr("k24lab.lab.train.make_env", make)
     config = tiny_config(method="fups", n_envs=3, test_episodes=7, batch_size=3)
     trainer = Trainer(config, RunFolder(tmp_path / "run", config))
     episodes = trainer._test_batch()
@@ -631,7 +631,7 @@ def test_what_cannot_be_closed_is_a_warning_and_the_outcome_stays(fails, tiny_co
         raise RuntimeError("the first error")
 
     monkeypatch.setattr(RoleNav, "close", refuse)
-    monkeypatch.setattr("k24lab.train.check_usable", lambda config: None)
+    monkeypatch.setattr("k24lab.lab.train.check_usable", lambda config: None)
     if fails:
         monkeypatch.setattr(Trainer, "_iteration", fail)
     path = tmp_path / "run"

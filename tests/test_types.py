@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from k24lab.config import LEARNER_DEFAULTS, build_config
 from k24lab.envs.base import EnvSpec
 from k24lab.errors import ConfigError
-from k24lab.marl.agents import K24RNNAgent, K24TypeRNNAgent, step
+from k24lab.lab.config import LEARNER_DEFAULTS, build_config
+from k24lab.marl.agent import K24RNNAgent, K24TypeRNNAgent, step
 from k24lab.marl.learner import K24NQLearner, K24QLearner, build_learner
 from k24lab.marl.rows import AgentRows, SharedRows, TypeRows
 

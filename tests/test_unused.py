@@ -10,13 +10,13 @@ import pytest
 import yaml
 from conftest import TINY
 
-from k24lab.analysis import results
-from k24lab.config import METHOD_DEFAULTS, METHODS, Config, build_config
+from k24lab.analysis import load as results
 from k24lab.errors import ConfigError, RunWarning, warn
-from k24lab.grid import load_grid
-from k24lab.runs import RunFolder, run_folder
-from k24lab.train import train
-from k24lab.unused import OF_MASKS, USED, idle_changes, same_run_key, unused_fields
+from k24lab.lab.config import METHOD_DEFAULTS, METHODS, Config, build_config
+from k24lab.lab.grid import load_grid
+from k24lab.lab.runs import RunFolder, run_folder
+from k24lab.lab.train import train
+from k24lab.lab.unused_settings import OF_MASKS, USED, idle_changes, same_run_key, unused_fields
 
 HINTS = typing.get_type_hints(Config)
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from k24lab.envs import Step, VecEnv, make_env, task_names
 from k24lab.envs import vmas as adapter
+from k24lab.envs.base import Step, VecEnv
+from k24lab.envs.registry import make_env, task_names
 from k24lab.envs.vmas import REFUSED, VMAS_TASKS, VmasEnv
 from k24lab.errors import ConfigError
 

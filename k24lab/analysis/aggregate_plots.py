@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from k24lab.analysis.plots import N_MARKERS, new_axes
+from k24lab.analysis.curve_plots import N_MARKERS, new_axes
 from k24lab.analysis.style import GREY, LineStyle, method_style, variant_styles
 
 FAR = 6.0  # times the median length: further differences are numbers

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from k24lab.analysis.plots import new_axes
+from k24lab.analysis.curve_plots import new_axes
 from k24lab.analysis.style import GREY, OKABE_ITO, TEXT_WIDTH
 
 _PART_COLORS = [OKABE_ITO[k] for k in ("orange", "sky", "blue", "green", "vermillion", "purple", "yellow")]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from k24lab.analysis.results import NOT_A_VARIANT, Run, default_settings, find_runs, unique_runs, variants
+from k24lab.analysis.load import NOT_A_VARIANT, Run, default_settings, find_runs, unique_runs, variants
 from k24lab.errors import RunError, warn
 
 # What must be the same for all methods of a task, or their returns cannot be compared.

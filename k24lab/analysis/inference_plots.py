@@ -9,7 +9,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from k24lab.analysis.bench_plots import LINES
-from k24lab.analysis.plots import panels
+from k24lab.analysis.curve_plots import panels
 from k24lab.analysis.style import GREY, OKABE_ITO
 
 LIMIT = 2.0  # of log2 of a speedup on the colour scale: beyond 4x, or a quarter, colours stay

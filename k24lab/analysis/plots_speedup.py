@@ -1,6 +1,6 @@
 """Figures on speedup and memory: dashed lines are predicted, open markers published, filled markers measured.
 
-Data comes from `k24lab.deploy.accounting`, `roofline` and `bench_gpu`; drawn for 5.5 inches of text width, also in
+Data comes from `k24lab.inference.costs`, `roofline` and `bench_gpu`; drawn for 5.5 inches of text width, also in
 grey.
 """
 

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from k24lab.analysis.aggregate import area_under_curve, probability_of_improvement
+from k24lab.analysis.load import Run, load_metrics, load_patterns, load_summaries
 from k24lab.analysis.paper import RETURN
-from k24lab.analysis.results import Run, load_metrics, load_patterns, load_summaries
 from k24lab.analysis.similarity import all_layers, hamming_distance
 from k24lab.analysis.stats import long_table, mean_interval
 from k24lab.errors import RunError, unknown

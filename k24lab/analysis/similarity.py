@@ -16,8 +16,8 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 
-from k24lab.analysis.results import Patterns
-from k24lab.sparsity.patterns import N_PATTERNS, PATTERNS_24
+from k24lab.analysis.load import Patterns
+from k24lab.core.patterns import N_PATTERNS, PATTERNS_24
 
 CHANCE_HAMMING = 0.5
 CHANCE_JACCARD = 1 / 3

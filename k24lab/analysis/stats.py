@@ -8,8 +8,8 @@ import pandas as pd
 from jaxtyping import Float
 from scipy import stats as scipy_stats
 
-from k24lab.config import METHODS
 from k24lab.errors import RunError, unknown
+from k24lab.lab.config import METHODS
 
 CONFIDENCE = 0.95
 GRID_POINTS = 101

@@ -5,10 +5,10 @@ import pandas as pd
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
-from k24lab.analysis.plots import new_axes
+from k24lab.analysis.curve_plots import new_axes
 from k24lab.analysis.stats import mean_interval
 from k24lab.analysis.style import OKABE_ITO, method_style
-from k24lab.sparsity.patterns import PATTERN_NAMES
+from k24lab.core.patterns import PATTERN_NAMES
 
 CHANCE_REDRAW = 5 / 6
 

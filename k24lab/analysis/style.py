@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from k24lab.errors import K24Error
-from k24lab.paths import figures_dir
+from k24lab.lab.paths import figures_dir
 
 TEXT_WIDTH = 5.5  # inches, NeurIPS text block
 HALF_WIDTH = 2.7  # inches, two figures side by side

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Integer
 
-from k24lab.analysis.results import Patterns, Run, load_patterns, load_policies, variants
+from k24lab.analysis.load import Patterns, Run, load_patterns, load_policies, variants
 from k24lab.analysis.similarity import (
     ALL_LAYERS,
     all_layers,
@@ -22,7 +22,7 @@ from k24lab.analysis.similarity import (
     probability_similarity,
     q_spread,
 )
-from k24lab.sparsity.patterns import PATTERN_NAMES
+from k24lab.core.patterns import PATTERN_NAMES
 
 
 def snapshot_table(snapshots: Mapping[int, Mapping[str, Patterns]]) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from k24lab.analysis.results import NOT_A_VARIANT, Run, load_patterns, load_summaries, variants
+from k24lab.analysis.load import NOT_A_VARIANT, Run, load_patterns, load_summaries, variants
 from k24lab.analysis.similarity import hamming_distance, mean_pair
 from k24lab.analysis.stats import final_table
 

@@ -8,9 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from k24lab.config import Config
+from k24lab.envs.scene import Scene
 from k24lab.errors import ConfigError
-from k24lab.scene import Scene
 
 NO_SCENE = (
     "cannot be drawn: its adapter has no scene (rolenav, mpe2, vmas and smax have one, and worlds of PettingZoo that "
@@ -62,35 +61,6 @@ class Step:
     alive: Bool[Tensor, "E N"] | None = None
     unit_type: Int[Tensor, "E N"] | None = None  # as at reset, also when dead
     won: Bool[Tensor, " E"] | None = None
-
-
-def check_types(config: Config, spec: EnvSpec) -> None:
-    """Refuse masks or networks per unit type in a world that has none."""
-    if config.per_type and not spec.n_unit_types:
-        raise ConfigError(f"mask_per = 'type' needs a world with unit types; {config.task!r} has none")
-
-
-def check_t_max(config: Config, spec: EnvSpec) -> None:
-    """Refuse a run that would surely end before its buffer holds the first batch, and so would learn nothing.
-
-    Each rollout adds n_envs episodes, whatever their lengths, and none begins at t_max or later. The last that a batch
-    needs is reached latest by the shortest episodes that there can be: if that is too late, it is never reached. Where
-    episodes may end early a run may or may not reach it; one that did not ends in an error (`Trainer.run_to_end`).
-
-    Raises:
-        ConfigError: with the smallest t_max and the largest batch_size that would do.
-    """
-    shortest = config.n_envs * spec.shortest_episode  # env steps of a rollout
-    needed = -(-config.batch_size // config.n_envs)  # rollouts
-    begins = (needed - 1) * shortest
-    if begins < config.t_max:
-        return
-    largest = -(-config.t_max // shortest) * config.n_envs
-    raise ConfigError(
-        f"t_max = {config.t_max} is over before the first update: batch_size = {config.batch_size} episodes are "
-        f"{needed} rollouts of n_envs = {config.n_envs}, of which the last begins after {begins} env steps at least; "
-        f"allowed: t_max of at least {begins + 1}, or batch_size of at most {largest}"
-    )
 
 
 def check_actions(

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from k24lab.envs import make_env
 from k24lab.envs.base import EnvSpec, Step, VecEnv
 from k24lab.envs.foreign import ParallelEnv, call
 from k24lab.envs.pettingzoo import PettingZooWorld
+from k24lab.envs.registry import make_env
 from k24lab.envs.vector import SerialVector
 from k24lab.envs.watch import Findings, Seen, Watched
 from k24lab.errors import ConfigError, RunError, told, warn

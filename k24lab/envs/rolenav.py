@@ -5,8 +5,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from k24lab.envs.base import EnvSpec, Step, VecEnv
+from k24lab.envs.scene import Scene, Thing
 from k24lab.errors import ConfigError
-from k24lab.scene import Scene, Thing
 
 STEP_LENGTH = 0.12  # of a square [-1, 1]^2
 ACTION_NAMES = ("stay", *"→←↑↓")

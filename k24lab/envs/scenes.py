@@ -1,4 +1,4 @@
-"""Scenes of worlds that come from other packages: what their objects say, in the words of `k24lab.scene`."""
+"""Scenes of worlds that come from other packages: what their objects say, in the words of `k24lab.envs.scene`."""
 
 import re
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from k24lab.scene import Kind, Scene, Thing
+from k24lab.envs.scene import Kind, Scene, Thing
 
 # Of the actions that move: mpe2's five; VMAS's nine, pairs (x, y) of {0, -, +} with y the faster; SMAX's four and stop.
 MPE_MOVES = ("idle", *"←→↓↑")

@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from k24lab.envs.base import NO_SCENE, EnvSpec, Step, VecEnv, check_actions
+from k24lab.envs.scene import Scene
 from k24lab.errors import ConfigError, K24Error, RunError, told, warn
-from k24lab.scene import Scene
 
 TIMEOUT = 600.0  # seconds that environments may take for a reset or a step together
 ALIGNMENT = 64  # bytes, a cache line: no two fields of the rows share one

@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from k24lab.core.baselines import ThresholdLinear
+from k24lab.core.diversity import similarity_stats
+from k24lab.core.masks import MaskDraw
+from k24lab.core.patterns import N_PATTERNS
 from k24lab.errors import RunError
-from k24lab.sparsity.baselines import ThresholdLinear
-from k24lab.sparsity.diversity import similarity_stats
-from k24lab.sparsity.masks import MaskDraw
-from k24lab.sparsity.patterns import N_PATTERNS
 
 MOST_NAMED = 4  # tensors, in a message
 

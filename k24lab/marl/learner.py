@@ -9,22 +9,22 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from k24lab import schedules
-from k24lab.config import Config
-from k24lab.envs.base import EnvSpec, check_types
-from k24lab.marl.agents import LayerWeights, RNNAgent, build_agent
+from k24lab.core import schedules
+from k24lab.core.baselines import LAYER_WEIGHTS, mask_distance
+from k24lab.core.diversity import K24DiversityManager, PatternOrthogonalityLoss
+from k24lab.core.masks import MaskDraw, draw_masks, pin_masks
+from k24lab.core.reset import ResetTrigger, mean_policy, reset_masks
+from k24lab.envs.base import EnvSpec
+from k24lab.marl.agent import LayerWeights, RNNAgent, build_agent
+from k24lab.marl.config import TrainingConfig
 from k24lab.marl.diagnostics import gradient_norms, mask_metrics, refuse_nonfinite, threshold_metrics, value_metrics
 from k24lab.marl.mixers import build_mixer
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.marl.rollout import agent_inputs
 from k24lab.marl.rows import Rows, rows_for
+from k24lab.marl.seeding import Stream, derive_seed
 from k24lab.marl.sequences import Episodes, dead_units, played_steps, unroll_episodes, weighted_abs_sums
 from k24lab.marl.targets import double_q_values, greedy_actions, move_network, one_step, td_lambda
-from k24lab.seeding import Stream, derive_seed
-from k24lab.sparsity.baselines import LAYER_WEIGHTS, mask_distance
-from k24lab.sparsity.diversity import K24DiversityManager, PatternOrthogonalityLoss
-from k24lab.sparsity.masks import MaskDraw, draw_masks, pin_masks
-from k24lab.sparsity.reset import ResetTrigger, mean_policy, reset_masks
 
 # Parts of an update, as a profiler and `k24lab bench train` name them.
 PARTS = ("draw masks", "online forward", "target forward", "loss", "backward", "optimizer", "target and mask state")
@@ -44,11 +44,12 @@ class K24QLearner:
         agent, mixer: what is trained; built by the configuration where they are not given.
     """
 
-    def __init__(self, config: Config, spec: EnvSpec, agent: RNNAgent | None = None, mixer: nn.Module | None = None):
+    def __init__(
+        self, config: TrainingConfig, spec: EnvSpec, agent: RNNAgent | None = None, mixer: nn.Module | None = None
+    ):
         self.config, self.spec = config, spec
         device = config.device
         input_dim = spec.obs_dim + (spec.n_agents if config.agent_id else 0)
-        check_types(config, spec)
         self.n_masks = spec.n_unit_types if config.per_type else spec.n_agents
         self.agent = (agent or build_agent(config, input_dim, spec.action_dim, self.n_masks)).to(device)
         state_dim = spec.state_dim if config.mixer == "qmix" else 0
@@ -92,7 +93,8 @@ class K24QLearner:
 
     def _set_lr(self, t_env: int) -> None:
         """Learning rates after `t_env` env steps."""
-        lr = schedules.learning_rate(self.config, t_env / self.config.t_max)
+        c = self.config
+        lr = c.lr if c.lr_final is None else schedules.linear(c.lr, c.lr_final, t_env / c.t_max)
         for group, factor in zip(self.optimizer.param_groups, (1.0, self.config.alpha_lr_factor), strict=False):
             group["lr"] = lr * factor
 
@@ -336,7 +338,7 @@ class K24QLearner:
 class K24NQLearner(K24QLearner):
     """The same with TD(lambda) targets: the design document's learner for SMACv2, after pymarl2.
 
-    `learner="nq"` also brings pymarl2's optimiser settings (`k24lab.config.LEARNER_DEFAULTS`).
+    `learner="nq"` also brings pymarl2's optimiser settings (`k24lab.lab.config.LEARNER_DEFAULTS`).
     """
 
     def _targets(self, batch: EpisodeBatch, next_value: Float[Tensor, "K T B"]) -> Float[Tensor, "K T B"]:
@@ -344,6 +346,6 @@ class K24NQLearner(K24QLearner):
         return td_lambda(batch.reward.T, batch.terminated.T, batch.filled.T, next_value, c.gamma, c.td_lambda)
 
 
-def build_learner(config: Config, spec: EnvSpec) -> K24QLearner:
+def build_learner(config: TrainingConfig, spec: EnvSpec) -> K24QLearner:
     """The configured learner."""
     return (K24NQLearner if config.learner == "nq" else K24QLearner)(config, spec)

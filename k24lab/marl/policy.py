@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from k24lab.marl.agents import LayerWeights, step, unroll
+from k24lab.core.masks import groups_per_layer
+from k24lab.marl.agent import LayerWeights, step, unroll
 from k24lab.marl.learner import K24QLearner
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.marl.rollout import agent_inputs
-from k24lab.seeding import Stream, derive_seed
-from k24lab.sparsity.masks import groups_per_layer
+from k24lab.marl.seeding import Stream, derive_seed
 
 
 def acting_weights(learner: K24QLearner, t_env: int, generator: torch.Generator) -> dict[str, LayerWeights]:

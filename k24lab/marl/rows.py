@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from k24lab.config import Config
+from k24lab.marl.config import TrainingConfig
 
 FULL = 8  # rows of a type are filled up to a multiple of what a processor handles at once
 
@@ -95,7 +95,7 @@ class TypeRows:
 Rows = SharedRows | AgentRows | TypeRows
 
 
-def rows_for(config: Config, unit_type: Int[Tensor, "B N"], n_masks: int) -> Rows:
+def rows_for(config: TrainingConfig, unit_type: Int[Tensor, "B N"], n_masks: int) -> Rows:
     """Which unit of these episodes is seen through which mask (or network)."""
     if not config.separate:
         return SharedRows(unit_type.shape[1])

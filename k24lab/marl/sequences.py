@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from k24lab.marl.agents import RNNAgent, Unrolled, Weights, unroll
+from k24lab.core.layers import weighted_abs_sum
+from k24lab.marl.agent import RNNAgent, Unrolled, Weights, unroll
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.marl.rows import FULL, Rows
-from k24lab.sparsity.layers import weighted_abs_sum
 
 SHORTEST = 8  # time steps of a block
 WORTH_A_CUT = 0.8  # a new block begins where at most this share of the rows is left

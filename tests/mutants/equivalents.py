@@ -9,7 +9,7 @@ DISTANCE = "distance = np.sqrt((away**2).sum(axis=1, keepdims=True)) + 1e-6  # o
 
 EQUIVALENTS: dict[tuple[str, str, str], str] = {
     (
-        "k24lab/sparsity/masks.py",
+        "k24lab/core/masks.py",
         PINNED,
         PINNED.replace("-60.0", "-120.0"),
     ): "Any coefficient whose sigmoid lies below all scores pins a mask; that of -120 is 0.",

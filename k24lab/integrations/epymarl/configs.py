@@ -5,7 +5,8 @@ import zlib
 from itertools import product
 from typing import Literal
 
-from k24lab.config import MaskConfig, build_config
+from k24lab.core.config import MaskConfig
+from k24lab.lab.config import build_config
 
 Flavour = Literal["epymarl", "pymarl2"]
 

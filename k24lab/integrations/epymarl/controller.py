@@ -12,7 +12,7 @@ from torch import Tensor
 from k24lab.errors import ConfigError
 from k24lab.integrations.epymarl.batches import TheirBatch, observations, types_at_reset
 from k24lab.integrations.epymarl.settings import env_spec, read_settings, torch_device
-from k24lab.marl.agents import RNNAgent, Weights, build_agent, step
+from k24lab.marl.agent import RNNAgent, Weights, build_agent, step
 from k24lab.marl.rollout import agent_inputs
 from k24lab.marl.rows import Rows, rows_for
 

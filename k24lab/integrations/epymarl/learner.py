@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from k24lab.errors import ConfigError
 from k24lab.integrations.epymarl.batches import TheirBatch, to_episodes
 from k24lab.integrations.epymarl.controller import AGENT_FILE, K24MAC
-from k24lab.kernels import keep_memory
 from k24lab.marl.learner import K24NQLearner, K24QLearner
 from k24lab.marl.replay import EpisodeBatch
+from k24lab.ops.library import keep_memory
 
 # Parts of a learner's state in files of their own, as in the checkouts; the rest is in REST_FILE.
 FILES = {"agent": AGENT_FILE, "mixer": "mixer.th", "optimizer": "opt.th"}

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from k24lab.config import Config, build_config
 from k24lab.envs.base import EnvSpec
 from k24lab.errors import ConfigError, unknown
 from k24lab.integrations.epymarl.configs import KEYS, TYPE_KEYS
+from k24lab.lab.config import Config, build_config
 
 # Switches of the checkouts that the K-2:4 agent and learner have only one position of.
 DEMANDED = {

@@ -1,0 +1,140 @@
+"""Acting with a frozen team: on the CPU through the kernels where they are built, else through torch."""
+
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from k24lab.errors import ConfigError, unknown
+from k24lab.inference.freeze import FrozenTeam
+from k24lab.inference.team_step import Apply, batched, team_step
+from k24lab.marl.agent import Weights, step
+from k24lab.marl.targets import greedy_actions
+from k24lab.ops import acting, calls as ops, library as kernels
+
+BACKENDS = ("auto", "kernel", "columns", "torch")
+# With AVX2 `columns` is ahead of `kernel` from here on, measured for 1 to 16 masks and hidden sizes 32 to 256: games,
+# because it works on vectors of them, and masks * games * hidden size², because each of its calls costs some 40 us.
+# With AVX-512 `kernel` has the registers that it needs for many games: it is ahead, or at most 6 % behind.
+MANY_GAMES, MUCH_WORK = 24, 2_000_000
+
+
+class Actor:
+    """Q-values of a team, step by step; it keeps the hidden states of B games. Not for several threads at once.
+
+    Args:
+        team: what acts.
+        backend: `kernel` is the CPU kernel for acting (float32), `columns` that of training (with AVX2 the faster one
+            for many games), `torch` does without, and `auto` takes what `form` says, of those that are built.
+        sparse: False lets `kernel` multiply by every weight, dropped ones too: what 2:4 itself is worth.
+
+    Raises:
+        ConfigError: an unknown backend, kernels that are not built, or `sparse` with another backend than `kernel`.
+    """
+
+    def __init__(self, team: FrozenTeam, backend: str = "auto", sparse: bool = True):
+        if backend not in BACKENDS:
+            raise ConfigError(unknown("backend", backend, BACKENDS))
+        built = kernels.library() is not None
+        self._many = "kernel" if kernels.describe() == "avx512" else "columns"
+        if backend in ("kernel", "columns") and not built:
+            raise ConfigError(f"backend = {backend!r}, but the CPU kernels are not built; allowed here: auto, torch")
+        if not sparse and backend != "kernel":
+            raise ConfigError(f"sparse = False needs backend = 'kernel', not {backend!r}")
+        self.team, self.sparse = team, sparse
+        self.backend = backend if built else "torch"
+        self._masked = {name for name, layer in team.layers.items() if layer.patterns is not None}
+        self._hidden: Tensor | None = None
+        self._shape, self._form = torch.Size(), ""  # of the last step
+
+    # Each form has the matrices in a layout of its own, made when it is first needed.
+    @cached_property
+    def _kernel(self) -> acting.TeamStep:
+        return acting.pack_team(self.team.weights(), self.team.n_actions, self._masked if self.sparse else ())
+
+    @cached_property
+    def _columns(self) -> Weights:
+        weights = self.team.weights()
+        packed = {name: ops.pack(weights[name].weight) for name in self._masked}
+        return {name: layer._replace(packed=packed.get(name)) for name, layer in weights.items()}
+
+    @cached_property
+    def _torch(self) -> Apply:
+        return batched({name: (layer.folded(), layer.bias) for name, layer in self.team.layers.items()})
+
+    def form(self, networks: int, games: int) -> str:
+        """What one step is computed with: kernel, columns or torch."""
+        if self.backend != "auto":
+            return self.backend
+        work = networks * games * self.team.config.hidden_dim**2
+        if games < MANY_GAMES or work < MUCH_WORK:
+            return "kernel"
+        # The kernels work on one thread.
+        return self._many if torch.get_num_threads() <= kernels.MOST_THREADS else "torch"
+
+    def reset(self) -> None:
+        """Forget: the next step is the first of new games."""
+        self._hidden = None
+
+    @torch.inference_mode()
+    def q_values(self, inputs: Float[Tensor, "K B I"]) -> Float[Tensor, "K B A"]:
+        """One time step of B games, for all K masks (agents, or unit types); one network for all may have any K.
+
+        Raises:
+            ValueError: inputs of another shape or dtype than the team takes, or of another number of games than the
+                last step (`reset` begins new games).
+        """
+        if self._hidden is None or inputs.shape != self._shape or inputs.dtype != torch.float32 or not inputs.is_cpu:
+            self._check(inputs)
+            networks, games, _ = inputs.shape
+            if self._hidden is not None:
+                raise ValueError(f"inputs for {games} games, the last step had {self._shape[1]}: reset() first")
+            self._hidden, self._shape = self.initial_hidden(networks, games), inputs.shape
+            self._form = self.form(*self._folded(networks, games))
+        q_values, self._hidden = self._step(inputs, self._hidden, self._form)
+        return q_values
+
+    def actions(self, inputs: Float[Tensor, "K B I"], avail_actions: Bool[Tensor, "K B A"]) -> Int[Tensor, "K B"]:
+        """One time step of B games: the greedy available actions."""
+        return greedy_actions(self.q_values(inputs), avail_actions)
+
+    def initial_hidden(self, n_networks: int, rows: int) -> Tensor:
+        """The first hidden state for `act`: [K, R, H], its H padded for the kernel, or [K, H, R] for columns."""
+        networks, games = self._folded(n_networks, rows)
+        form, size = self.form(networks, games), self.team.config.hidden_dim
+        if form == "kernel":
+            return self._kernel.initial_hidden(networks, games)
+        return torch.zeros(networks, size, games) if form == "columns" else torch.zeros(networks, games, size)
+
+    def act(self, inputs: Float[Tensor, "K I R"], hidden: Tensor) -> tuple[Float[Tensor, "K A R"], Tensor]:
+        """One time step for `k24lab.marl.rollout.collect`, which keeps the hidden state itself."""
+        self._check(inputs.mT)
+        form = self.form(*self._folded(len(inputs), inputs.shape[2]))
+        q_values, hidden = self._step(inputs.mT, hidden, form)
+        return q_values.mT, hidden
+
+    def _folded(self, networks: int, games: int) -> tuple[int, int]:
+        """One network for all sees the rows of all alike."""
+        return (1, networks * games) if self.team.n_masks == 1 else (networks, games)
+
+    def _step(self, inputs: Float[Tensor, "K B I"], hidden: Tensor, form: str) -> tuple[Float[Tensor, "K B A"], Tensor]:
+        one = self.team.n_masks == 1
+        x = inputs.reshape(1, -1, inputs.shape[2]) if one else inputs
+        if form == "kernel":
+            q_values = self._kernel(x, hidden)  # changes the hidden state in place
+        elif form == "columns":
+            columns, hidden = step(self._columns, x.mT.contiguous(), hidden)
+            q_values = columns.mT
+        else:
+            q_values, hidden = team_step(self._torch, x, hidden)
+        return q_values.reshape(*inputs.shape[:2], -1) if one else q_values, hidden
+
+    def _check(self, inputs: Tensor) -> None:
+        """The kernels work on addresses: what does not fit would be read past its end."""
+        masks, size = self.team.n_masks, self.team.input_dim
+        fits = inputs.dim() == 3 and inputs.shape[2] == size and masks in (1, len(inputs))
+        if not fits or inputs.dtype != torch.float32 or inputs.device.type != "cpu":
+            wanted = f"[{masks if masks > 1 else 'any'}, games, {size}] in float32 on the CPU"
+            found = f"{tuple(inputs.shape)} in {str(inputs.dtype).removeprefix('torch.')} on {inputs.device.type}"
+            raise ValueError(f"inputs {found}, expected {wanted}")

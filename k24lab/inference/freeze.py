@@ -1,0 +1,258 @@
+"""A trained team with constant masks: what acts after training, in memory and in one file.
+
+The file (safetensors) holds the shared weights once, three bits per mask and group of four weights, the biases, and
+where the team comes from. Nothing in it is executed when it is read, and its checksum is compared.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from k24lab.core.baselines import MagnitudeLinear24
+from k24lab.core.layers import SemiStructuredLinear24
+from k24lab.core.masks import argmax_masks
+from k24lab.core.patterns import GROUP_SIZE, N_PATTERNS, PATTERNS_24, masks_from_index, n_groups, ungroup
+from k24lab.envs.registry import make_env
+from k24lab.errors import ConfigError, RunError, unknown, warn
+from k24lab.inference.costs import agent_layers, team_bytes
+from k24lab.inference.packing import pack_patterns, quantise, to_dtype, unpack_patterns
+from k24lab.lab import tensorfile
+from k24lab.lab.config import Config, stored_config
+from k24lab.lab.runs import RunFolder, atomic_write, read_config
+from k24lab.marl.agent import LAYERS, LayerWeights, RNNAgent
+from k24lab.marl.learner import K24QLearner, build_learner
+
+FORMAT = "k24lab-team-1"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
+SIZES = ("obs_dim", "n_agents", "n_masks", "t_env")
+MASKED_METHODS = ("k24", "k24-alpha", "k24-literal", "random24", "magnitude24")
+
+
+@dataclass(frozen=True)
+class FrozenLayer:
+    """One layer: weights that all agents share, and which two of each four every mask keeps."""
+
+    weight: Float[Tensor, "out in"]
+    bias: Float[Tensor, " out"]
+    patterns: UInt8[Tensor, "M out G"] | None  # None: a dense layer
+
+    def folded(self) -> Float[Tensor, "M out in"]:
+        """The matrix under each mask; one for all where there are no masks."""
+        if self.patterns is None:
+            return self.weight.unsqueeze(0)
+        grouped = masks_from_index(self.patterns.flatten(1).long(), self.weight)
+        return self.weight * ungroup(grouped, *self.weight.shape)
+
+
+@dataclass(frozen=True)
+class FrozenTeam:
+    """What acts: layers by name, and the configuration that they were trained with."""
+
+    layers: Mapping[str, FrozenLayer]
+    config: Config
+    obs_dim: int  # of the observation alone, without ids
+    n_agents: int
+    n_masks: int  # agents, or unit types with mask_per = "type"
+    t_env: int  # env steps that the team was trained for
+    dtype: str = "float32"  # of the weights in the file
+
+    @property
+    def input_dim(self) -> int:
+        """What the network reads: the observation, with agent_id a one-hot index behind it."""
+        return self.layers["fc1"].weight.shape[1]
+
+    @property
+    def n_actions(self) -> int:
+        """Outputs."""
+        return self.layers["fc4"].weight.shape[0]
+
+    def weights(self) -> dict[str, LayerWeights]:
+        """For `k24lab.marl.agent.step`, in float32."""
+        return {name: LayerWeights(layer.folded(), layer.bias.unsqueeze(0)) for name, layer in self.layers.items()}
+
+
+def freeze(agent: RNNAgent, config: Config, obs_dim: int, n_agents: int, t_env: int) -> FrozenTeam:
+    """The team under its argmax masks.
+
+    Raises:
+        ConfigError: a method whose networks are not 2:4, or a mask that is not (naming layer, mask, row and group).
+    """
+    if config.method not in MASKED_METHODS:
+        can = ", ".join(MASKED_METHODS)
+        raise ConfigError(f"method = {config.method!r} keeps other weights: only 2:4 networks can be frozen ({can})")
+    layers = {}
+    masks = dict(zip(agent.masked_layers, argmax_masks(list(agent.masked_layers.values())), strict=True))
+    for name, layer in agent.layers.items():
+        patterns = None
+        if isinstance(layer, SemiStructuredLinear24):
+            patterns = patterns_of(masks[name], name)
+        elif isinstance(layer, MagnitudeLinear24):
+            patterns = patterns_of(layer.mask().unsqueeze(0), name)
+        assert isinstance(layer.weight, Tensor) and isinstance(layer.bias, Tensor)
+        weight, bias = (p.detach().float().cpu().clone() for p in (layer.weight, layer.bias))  # of the live network
+        if patterns is None:  # one dense network for all
+            weight, bias = weight[0], bias[0]
+        layers[name] = FrozenLayer(weight, bias, patterns)
+    n_masks = max((len(layer.patterns) for layer in layers.values() if layer.patterns is not None), default=1)
+    return FrozenTeam(layers, config, obs_dim, n_agents, n_masks, t_env)
+
+
+def patterns_of(mask: Float[Tensor, "M out in"], layer: str) -> UInt8[Tensor, "M out G"]:
+    """Which pattern each group of a mask is; in a last group that is cut, one that agrees where there are weights.
+
+    Raises:
+        ConfigError: a group that is none of the six, naming layer, mask, row and group.
+    """
+    groups = F.pad(mask, (0, -mask.shape[-1] % GROUP_SIZE), value=torch.nan).unflatten(-1, (-1, GROUP_SIZE)).cpu()
+    agrees = torch.stack([((groups == groups.new_tensor(p)) | groups.isnan()).all(dim=-1) for p in PATTERNS_24], dim=-1)
+    if not agrees.any(dim=-1).all():
+        m, row, group = (~agrees.any(dim=-1)).nonzero()[0].tolist()
+        there = [round(x, 4) for x in groups[m, row, group].tolist() if x == x]
+        raise ConfigError(f"layer {layer!r}, mask {m}, row {row}, group {group} = {there} is not 2:4")
+    return agrees.to(torch.uint8).argmax(dim=-1).to(torch.uint8)
+
+
+def freeze_run(folder: Path) -> FrozenTeam:
+    """The team of a run folder, as its last checkpoint has it.
+
+    A run that acts with drawn masks was never evaluated with the argmax masks that the team has: that is a warning.
+
+    Raises:
+        RunError: no run folder, or one without a checkpoint.
+        ConfigError: a method whose networks are not 2:4.
+    """
+    learner, config, t_env = load_learner(folder)
+    if config.acting_masks == "drawn":
+        warn(
+            f"{folder.name} was trained and tested with masks drawn at every step (acting_masks = 'drawn'); "
+            "the frozen team has its argmax masks, and other returns"
+        )
+    return freeze(learner.agent, config, learner.spec.obs_dim, learner.spec.n_agents, t_env)
+
+
+def load_learner(folder: Path) -> tuple[K24QLearner, Config, int]:
+    """The learner of a run folder's last checkpoint, on the CPU, its configuration and the env steps of its training.
+
+    Raises:
+        RunError: no run folder, or one without a checkpoint.
+    """
+    config = read_config(folder)
+    state = RunFolder(folder, config).load_checkpoint()
+    if state is None:
+        imported = (folder / "DONE").exists()  # a run that finished here keeps its last checkpoint
+        why = "it was imported, without its network" if imported else "nothing is trained yet"
+        raise RunError(f"{folder} has no checkpoint: {why}")
+    env = make_env(config.task, 1)
+    env.close()
+    config = dataclasses.replace(config, device="cpu")
+    learner = build_learner(config, env.spec)
+    learner.load_state_dict(state["learner"])
+    return learner, config, state["t_env"]
+
+
+def save_team(team: FrozenTeam, path: Path, dtype: str = "float32") -> None:
+    """Write a team, whole or not at all; `dtype` of its weights (int8: with a scale for each row), biases in float32.
+
+    Raises:
+        ConfigError: an unknown dtype, or weights that it cannot hold.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(unknown("dtype", dtype, DTYPES))
+    tensors: dict[str, Tensor] = {}
+    for name, layer in team.layers.items():
+        weight = layer.weight.contiguous()
+        if dtype == "int8":
+            tensors[f"{name}/weight"], tensors[f"{name}/scale"] = quantise(weight)
+        else:
+            tensors[f"{name}/weight"] = to_dtype(weight, DTYPES[dtype], f"layer {name!r}")
+        tensors[f"{name}/bias"] = layer.bias
+        if layer.patterns is not None:
+            tensors[f"{name}/patterns"] = pack_patterns(layer.patterns)
+    about = {
+        "format": FORMAT,
+        "config": json.dumps(dataclasses.asdict(team.config)),
+        "sizes": json.dumps({key: getattr(team, key) for key in SIZES}),
+        "dtype": dtype,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        tensorfile.write(file, about, tensors)
+
+
+def storage_report(team: FrozenTeam, n_bytes: int, dtype: str) -> str:
+    """A line on the size of a file beside what one dense network, and one for each mask, would take in that dtype."""
+    layers = agent_layers(team.input_dim, team.config.hidden_dim, team.n_actions)
+    stored = {"float32": "fp32", "float16": "fp16", "bfloat16": "fp16", "int8": "int8"}[dtype]
+    one = team_bytes(layers, 1, "one shared dense network", stored)
+    n = team.n_agents if team.n_masks == 1 else team.n_masks  # one mask for all agents
+    return (
+        f"{n_bytes / 1000:.1f} kB in {dtype} for {n} agents or types, {n_bytes / n / 1000:.1f} kB each; "
+        f"one dense network: {one / 1000:.1f} kB, {n} separate ones: {n * one / 1000:.1f} kB"
+    )
+
+
+def load_team(path: Path) -> FrozenTeam:
+    """Read a team; its weights are float32 again, rounded as the file has them.
+
+    Raises:
+        RunError: no such file, damaged, of another kind or version, or numbers that do not make a team.
+    """
+    about, tensors = tensorfile.read(path, FORMAT)
+    try:
+        return _team(about, tensors)
+    except Exception as error:  # whatever a forged file leads to
+        raise RunError(f"{path} does not hold a team: {type(error).__name__}: {error}") from error
+
+
+def _team(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> FrozenTeam:
+    sizes, dtype, config = json.loads(about["sizes"]), about["dtype"], stored_config(json.loads(about["config"]))
+    if set(sizes) != set(SIZES) or any(type(n) is not int or n < 0 for n in sizes.values()):
+        raise ValueError(f"sizes {sizes}, expected whole numbers {', '.join(SIZES)}")
+    if dtype not in DTYPES or config.method not in MASKED_METHODS:
+        raise ValueError(f"dtype {dtype!r} or method {config.method!r} that no team has")
+    _check_tensors(tensors, dtype)
+    layers = {}
+    for name in LAYERS:
+        weight = tensors[f"{name}/weight"].float()
+        if dtype == "int8":
+            weight = weight * tensors[f"{name}/scale"].unsqueeze(1)
+        packed = tensors.get(f"{name}/patterns")
+        patterns = None if packed is None else unpack_patterns(packed, len(weight), n_groups(weight.shape[1]))
+        if patterns is not None and int(patterns.max()) >= N_PATTERNS:
+            raise ValueError(f"layer {name!r} has a pattern {int(patterns.max())}, there are {N_PATTERNS}")
+        layers[name] = FrozenLayer(weight, tensors[f"{name}/bias"], patterns)
+    team = FrozenTeam(layers, config, **sizes, dtype=dtype)
+    _check_sizes(team)
+    return team
+
+
+def _check_tensors(tensors: Mapping[str, Tensor], dtype: str) -> None:
+    """Only what `save_team` writes, finite and in its dtypes."""
+    parts = {"weight": DTYPES[dtype], "bias": torch.float32, "scale": torch.float32, "patterns": torch.uint8}
+    for name, tensor in tensors.items():
+        layer, _, part = name.partition("/")
+        if layer not in LAYERS or part not in parts or (part == "scale" and dtype != "int8"):
+            raise ValueError(f"a tensor {name!r} that no team has")
+        if tensor.dtype != parts[part] or not tensor.float().isfinite().all():
+            raise ValueError(f"{name} in {tensor.dtype}, expected finite numbers in {parts[part]}")
+
+
+def _check_sizes(team: FrozenTeam) -> None:
+    """Layers that do not fit together would be read past their end by the kernels."""
+    hidden, sizes = team.config.hidden_dim, {"fc1": 1, "rnn_input": 3, "rnn_hidden": 3, "fc2": 1, "fc3": 1}
+    for name, layer in team.layers.items():
+        rows = sizes[name] * hidden if name in sizes else team.n_actions
+        columns = team.obs_dim + team.n_agents * team.config.agent_id if name == "fc1" else hidden
+        shapes = {"weight": (tuple(layer.weight.shape), (rows, columns)), "bias": (tuple(layer.bias.shape), (rows,))}
+        if layer.patterns is not None:
+            shapes["patterns"] = (tuple(layer.patterns.shape), (team.n_masks, rows, n_groups(columns)))
+        for part, (found, wanted) in shapes.items():
+            if found != wanted:
+                raise ValueError(f"{name}/{part} of shape {found}, expected {wanted}")

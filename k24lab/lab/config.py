@@ -1,0 +1,240 @@
+"""Every setting of a run: flat, frozen, checked; the same names in Python, notebooks, grids and on the command line."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from k24lab.envs.tasks import canonical_text
+from k24lab.errors import ConfigError, unknown
+from k24lab.marl.config import TrainingConfig
+from k24lab.values import convert
+
+Method = Literal[
+    "k24", "k24-alpha", "k24-literal", "random24", "magnitude24", "kaleidoscope", "fups", "fups-id", "nops", "multih"
+]
+METHODS: tuple[str, ...] = get_args(Method)
+
+# What a method changes of the defaults below; a user's own value still wins.
+METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
+    "k24": {},
+    # The recommended recipe (study `notebooks/grids/regimes.yaml`): masks that start at random and are moved by the TD
+    # loss alone, slowly; learning always uses the masks that act.
+    "k24-alpha": {
+        "score_weight_power": 0.0,
+        "score_ema_power": 0.0,
+        "noise": "none",
+        "diversity_coef": 0.0,
+        "alpha_lr_factor": 5.0,
+    },
+    # The original design document, as far as settings express it; README.md lists what differs all the same.
+    "k24-literal": {
+        "noise": "literal",
+        "target_masks": "drawn",
+        "acting_masks": "drawn",
+        "ema_scope": "shared",
+        "hetero_init_scale": 0.01,
+        "alpha_lr_factor": 1.0,
+        "score_gradient": "all",
+        "temperature_schedule": "linear",
+        "anneal_end": 0.64,  # it scales the time by 0.8 twice
+        "after_anneal": "drawn",
+        "diversity_coef": 0.1,
+        "diversity_coef_max": None,
+        "reset_trigger": "periodic",
+        "reset_target": "random",
+        "mask_rnn": False,
+        "td_loss": "mse",
+        "grad_clip": "all",
+        "lr_final": None,
+    },
+    "random24": {"score_weight_power": 0.0, "score_ema_power": 0.0},
+    "magnitude24": {},
+    # Its repository's settings where they are its own (Li et al., NeurIPS 2024); network and learner as for all.
+    "kaleidoscope": {
+        "diversity_coef": 0.5,
+        "diversity_coef_max": None,
+        "after_anneal": "drawn",  # it anneals nothing: resets go on to the end
+        "reset_trigger": "periodic",
+        "mask_rnn": False,
+    },
+    "fups": {},
+    "fups-id": {"agent_id": True},
+    "nops": {},
+    "multih": {},
+}
+
+# What a learner changes: `nq` has the optimiser settings of pymarl2 (Hu et al., 2021) and TD(lambda) targets.
+LEARNER_DEFAULTS: dict[str, dict[str, Any]] = {
+    "q": {},
+    "nq": {
+        "mixer": "qmix",
+        "lr": 1e-3,
+        "lr_final": 1e-3,
+        "td_loss": "mse",
+        "gamma": 0.99,
+        "batch_size": 128,
+        "buffer_size": 5000,
+        "target_update": "hard",
+        "epsilon_anneal_steps": 100_000,
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainingConfig):
+    """One run: what is learned, where, with which seed and for how long."""
+
+    task: str = "rolenav"  # name[:key=value,...], e.g. rolenav:n_agents=8
+    method: Method = "k24"
+    log_interval: int = 2_000  # env steps
+    test_interval: int = 10_000  # env steps
+    test_episodes: int = 100  # rounded up to whole batches of n_envs where environments are processes
+    checkpoint_interval: int = 20_000  # env steps
+    snapshot_interval: int = 10_000  # env steps between stored masks
+    n_threads: int = 1  # of torch; on few cores one thread a process is fastest
+    n_workers: int = 0  # processes for worlds that step one environment at a time (mpe2, PettingZoo, SMACv2)
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        problems = _range_problems(self)
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+    def hash(self) -> str:
+        """Eight hex digits that two configurations share only if they define the same run."""
+        fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in NOT_HASHED and ADDED.get(k, ()) != v}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
+
+
+# No part of what is learned: where a run computes, and what it writes. n_workers and tensorboard change no number.
+# n_threads, like the CPU kernels (K24LAB_KERNELS), changes the order of sums and with it the last digits of all numbers
+# from the first update on: README.md ("Bit for bit") says what is the same to the bit. Two such runs are samples of the
+# same experiment, so they share a hash; provenance.jsonl has both, and going on with other ones is a warning.
+NOT_HASHED = frozenset({"n_threads", "n_workers", "tensorboard"})
+# Fields that came later, with what earlier versions did: a run that does the same keeps its hash, and so its name.
+ADDED = {"target_masks": "argmax", "acting_masks": "argmax", "grad_clip": "groups"}
+
+_POSITIVE = (
+    "hidden_dim mixing_embed_dim lr grad_norm_clip batch_size buffer_size target_update_interval n_envs "
+    "updates_per_rollout t_max log_interval test_interval test_episodes checkpoint_interval snapshot_interval "
+    "n_threads logit_scale temperature_init temperature_mid temperature_min diversity_history reset_interval "
+    "alpha_lr_factor"
+).split()
+_NOT_NEGATIVE = "hetero_init_scale diversity_coef kl_threshold epsilon_anneal_steps seed n_workers".split()
+_SHARE = (
+    "score_weight_power score_ema_power ema_decay anneal_start anneal_end reset_ratio reset_threshold "
+    "reset_ema_share gamma td_lambda polyak epsilon_start epsilon_finish"
+).split()
+
+
+def _range_problems(config: Config) -> list[str]:
+    """Every field out of its range, as sentences."""
+    floats = {name: value for name, value in vars(config).items() if isinstance(value, float)}
+    problems = [
+        f"{name} = {value!r} is not a finite number" for name, value in floats.items() if not math.isfinite(value)
+    ]
+    for names, holds, text in (
+        (_POSITIVE, lambda v: v > 0, "above 0"),
+        (_NOT_NEGATIVE, lambda v: v >= 0, "at least 0"),
+        (_SHARE, lambda v: 0 <= v <= 1, "in [0, 1]"),
+    ):
+        problems += [f"{n} = {getattr(config, n)!r} must be {text}" for n in names if not holds(getattr(config, n))]
+    if config.anneal_start >= config.anneal_end:
+        problems.append(f"anneal_start = {config.anneal_start!r} must be below anneal_end = {config.anneal_end!r}")
+    for name in ("batch_size", "n_envs"):
+        if getattr(config, name) > config.buffer_size:
+            problems.append(f"{name} = {getattr(config, name)!r} must not exceed buffer_size = {config.buffer_size!r}")
+    if config.method == "random24" and (config.score_weight_power or config.score_ema_power):
+        problems.append(
+            "score_weight_power and score_ema_power must be 0 with method = 'random24': its masks are fixed"
+        )
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", config.device):
+        problems.append(f"device = {config.device!r} must be 'cpu', 'cuda' or 'cuda:<number>'")
+    if config.per_type and config.agent_id:
+        problems.append("agent_id = True tells agents of a type apart, which mask_per = 'type' does not want")
+    if config.lr_final is not None and config.lr_final < 0:
+        problems.append(f"lr_final = {config.lr_final!r} must be at least 0 or None")
+    for name in ("logit_scale_final", "diversity_coef_max"):
+        value = getattr(config, name)
+        if value is not None and value <= 0:
+            problems.append(f"{name} = {value!r} must be above 0 or None")
+    if config.method == "kaleidoscope" and config.mask_rnn:
+        problems.append("mask_rnn = True is not part of method = 'kaleidoscope': it masks fc1 to fc4")
+    return problems
+
+
+def build_config(params: Mapping[str, Any]) -> Config:
+    """Make the configuration of a new run: defaults, what learner and method change of them, and the given values.
+
+    The command line, grid files and notebooks all come here. One run has one spelling: -0.0 becomes 0.0, and the task
+    gets its `k24lab.envs.tasks.canonical_text`.
+
+    Raises:
+        ConfigError: all problems at once: unknown keys (with the nearest right name), wrong types, bad ranges.
+    """
+    values = _converted(params)
+    values |= {key: value + 0.0 for key, value in values.items() if isinstance(value, float)}  # -0.0 + 0.0 is 0.0
+    if "task" in values:
+        values["task"] = canonical_text(values["task"])
+    return _with_defaults(values)
+
+
+def merge_settings(parameters: Mapping[str, Any], overrides: object) -> Config:
+    """The configuration that a notebook's parameters and its `overrides` describe together.
+
+    Args:
+        parameters: settings that have a parameter of their own; None where it is not given.
+        overrides: a mapping of all other settings; None is none.
+
+    Raises:
+        ConfigError: a setting that both give, with different values, or whatever `build_config` refuses.
+    """
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise ConfigError(f"overrides = {overrides!r} must map settings to values, e.g. {{'lr': 0.001}}")
+    given = _converted({key: value for key, value in parameters.items() if value is not None})
+    more = _converted(overrides or {})
+    for settings in (given, more):
+        if "task" in settings:
+            settings["task"] = canonical_text(settings["task"])
+    if twice := [key for key in given if key in more and given[key] != more[key]]:
+        both = "; ".join(f"{key} = {given[key]!r} as a parameter and {more[key]!r} in overrides" for key in twice)
+        raise ConfigError(f"given twice: {both}")
+    return build_config(given | more)
+
+
+def stored_config(fields: Mapping[str, Any]) -> Config:
+    """The configuration that a file holds, which an earlier version of the package may have written.
+
+    A field that did not exist then has the value that stands for what the package did, whatever the method's default
+    is today. Every value is spelt as it was, so that the name and hash of the run stay.
+
+    Raises:
+        ConfigError: as `build_config`.
+    """
+    return _with_defaults(_converted({**ADDED, **fields}))
+
+
+def _with_defaults(values: dict[str, Any]) -> Config:
+    defaults = LEARNER_DEFAULTS[values.get("learner", "q")] | METHOD_DEFAULTS[values.get("method", "k24")]
+    return Config(**(defaults | values))
+
+
+def _converted(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The given values in the types of their fields; raises ConfigError with every problem."""
+    hints = typing.get_type_hints(Config)
+    problems = [unknown("parameter", key, hints) for key in params if key not in hints]
+    values: dict[str, Any] = {}
+    for key in params.keys() & hints.keys():
+        try:
+            values[key] = convert(hints[key], params[key])
+        except TypeError as error:
+            problems.append(f"{key} = {params[key]!r} {error}")
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return values

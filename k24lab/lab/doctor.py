@@ -1,0 +1,171 @@
+"""What of the optional parts is there, what is missing, and the command that mends it; or what is wrong with a task."""
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from k24lab.errors import ConfigError, unknown
+from k24lab.ops import library as kernels
+
+SPARSE_CAPABILITY = (8, 0)  # first compute capability with 2:4 sparse tensor cores
+
+
+class Check(NamedTuple):
+    """One line of the table."""
+
+    part: str
+    found: str | None  # None: missing
+    mend: str = ""  # what to do where it is missing
+
+
+def doctor(parts: Sequence[str] = (), task: str | None = None, episodes: int = 5) -> int:
+    """Print a table of what is there and what is missing, or what the environment of a task does wrong.
+
+    Args:
+        parts: of PARTS; all of them if none is named.
+        task: play random episodes of this task instead.
+        episodes: how many, with a task.
+
+    Returns:
+        Exit code: 1 if anything of a part asked for by name is missing, or the task has a problem, else 0.
+
+    Raises:
+        ConfigError: no such part or task, or both are named.
+    """
+    if task is not None:
+        from k24lab.envs.contract import examine_task
+
+        if parts:
+            raise ConfigError(f"parts {', '.join(parts)} and task = {task!r}: one of the two at a time")
+        return examine_task(task, episodes)
+    for name in parts:
+        if name not in PARTS:
+            raise ConfigError(unknown("part", name, PARTS))
+    checks = {name: PARTS[name]() for name in parts or PARTS}
+    print(table(checks))
+    missing = any(check.found is None for lines in checks.values() for check in lines)
+    return int(bool(parts) and missing)
+
+
+def table(checks: dict[str, list[Check]]) -> str:
+    """One line a check, part by part, and below each missing one the command that mends it."""
+    width = max(len(check.part) for lines in checks.values() for check in lines)
+    text = []
+    for name, lines in checks.items():
+        text.append(name)
+        for check in lines:
+            sign, found = ("missing", "") if check.found is None else ("ok", check.found)
+            text.append(f"  {sign:8}{check.part:{width}}  {found}".rstrip())
+            if check.found is None:
+                text.append(f"  {'':8}{'':{width}}  -> {check.mend}")
+    return "\n".join(text)
+
+
+def check_torch() -> list[Check]:
+    """PyTorch."""
+    return [package("torch", "pip install torch")]
+
+
+def check_kernels() -> list[Check]:
+    """The CPU kernels in C; without them torch does their work, slower."""
+    built = kernels.describe()
+    mend = f"unset {kernels.SWITCH}" if os.environ.get(kernels.SWITCH) else "install a C compiler, then k24lab again"
+    return [Check("CPU kernels", None if built == "torch" else built, mend)]
+
+
+def check_cuda() -> list[Check]:
+    """A GPU that torch can use, and its tensor cores for 2:4 sparsity; training needs neither."""
+    import torch
+
+    gpu = sparse = None
+    if torch.cuda.is_available():
+        capability = torch.cuda.get_device_capability()
+        gpu = f"{torch.cuda.get_device_name()}, compute capability {capability[0]}.{capability[1]}"
+        sparse = "yes" if capability >= SPARSE_CAPABILITY else None
+    built = torch.version.cuda or "none"
+    return [
+        Check("GPU", gpu, f"an NVIDIA GPU with its driver, and a torch built for CUDA (built for: {built})"),
+        Check("2:4 kernels", sparse, "a GPU of compute capability 8.0 or later (Ampere)"),
+    ]
+
+
+def check_tensorboard() -> list[Check]:
+    """TensorBoard logs."""
+    return [package("tensorboard", extra("tensorboard"))]
+
+
+def check_onnx() -> list[Check]:
+    """Export of trained teams to ONNX; onnxruntime runs and checks them."""
+    return [package("onnx", extra("onnx")), package("onnxruntime", extra("onnx"))]
+
+
+def check_video() -> list[Check]:
+    """MP4 films of `k24lab replay`; a GIF needs nothing."""
+    found = shutil.which("ffmpeg") or package("imageio-ffmpeg", "").found
+    return [Check("ffmpeg", found, extra("video"))]
+
+
+def check_vmas() -> list[Check]:
+    """VMAS worlds."""
+    return [package("vmas", extra("vmas"))]
+
+
+def check_smax() -> list[Check]:
+    """SMAX worlds."""
+    return [package("jax", extra("smax")), package("jaxmarl", extra("smax"))]
+
+
+def check_smacv2() -> list[Check]:
+    """SMACv2: packages, the implementation of protobuf, the game, its program and map."""
+    from k24lab.envs.smacv2 import INSTALL, game_folder, missing_game_files
+
+    packages = [package(name, INSTALL) for name in ("smacv2", "pysc2", "s2clientprotocol", "portpicker")]
+    packages += [package(name, f"pip install {name}") for name in ("absl-py", "protobuf", "websocket-client", "psutil")]
+    game = [Check("StarCraft II", None, said) for said in missing_game_files()]
+    return [*packages, _protobuf(), *(game or [Check("StarCraft II", str(game_folder()))])]
+
+
+PARTS: dict[str, Callable[[], list[Check]]] = {
+    "torch": check_torch,
+    "kernels": check_kernels,
+    "cuda": check_cuda,
+    "tensorboard": check_tensorboard,
+    "onnx": check_onnx,
+    "video": check_video,
+    "vmas": check_vmas,
+    "smax": check_smax,
+    "smacv2": check_smacv2,
+}
+
+
+def package(name: str, mend: str) -> Check:
+    """Whether a package is installed, and its version; it is not imported."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return Check(name, importlib.metadata.version(name))
+    return Check(name, "version unknown" if _importable(name) else None, mend)
+
+
+def extra(name: str) -> str:
+    """The command that installs an extra."""
+    return f"pip install 'k24lab[{name}]'"
+
+
+def _importable(name: str) -> bool:
+    return name.isidentifier() and importlib.util.find_spec(name) is not None
+
+
+def _protobuf() -> Check:
+    """SMACv2's messages need the implementation in Python, chosen before protobuf is loaded."""
+    from k24lab.envs.smacv2 import PYTHON_PROTOBUF
+
+    name, wanted = PYTHON_PROTOBUF
+    setting = os.environ.get(name)
+    if loaded := sys.modules.get("google.protobuf.internal.api_implementation"):
+        setting = loaded.Type()
+    found = {None: f"{wanted} (k24lab sets it)", wanted: wanted}.get(setting)
+    return Check("protobuf type", found, f"export {name}={wanted}")

@@ -1,0 +1,105 @@
+"""Which settings change nothing of what a run learns, given its other settings."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from k24lab.core.config import MaskConfig
+from k24lab.envs.tasks import format_task, parse_task
+from k24lab.lab.config import NOT_HASHED, Config, build_config
+
+OF_MASKS = frozenset({field.name for field in dataclasses.fields(MaskConfig)} | {"alpha_lr_factor", "grad_clip"})
+
+# What the methods without learned 2:4 masks use of these; all others use all of them.
+USED: dict[str, frozenset[str]] = {
+    "random24": frozenset({"hetero_init_scale", "mask_rnn", "mask_per", "score_weight_power", "score_ema_power"}),
+    "magnitude24": frozenset({"mask_rnn"}),
+    "kaleidoscope": frozenset(
+        "mask_rnn mask_per diversity_coef diversity_coef_max diversity_history after_anneal anneal_end reset_trigger "
+        "reset_interval reset_ratio kl_threshold".split()
+    ),
+    "fups": frozenset(),
+    "fups-id": frozenset(),
+    "nops": frozenset({"mask_per"}),
+    "multih": frozenset({"mask_per"}),
+}
+
+# Methods that are another one with settings of their own.
+FAMILY = {"k24-alpha": "k24", "k24-literal": "k24", "fups-id": "fups"}
+
+# Settings and their values under which others have no effect, and which.
+SWITCHES: tuple[tuple[dict[str, tuple[object, ...]], str], ...] = (
+    ({"learner": ("q",)}, "td_lambda"),
+    ({"mixer": ("vdn", "none")}, "mixing_embed_dim"),
+    ({"target_update": ("polyak",)}, "target_update_interval"),
+    ({"target_update": ("hard",)}, "polyak"),
+    ({"diversity_coef": (0.0,)}, "diversity_coef_max diversity_history"),
+    (
+        {"reset_trigger": ("off",)},
+        "reset_target reset_interval reset_ratio reset_threshold reset_ema_share kl_threshold",
+    ),
+    ({"reset_trigger": ("periodic",)}, "kl_threshold"),
+    ({"reset_trigger": ("adaptive",)}, "reset_interval"),
+    ({"reset_target": ("random",)}, "reset_threshold"),
+    ({"noise": ("literal",)}, "logit_scale logit_scale_final"),
+    ({"noise": ("none",)}, "target_masks acting_masks"),
+    ({"temperature_schedule": ("linear", "constant")}, "temperature_mid"),
+    ({"temperature_schedule": ("constant",)}, "temperature_min anneal_start"),
+    ({"temperature_schedule": ("constant",), "after_anneal": ("drawn",)}, "anneal_end"),
+    ({"method": ("kaleidoscope",), "after_anneal": ("drawn",)}, "anneal_end"),
+    ({"method": ("kaleidoscope",), "reset_trigger": ("off",)}, "after_anneal anneal_end"),
+    ({"score_ema_power": (0.0,)}, "ema_scope ema_decay reset_ema_share"),
+    # Where the diversity learns too, "td" adds up the same gradients in another order.
+    ({"score_weight_power": (0.0,), "diversity_coef": (0.0,)}, "score_gradient"),
+)
+
+
+def unused_fields(config: Mapping[str, Any]) -> set[str]:
+    """Fields of a configuration that could have any other value: its run would learn the same, bit for bit.
+
+    Of a method that the package does not know all are used.
+    """
+    unused = set(OF_MASKS - USED.get(str(config.get("method")), OF_MASKS))
+    for when, idle in SWITCHES:
+        if all(config.get(key) in values for key, values in when.items()):
+            unused.update(idle.split())
+    return unused
+
+
+def used_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration without the fields that change nothing."""
+    unused = unused_fields(config)
+    return {key: value for key, value in config.items() if key not in unused}
+
+
+def same_run_key(config: Config) -> str:
+    """A text that two configurations share if their runs learn the same, bit for bit, whatever they are called.
+
+    Besides the fields that change nothing it leaves out how a setting is put: a method is its settings, a constant rate
+    may be given twice. For comparisons alone; names and hashes of runs are those of their configurations.
+    """
+    same = {key: value for key, value in vars(config).items() if key not in NOT_HASHED}
+    same["method"] = FAMILY.get(config.method, config.method)
+    if config.lr_final == config.lr:
+        same["lr_final"] = None
+    if config.logit_scale_final == config.logit_scale:
+        same["logit_scale_final"] = None
+    if config.epsilon_start == config.epsilon_finish:
+        same["epsilon_anneal_steps"] = 0
+    if config.after_anneal == "argmax" and config.noise == "none" and config.reset_trigger == "off":
+        same["after_anneal"] = "drawn"  # what is drawn are the argmax masks, and no reset has to end
+    if config.after_anneal == "frozen" and config.method == "kaleidoscope":
+        same["after_anneal"] = "argmax"  # there is no hetero_alpha to pin
+    kind, _, index = config.device.partition(":")
+    same["device"] = f"{kind}:{int(index or 0)}" if kind == "cuda" else kind
+    name, options = parse_task(config.task)
+    if name == "rolenav" and options.get("n_roles") == options.get("n_agents", 3):
+        same["task"] = format_task(name, {key: value for key, value in options.items() if key != "n_roles"})
+    return json.dumps(used_fields(same), sort_keys=True)
+
+
+def idle_changes(config: Config) -> list[str]:
+    """Settings that differ from the method's own although they change nothing: what a user may have set in vain."""
+    usual = build_config({"method": config.method, "learner": config.learner})
+    return sorted(key for key in unused_fields(vars(config)) if getattr(config, key) != getattr(usual, key))

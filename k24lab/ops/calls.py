@@ -1,0 +1,206 @@
+"""What the kernels compute, on torch tensors. Activations are [K, features, columns] for K networks, see `common.h`."""
+
+from ctypes import c_float, c_int64, c_void_p
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from k24lab.ops.library import library
+
+CHUNK = 128  # as in common.h
+
+
+class Packed(NamedTuple):
+    """Sparse matrices [K, rows, columns], cut into chunks of CHUNK columns: what is kept of each row, and where."""
+
+    values: Float[Tensor, "K chunks rows cap"]
+    places: UInt8[Tensor, "K chunks rows cap"]
+    counts: Int[Tensor, "K chunks rows"]
+
+
+def _call(name: str, *arguments: Any) -> int | None:
+    """Call a kernel: tensors are handed over as addresses, whole numbers as int64, floats as such."""
+    lib = library()
+    assert lib is not None, "the kernels are not built"
+    function = getattr(lib, name)
+    if function.argtypes is None:  # declared at the first call: ctypes then converts twice as fast
+        kinds = {int: c_int64, float: c_float}
+        function.argtypes = [kinds.get(type(a), c_void_p) for a in arguments]
+    return function(*[a.data_ptr() if isinstance(a, Tensor) else a for a in arguments])
+
+
+def _check(code: int | None) -> None:
+    if code:
+        raise MemoryError("no memory left for the kernels' scratch space")
+
+
+def _empty(k: int, rows: int, columns: int, cap: int) -> Packed:
+    shape = (k, -(-columns // CHUNK), rows)
+    return Packed(
+        torch.empty(*shape, cap), torch.empty(*shape, cap, dtype=torch.uint8), torch.empty(shape, dtype=torch.int32)
+    )
+
+
+def pack(weight: Float[Tensor, "K out in"]) -> Packed:
+    """Pack matrices whose groups of four inputs hold at most two values; raises ValueError for others."""
+    k, rows, columns = weight.shape
+    packed = _empty(k, rows, columns, cap := -(-min(columns, CHUNK) // 4) * 2)
+    if _call("k24_pack", k, rows, columns, cap, weight.contiguous(), *packed):
+        raise ValueError(f"weight of shape {tuple(weight.shape)} is not 2:4: too many values in a row")
+    return packed
+
+
+def pack_transposed(weight: Float[Tensor, "K out in"]) -> Packed:
+    """Pack the transposes [K, in, out] of any matrices."""
+    k, rows, columns = weight.shape
+    packed = _empty(k, columns, rows, cap := min(rows, CHUNK))
+    _call("k24_pack_transposed", k, rows, columns, cap, weight.contiguous(), *packed)
+    return packed
+
+
+def matmul(
+    packed: Packed,
+    x: Float[Tensor, "K in columns"],
+    bias: Float[Tensor, "Kb out"] | None = None,
+    relu: bool = False,
+) -> Float[Tensor, "K out columns"]:
+    """`W x + bias`, or the positive part of it."""
+    x = x if x.stride(2) == 1 else x.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    (k, inputs, columns), rows, cap = x.shape, packed.counts.shape[2], packed.values.shape[3]
+    if len(packed.counts) != k:
+        raise ValueError(f"{len(packed.counts)} packed matrices for {k} networks")
+    y = x.new_empty(k, rows, columns)
+    per_bias = 0 if bias is None or len(bias) == 1 else rows
+    sizes = (k, rows, inputs, columns, cap)
+    _check(_call("k24_matmul", *sizes, *packed, x, x.stride(0), x.stride(1), bias, per_bias, int(relu), y))
+    return y
+
+
+def gru(
+    gate_x: Float[Tensor, "K G T R"],
+    bias: Float[Tensor, "Kb G"],
+    weight: Float[Tensor, "Kw G H"] | Packed,
+    h: Float[Tensor, "K H T1 R"],
+    save: bool,
+) -> Float[Tensor, "K S T R"] | None:
+    """Fill in all time steps of `h` but the first; returns what the backward pass needs, if `save`."""
+    gate_x, bias = gate_x.contiguous(), bias.contiguous()
+    k, size, steps, batch = h.shape[0], h.shape[1], gate_x.shape[2], gate_x.shape[3]
+    if gate_x.shape[:2] != (k, 3 * size) or h.shape[2:] != (steps + 1, batch):
+        raise ValueError(f"gates {tuple(gate_x.shape)} do not fit the hidden states {tuple(h.shape)}")
+    saved = gate_x.new_empty(k, 4 * size, steps, batch) if save else None
+    per_bias = 0 if len(bias) == 1 else 3 * size
+    _check(_call("k24_gru", k, size, steps, batch, gate_x, bias, per_bias, *_matrix(weight), h, saved))
+    return saved
+
+
+def gru_backward(
+    grad: Float[Tensor, "K H T R"],
+    h: Float[Tensor, "K H T1 R"],
+    saved: Float[Tensor, "K S T R"],
+    transposed: Float[Tensor, "Kw H G"] | Packed,
+) -> tuple[Float[Tensor, "K G T R"], Float[Tensor, "K H T R"], Float[Tensor, "K H R"]]:
+    """Gradients to gate_x, to the hidden side of gate n (r and z share theirs), and to the first state."""
+    k, size, steps, batch = grad.shape
+    by_x, by_n = grad.new_empty(k, 3 * size, steps, batch), grad.new_empty(k, size, steps, batch)
+    by_h0 = grad.new_empty(k, size, batch)
+    matrix = _matrix(transposed)
+    _check(_call("k24_gru_backward", k, size, steps, batch, grad.contiguous(), h, saved, *matrix, by_x, by_n, by_h0))
+    return by_x, by_n, by_h0
+
+
+def _matrix(weight: Tensor | Packed) -> tuple[Tensor | int | None, ...]:
+    """A recurrent matrix as the kernels take it: dense with its stride, or packed with its room a row."""
+    if isinstance(weight, Packed):
+        return (None, 0, *weight, weight.values.shape[3])
+    weight = weight.contiguous()
+    return (weight, 0 if len(weight) == 1 else weight[0].numel(), None, None, None, 0)
+
+
+def add_bias(y: Float[Tensor, "K out columns"], bias: Float[Tensor, "Kb out"], relu: bool) -> None:
+    """Add the bias in place and, if `relu`, take the positive part."""
+    bias = bias.contiguous()
+    _call("k24_bias", *y.shape, bias, 0 if len(bias) == 1 else y.shape[1], int(relu), y)
+
+
+def abs_sum(x: Float[Tensor, "K in columns"], weight: Float[Tensor, "K columns"]) -> Float[Tensor, "K in"]:
+    """Sums of |x| over the columns, weighted."""
+    x = x if x.stride(2) == 1 else x.contiguous()
+    sums = x.new_empty(x.shape[:2])
+    _call("k24_abs_sum", *x.shape, x, x.stride(0), x.stride(1), weight.contiguous(), sums)
+    return sums
+
+
+def draw(
+    scores: Float[Tensor, "M groups 4"], temperature: float, uniform: Float[Tensor, "M groups"] | None, law: bool
+) -> tuple[Float[Tensor, "M groups 4"], Float[Tensor, "6 M groups"] | None, Int[Tensor, "M groups"]]:
+    """Masks, law (if `law` or `uniform`) and pattern of each group; the best pattern without `uniform`."""
+    scores = scores.contiguous()
+    index = torch.empty(scores.shape[:2], dtype=torch.int32)
+    probs = scores.new_empty(6, *index.shape) if law or uniform is not None else None
+    mask = torch.empty_like(scores)
+    _call("k24_draw", index.numel(), scores, float(temperature), uniform, index, mask, probs)
+    return mask, probs, index
+
+
+def draw_backward(
+    probs: Float[Tensor, "6 M groups"],
+    temperature: float,
+    by_mask: Float[Tensor, "M groups 4"] | None,
+    by_probs: Float[Tensor, "6 M groups"] | None,
+) -> Float[Tensor, "M groups 4"]:
+    """Gradient to the scores, straight-through: that of the expected mask and of the law."""
+    by_mask = probs.new_zeros(*probs.shape[1:], 4) if by_mask is None else by_mask.contiguous()
+    by_probs = None if by_probs is None else by_probs.contiguous()
+    by_scores = torch.empty_like(by_mask)
+    _call("k24_draw_backward", probs[0].numel(), float(temperature), probs, by_mask, by_probs, by_scores)
+    return by_scores
+
+
+def scores(
+    weight: Float[Tensor, "out in"],
+    alpha: Float[Tensor, "M out in"],
+    ema: Float[Tensor, "Me in"] | None,
+    with_weight: bool,
+    limits: tuple[float, float, float],
+    into: Float[Tensor, "M groups 4"],
+    offset: int,
+) -> Float[Tensor, " M"]:
+    """Write one layer's normalised scores into the groups of all layers, from `offset` on; returns their scale.
+
+    Args:
+        ema: running activations, or None where the score leaves them out.
+        with_weight: whether |W| is part of the score.
+        limits: logit_scale, the smallest mean score, the score of padding.
+    """
+    scale, weight, alpha = torch.empty(len(alpha)), weight.contiguous(), alpha.contiguous()
+    given = (*alpha.shape, weight, alpha, ema, _per_mask(ema), int(with_weight), *map(float, limits))
+    _call("k24_scores", *given, into.shape[1], offset, into, scale)
+    return scale
+
+
+def scores_backward(
+    weight: Float[Tensor, "out in"],
+    alpha: Float[Tensor, "M out in"],
+    ema: Float[Tensor, "Me in"] | None,
+    with_weight: bool,
+    scale: Float[Tensor, " M"],
+    offset: int,
+    by_scores: Float[Tensor, "M groups 4"],
+    for_weight: Float[Tensor, "M groups 4"] | None,
+) -> tuple[Float[Tensor, "M out in"], Float[Tensor, "out in"] | None]:
+    """Gradients to alpha from `by_scores`, and to the weight from `for_weight` (None: no gradient)."""
+    weight, alpha = weight.contiguous(), alpha.contiguous()
+    by_alpha = torch.empty_like(alpha)
+    by_weight = None if for_weight is None or not with_weight else torch.empty_like(weight)
+    given = (*alpha.shape, weight, alpha, ema, _per_mask(ema), int(with_weight), scale, by_scores.shape[1], offset)
+    _call("k24_scores_backward", *given, by_scores, for_weight, by_alpha, by_weight)
+    return by_alpha, by_weight
+
+
+def _per_mask(ema: Tensor | None) -> int:
+    """Floats between the rows of two masks, 0 where one row serves all."""
+    return 0 if ema is None or len(ema) == 1 else ema.shape[1]

@@ -1,0 +1,112 @@
+"""A GRU over whole sequences for K networks with weights of their own.
+
+torch has no GRU with a weight per batch entry; one call a network costs K times as many small operations.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from k24lab.ops import calls as ops, library as kernels
+
+tanh_backward, sigmoid_backward = torch.ops.aten.tanh_backward.grad_input, torch.ops.aten.sigmoid_backward.grad_input
+
+
+def _states(
+    gate_x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, packed: ops.Packed | None, save: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Hidden states before and after every step (h[:, :, t] enters step t), and what the backward pass needs."""
+    h = hidden.new_empty(*hidden.shape[:2], gate_x.shape[2] + 1, hidden.shape[2])
+    h[:, :, 0] = hidden
+    if kernels.usable(gate_x):
+        return h, ops.gru(gate_x, bias, weight if packed is None else packed, h, save)
+    return h, _torch_gru(gate_x, bias, weight, h)
+
+
+class _BatchedGRU(torch.autograd.Function):
+    """Backpropagation through time written out; step by step, so that what a step works on stays in the cache."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, gate_x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, packed: ops.Packed | None, save: bool
+    ) -> Tensor:
+        h, saved = _states(gate_x, hidden, weight, bias, packed, save)
+        ctx.sparse = packed is not None
+        ctx.save_for_backward(h, saved, weight, bias)
+        return h[:, :, 1:]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        h, saved, weight, bias = ctx.saved_tensors
+        if kernels.usable(h):
+            by_x, by_n, by_hidden = ops.gru_backward(
+                grads[0], h, saved, ops.pack_transposed(weight) if ctx.sparse else weight.mT
+            )
+        else:
+            by_x, by_n, by_hidden = _torch_gru_backward(grads[0], h, saved, weight)
+        r_and_z, n, before = by_x[:, : 2 * h.shape[1]].flatten(2), by_n.flatten(2), h[:, :, :-1].flatten(2)
+        by_weight = torch.empty(*by_x.shape[:2], h.shape[1], dtype=h.dtype, device=h.device)
+        for gates, part in ((r_and_z, by_weight[:, : 2 * h.shape[1]]), (n, by_weight[:, 2 * h.shape[1] :])):
+            torch.bmm(gates, before.mT, out=part)
+        by_bias = torch.cat([r_and_z.sum(dim=2), n.sum(dim=2)], dim=1)
+        return by_x, by_hidden, by_weight.sum_to_size(weight.shape), by_bias.sum_to_size(bias.shape), None, None
+
+
+def _torch_gru(gate_x: Tensor, bias: Tensor, weight: Tensor, h: Tensor) -> Tensor:
+    """`k24lab.ops.calls.gru` in torch."""
+    size = h.shape[1]
+    saved = gate_x.new_empty(h.shape[0], 4 * size, *gate_x.shape[2:])  # r, z, the hidden side of n, n
+    weight, bias = weight.expand(len(h), -1, -1), bias.unsqueeze(2)
+    for t in range(gate_x.shape[2]):
+        gate = torch.baddbmm(bias, weight, h[:, :, t])
+        r_and_z = gate[:, : 2 * size].add_(gate_x[:, : 2 * size, t]).sigmoid_()
+        r, z, side = gate.split(size, dim=1)
+        n = torch.addcmul(gate_x[:, 2 * size :, t], r, side).tanh_()
+        torch.lerp(n, h[:, :, t], z, out=h[:, :, t + 1])
+        saved[:, : 2 * size, t], saved[:, 2 * size : 3 * size, t], saved[:, 3 * size :, t] = r_and_z, side, n
+    return saved
+
+
+def _torch_gru_backward(grad: Tensor, h: Tensor, saved: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`k24lab.ops.calls.gru_backward` in torch."""
+    size = h.shape[1]
+    by_x, by_side = torch.empty_like(saved[:, : 3 * size]), torch.empty_like(saved[:, :size])
+    carry = torch.zeros_like(h[:, :, 0])
+    transposed = weight.mT.expand(len(h), -1, -1)
+    for t in range(grad.shape[2] - 1, -1, -1):
+        carry = carry + grad[:, :, t]
+        r, z, side, n = saved[:, :, t].split(size, dim=1)
+        kept = carry * z
+        by_n = tanh_backward(carry - kept, n, grad_input=torch.empty_like(kept))
+        by_r = sigmoid_backward(by_n * side, r, grad_input=torch.empty_like(kept))
+        by_z = sigmoid_backward((h[:, :, t] - n) * carry, z, grad_input=torch.empty_like(kept))
+        by_x[:, :, t] = torch.cat([by_r, by_z, by_n], dim=1)
+        by_side[:, :, t] = by_n * r
+        carry = torch.baddbmm(kept, transposed, torch.cat([by_r, by_z, by_n * r], dim=1))
+    return by_x, by_side, carry
+
+
+def batched_gru(
+    gate_x: Float[Tensor, "K G T R"],
+    hidden: Float[Tensor, "K H R"],
+    weight: Float[Tensor, "Kw G H"],
+    bias: Float[Tensor, "Kb G"],
+    packed: ops.Packed | None = None,
+) -> Float[Tensor, "K H T R"]:
+    """Hidden states of all time steps; the same numbers as torch.nn.GRU for each network alone.
+
+    Args:
+        gate_x: what the input contributes to the gates (r, z, n), with its bias.
+        hidden: before the first step.
+        weight: hidden-to-hidden matrices, one of each network or one for all.
+        bias: of the hidden-to-hidden product, likewise.
+        packed: the matrices once more, if they are 2:4.
+    """
+    if not torch.is_grad_enabled():  # autograd's own bookkeeping costs acting dearly
+        return _states(gate_x, hidden, weight, bias, packed, save=False)[0][:, :, 1:]
+    save = any(tensor.requires_grad for tensor in (gate_x, hidden, weight, bias))
+    return _BatchedGRU.apply(gate_x, hidden, weight, bias, packed, save)

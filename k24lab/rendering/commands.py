@@ -1,0 +1,63 @@
+"""Commands that look at what a run has learnt."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+def show(run: Annotated[str, tyro.conf.Positional]) -> None:
+    """Show a run: settings, how far it is, last metrics, and where it comes from: code, packages, machine.
+
+    Example: k24lab show rolenav-k24-s0-1a2b3c4d
+
+    Args:
+        run: run folder, or its name alone where only one group has it.
+    """
+    from k24lab.lab.runs import find_folder
+    from k24lab.lab.show import describe_run
+
+    print(describe_run(find_folder(run)))
+
+
+def report(what: Annotated[str, tyro.conf.Positional], output: Path | None = None) -> None:
+    """Write a run or a group of runs as one HTML page: curves, masks, similarity, tables, where they come from.
+
+    Example: k24lab report rolenav-k24-s0-1a2b3c4d
+    Example: k24lab report demo --output demo.html
+
+    Args:
+        what: run folder or name, group under runs/, or grid file.
+        output: the page; by default output/report_<name>.html. One that is there is replaced.
+    """
+    from k24lab.rendering.report import write_report
+
+    print(write_report(what, output))
+
+
+def replay(
+    run: Annotated[str, tyro.conf.Positional],
+    output: Path | None = None,
+    episodes: int = 3,
+    seed: int | None = None,
+    fps: int = 10,
+    dpi: int = 100,
+) -> None:
+    """Film test episodes of a trained team: the world, and beside it who is who, what each does, the return.
+
+    Example: k24lab replay rolenav-k24-s0-1a2b3c4d
+    Example: k24lab replay rolenav-k24-s0-1a2b3c4d --episodes 1 --output team.mp4
+
+    Args:
+        run: run folder, or its name alone where only one group has it; an unfinished run plays as its last checkpoint.
+        output: .gif or .mp4; by default output/replay_<run>.gif. One that is there is replaced.
+        episodes: how many, the first ones that the run was tested on.
+        seed: play the test episodes of a run with this seed instead.
+        fps: env steps per second, 1 to 50.
+        dpi: pixels per inch of a picture of 7.3 x 4.84 inches.
+    """
+    from k24lab.rendering.replay import replay as replay_run
+
+    path, shown = replay_run(run, output, episodes, seed, fps, dpi, progress=True)
+    print(shown)
+    print(path)
