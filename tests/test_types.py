@@ -141,7 +141,7 @@ NQ_LIKE = LEARNER_DEFAULTS["nq"] | {"batch_size": 8, "buffer_size": 64}
 
 
 def test_a_world_without_types_is_an_error_that_says_so(tiny_config, tiny_spec):
-    with pytest.raises(ConfigError, match="mask_per = 'type' needs a world with unit types; 'rolenav' has none"):
+    with pytest.raises(ConfigError, match="mask_per = 'type' needs an environment with unit types; this task has none"):
         K24QLearner(tiny_config(mask_per="type"), tiny_spec)
 
 

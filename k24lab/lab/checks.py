@@ -8,6 +8,7 @@ from k24lab.envs.registry import make_env
 from k24lab.errors import ConfigError
 from k24lab.lab.config import Config
 from k24lab.lab.memory import check_memory
+from k24lab.marl.learner import check_types
 from k24lab.ops.library import check_switch
 
 
@@ -30,12 +31,6 @@ def check_usable(config: Config) -> None:
     check_memory(config, env.spec)
     if config.task.startswith("pettingzoo/"):
         check_repeatable(config.task)
-
-
-def check_types(config: Config, spec: EnvSpec) -> None:
-    """Refuse masks or networks per unit type in a world that has none."""
-    if config.per_type and not spec.n_unit_types:
-        raise ConfigError(f"mask_per = 'type' needs a world with unit types; {config.task!r} has none")
 
 
 def check_t_max(config: Config, spec: EnvSpec) -> None:

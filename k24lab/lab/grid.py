@@ -15,13 +15,14 @@ from k24lab.envs.factories import find_factory
 from k24lab.envs.registry import canonical_task, make_env
 from k24lab.envs.tasks import format_task, parse_task
 from k24lab.errors import ConfigError, unknown
-from k24lab.lab.checks import check_t_max, check_types
+from k24lab.lab.checks import check_t_max
 from k24lab.lab.config import NOT_HASHED, Config, build_config
 from k24lab.lab.notebooks import check_notebook
 from k24lab.lab.paths import CHECKOUT
 from k24lab.lab.runs import canonical, check_name
 from k24lab.lab.unused_settings import same_run_key
 from k24lab.lab.yamlfile import load_yaml
+from k24lab.marl.learner import check_types
 
 GRID_KEYS = ("name", "notebook", "common", "per_task", "grids")
 ANCHORS = "x-"  # begins keys that hold what the others refer to: `x-long: &long {t_max: 300000}`, then `<<: *long`

@@ -15,6 +15,7 @@ from k24lab.core.diversity import K24DiversityManager, PatternOrthogonalityLoss
 from k24lab.core.masks import MaskDraw, draw_masks, pin_masks
 from k24lab.core.reset import ResetTrigger, mean_policy, reset_masks
 from k24lab.envs.base import EnvSpec
+from k24lab.errors import ConfigError
 from k24lab.marl.agent import LayerWeights, RNNAgent, build_agent
 from k24lab.marl.config import TrainingConfig
 from k24lab.marl.diagnostics import gradient_norms, mask_metrics, refuse_nonfinite, threshold_metrics, value_metrics
@@ -33,6 +34,12 @@ WITH_STATE = ("agent", "target_agent", "mixer", "target_mixer", "optimizer", "di
 RESET_POLICY_STEPS = 10  # first time steps that the adaptive reset compares policies on
 
 
+def check_types(config: TrainingConfig, spec: EnvSpec) -> None:
+    """Refuse masks or networks per unit type in an environment that has no unit types."""
+    if config.per_type and not spec.n_unit_types:
+        raise ConfigError("mask_per = 'type' needs an environment with unit types; this task has none")
+
+
 class K24QLearner:
     """1-step double Q-learning of a team whose agents are masked views of one network.
 
@@ -48,6 +55,7 @@ class K24QLearner:
         self, config: TrainingConfig, spec: EnvSpec, agent: RNNAgent | None = None, mixer: nn.Module | None = None
     ):
         self.config, self.spec = config, spec
+        check_types(config, spec)
         device = config.device
         input_dim = spec.obs_dim + (spec.n_agents if config.agent_id else 0)
         self.n_masks = spec.n_unit_types if config.per_type else spec.n_agents
