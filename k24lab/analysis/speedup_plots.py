@@ -53,18 +53,27 @@ def lines_over_agents(
         ax.plot(rows["n_agents"], rows[value], **look)
     agents = sorted(set(table["n_agents"]))
     ax.set_xscale("log")
-    ax.set_xticks(agents, [str(n) for n in agents])
+    ax.set_xticks(agents, [f"{n:g}" for n in agents])
     ax.minorticks_off()
     ax.set(title=title, xlabel="agents")
     return ax
 
 
-def speedup_over_agents(table: pd.DataFrame, value: str, ax: Axes, *, title: str = "", ylabel: str = "") -> Axes:
-    """A speedup against the number of agents, a line per hidden size (`width`); above the grey line is faster."""
+def speedup_over_agents(
+    table: pd.DataFrame, value: str, ax: Axes, *, title: str = "", ylabel: str = "2:4 over dense", log: bool = False
+) -> Axes:
+    """A speedup against the number of agents, a line per hidden size (`width`); above the dotted line is faster.
+
+    `log`: a logarithmic axis, with a grey line of 1 / agents.
+    """
     lines_over_agents(table, value, "width", ax, label="hidden size {}", title=title)
     ax.axhline(1.0, color=GREY, linestyle=":", linewidth=0.9)
-    ax.set(xlabel="agents, a mask each", ylabel=ylabel)
-    ax.set_ylim(bottom=0)
+    ax.set(xlabel="agents, a mask each", ylabel=ylabel, ylim=(0, 1.1 * max(1.0, table[value].max())))
+    if log:
+        agents = sorted(set(table["n_agents"]))
+        ax.plot(agents, [1 / n for n in agents], color=GREY, linewidth=0.8, label="1 / agents")
+        ax.set(yscale="log", ylim=(0.8 / max(agents), 1.5))
+        ax.yaxis.set_major_formatter("{x:g}")
     return ax
 
 
@@ -282,7 +291,7 @@ def gpu_figure(table: pd.DataFrame) -> Figure:
     for ax, (timing, title) in zip(axes, titles.items(), strict=False):
         crossover_map(layers[layers["timing"] == timing], "speedup", ax, title=title)
     for ax, ((dtype, batch), rows) in zip(axes[2:], cases, strict=True):
-        speedup_over_agents(rows, "speedup", ax, title=f"whole step, {dtype}, batch {batch}", ylabel="2:4 over dense")
+        speedup_over_agents(rows, "speedup", ax, title=f"whole step, {dtype}, batch {batch}")
     return fig
 
 
@@ -298,8 +307,8 @@ def training_figure(updates: Mapping[str, pd.DataFrame], teams: pd.DataFrame, pa
     for ax, (name, table) in zip(axes, updates.items(), strict=False):
         part_bars(table, parts, ax).set_title(name)
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    ax = lines_over_agents(teams.assign(cost=teams["ms"] / teams["n_agents"]), "cost", "variant", axes[-1])
-    ax.set(ylabel="ms per update and agent")
-    ax.set_ylim(bottom=0)
+    costs = teams.assign(cost=teams["ms"] / teams["n_agents"])
+    ax = lines_over_agents(costs, "cost", "variant", axes[-1])
+    ax.set(ylabel="ms per update and agent", ylim=(0, 1.1 * costs["cost"].max()))
     ax.legend(loc="lower center", ncols=4)
     return fig
