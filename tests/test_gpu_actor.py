@@ -28,12 +28,12 @@ def make_team(tiny_config):
 def test_both_implementations_are_the_team_for_every_padding(make_team, changes, sizes):
     team = make_team(*sizes, **changes)
     layers = gpu.padded_layers(team)
-    for layer in layers.values():
-        assert [n % 16 for n in layer.weight.shape[1:]] == [0, 0]
-    dense = batched({name: (layer.weight, layer.bias) for name, layer in layers.items()})
-    implementations = dense, gpu.sparse_calls(layers, lambda weight: weight)
+    for weight, _ in layers.values():
+        assert [n % 16 for n in weight.shape[1:]] == [0, 0]
+    masked = [name for name, layer in team.layers.items() if layer.patterns is not None]
+    implementations = batched(layers), gpu.sparse_calls(layers, masked, lambda weight: weight)
     actor = Actor(team, "torch")
-    width, size = layers["fc1"].weight.shape[2], layers["fc1"].weight.shape[1]
+    _, size, width = layers["fc1"][0].shape
     hidden = [torch.zeros(3, 4, size) for _ in implementations]
     for _ in range(3):
         inputs = torch.randn(3, 4, sizes[0])
@@ -48,7 +48,7 @@ def test_both_implementations_are_the_team_for_every_padding(make_team, changes,
 def test_masked_matrices_are_packed_one_by_one_and_dense_ones_never(make_team):
     packed = []
     layers = gpu.padded_layers(make_team(mask_rnn=False))
-    gpu.sparse_calls(layers, lambda weight: packed.append(weight) or weight)
+    gpu.sparse_calls(layers, ["fc1", "fc2", "fc3", "fc4"], lambda weight: packed.append(weight) or weight)
     assert len(packed) == 4 * 3
 
 

@@ -30,7 +30,7 @@ from k24lab.envs.registry import make_env
 from k24lab.errors import ConfigError, RunError
 from k24lab.inference.actor import Actor, batched, team_step
 from k24lab.inference.freeze import FrozenTeam, freeze
-from k24lab.inference.gpu import DTYPES, GPUActor, capture, gpu_time, pack_for_gpu, require_sparse24, sparse24_available
+from k24lab.inference.gpu import DTYPES, GPUActor, capture, gpu_time, pack_for_gpu, sparse24_available
 from k24lab.lab.config import build_config
 from k24lab.lab.paths import CHECKOUT, figures_dir
 from k24lab.marl.agent import build_agent
@@ -232,12 +232,7 @@ def rollout_calls(n_agents: int, n_envs: int) -> dict[str, Callable[[], EpisodeB
 
 
 def measure_gpu(rounds: int) -> pd.DataFrame:
-    """Layers of every width and batch (GPU time alone, and one call with its host time), and whole steps of teams.
-
-    Raises:
-        ConfigError: no GPU with 2:4 kernels.
-    """
-    require_sparse24()
+    """Layers of every width and batch (GPU time alone, and one call with its host time), and whole steps of teams."""
     layers = [measure_gpu_layer(w, b, timing, rounds) for timing, w, b in product(GPU_TIMERS, WIDTHS, BATCHES)]
     about = {"kind": "measured", "device": torch.cuda.get_device_name(), "date": _today()}
     versions = {"torch": torch.__version__, "cuda": torch.version.cuda}

@@ -6,13 +6,11 @@ agents. The model does not know tile or wave quantisation or the choice of kerne
 Every table says in `kind` whether a number is predicted, published or measured.
 """
 
-import platform
 import statistics
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -20,6 +18,7 @@ import torch
 from k24lab.bench.timing import Call, interleaved
 from k24lab.errors import ConfigError, unknown
 from k24lab.inference.costs import agent_layers, kernel_shape
+from k24lab.lab.provenance import surroundings
 
 CLAIM = (1.5, 1.8)  # the speedup of 2:4 on Ampere that the original design claims
 
@@ -161,7 +160,7 @@ def measure_cpu_device(rounds: int) -> Device:
     median = {name: statistics.median(times) for name, times in interleaved(calls, rounds).items()}
     tflops = 2 * 1024**3 / median["peak"] / 1e6
     return Device(
-        name=f"{cpu_name()}, one thread",
+        name=f"{surroundings()['cpu']}, one thread",
         dense_tflops=tflops,
         sparse_tflops=2 * tflops,
         bandwidth=long.nbytes / median["read"] / 1e3,
@@ -174,14 +173,6 @@ def measure_cpu_device(rounds: int) -> Device:
         itemsize=4,
         packed_ratio=17 / 32,  # two of four values and 4 bits a group
     )
-
-
-def cpu_name() -> str:
-    """The processor, as the system names it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def find_device(name: str) -> Device:

@@ -7,8 +7,7 @@ https://docs.pytorch.org/docs/stable/sparse.html#sparse-semi-structured-tensors.
 
 import statistics
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from k24lab.inference.freeze import FrozenTeam
 from k24lab.ops.acting import GATES
 
 Call = Callable[[], object]
+Layers = Mapping[str, tuple[Float[Tensor, "M rows columns"], Float[Tensor, " rows"]]]  # matrices and biases
 IMPLEMENTATIONS = ("auto", "dense", "sparse")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 MIN_CAPABILITY = (8, 0)  # Ampere, the first generation with sparse tensor cores
@@ -43,17 +43,6 @@ def sparse24_available() -> tuple[bool, str]:
     if not torch.backends.cusparselt.is_available():
         return False, f"no 2:4 on a GPU here: {name} needs cuSPARSELt, which this torch lacks"
     return True, name
-
-
-def require_sparse24() -> None:
-    """Check that 2:4 kernels can run here.
-
-    Raises:
-        ConfigError: they cannot, and why.
-    """
-    available, reason = sparse24_available()
-    if not available:
-        raise ConfigError(reason)
 
 
 def pack_for_gpu(weight: Float[Tensor, "out in"], batch: int) -> Tensor:
@@ -88,31 +77,23 @@ def gpu_time(call: Call) -> float:
     return start.elapsed_time(end) * 1e3
 
 
-@dataclass(frozen=True)
-class PaddedLayer:
-    """Matrices [M or 1, rows, columns] and their bias, padded so that every layer's output is the next one's input."""
+def padded_layers(team: FrozenTeam) -> Layers:
+    """`team.folded()` with zeros up to what 2:4 kernels accept, so that every layer's output is the next one's input.
 
-    weight: Float[Tensor, "M rows columns"]
-    bias: Float[Tensor, " rows"]
-    sparse: bool
-
-
-def padded_layers(team: FrozenTeam) -> dict[str, PaddedLayer]:
-    """All layers with zeros up to what 2:4 kernels accept; the gates of the GRU begin at multiples of the same.
+    The gates of the GRU begin at multiples of the same size.
 
     Raises:
         ConfigError: a team so small that padding would make it more than MOST_PADDING times larger.
     """
     layers = {}
-    for name, layer in team.layers.items():
-        weight, gates = layer.folded(), GATES.get(name, 1)
+    for name, (weight, bias) in team.folded().items():
+        gates = GATES.get(name, 1)
         out, inputs = weight.shape[1] // gates, weight.shape[2]
         rows, columns = kernel_shape(out, inputs)
         grown = F.pad(weight.unflatten(1, (gates, out)), (0, columns - inputs, 0, rows - out)).flatten(1, 2)
-        bias = F.pad(layer.bias.unflatten(0, (gates, out)), (0, rows - out)).flatten()
-        layers[name] = PaddedLayer(grown, bias, layer.patterns is not None)
+        layers[name] = grown, F.pad(bias.unflatten(0, (gates, out)), (0, rows - out)).flatten()
     n_weights = sum(layer.weight.numel() for layer in team.layers.values())
-    n_padded = sum(layer.weight[0].numel() for layer in layers.values())
+    n_padded = sum(weight[0].numel() for weight, _ in layers.values())
     if n_padded > MOST_PADDING * n_weights:
         raise ConfigError(
             f"a team with {n_weights} weights would be padded to {n_padded}, more than {MOST_PADDING:.0f} times as "
@@ -121,17 +102,17 @@ def padded_layers(team: FrozenTeam) -> dict[str, PaddedLayer]:
     return layers
 
 
-def sparse_calls(layers: Mapping[str, PaddedLayer], pack: Callable[[Tensor], Tensor]) -> Apply:
+def sparse_calls(layers: Layers, masked: Iterable[str], pack: Callable[[Tensor], Tensor]) -> Apply:
     """A call of the 2:4 kernel for each mask; what is not masked is one product for all."""
-    packed = {name: [pack(matrix) for matrix in layer.weight] for name, layer in layers.items() if layer.sparse}
+    packed = {name: [pack(matrix) for matrix in layers[name][0]] for name in masked}
 
     def apply(name: str, x: Tensor) -> Tensor:
-        layer = layers[name]
+        weight, bias = layers[name]
         if name not in packed:
-            return F.linear(x, layer.weight[0], layer.bias)
-        if len(packed[name]) == 1:  # one mask for all networks: one call
-            return F.linear(x.flatten(0, 1), packed[name][0], layer.bias).unflatten(0, x.shape[:2])
-        return torch.stack([F.linear(rows, m, layer.bias) for rows, m in zip(x, packed[name], strict=True)])
+            return F.linear(x, weight[0], bias)
+        if len(weight) == 1:  # one mask for all networks: one call
+            return F.linear(x.flatten(0, 1), packed[name][0], bias).unflatten(0, x.shape[:2])
+        return torch.stack([F.linear(rows, matrix, bias) for rows, matrix in zip(x, packed[name], strict=True)])
 
     return apply
 
@@ -154,22 +135,22 @@ class GPUActor:
             raise ConfigError(unknown("dtype", dtype, DTYPES))
         if implementation not in IMPLEMENTATIONS:
             raise ConfigError(unknown("implementation", implementation, IMPLEMENTATIONS))
-        require_sparse24()
-        layers = {
-            name: PaddedLayer(layer.weight.cuda().to(DTYPES[dtype]), layer.bias.cuda().to(DTYPES[dtype]), layer.sparse)
-            for name, layer in padded_layers(team).items()
-        }
-        first = layers["fc1"].weight
+        available, found = sparse24_available()
+        if not available:
+            raise ConfigError(found)
+        kind = DTYPES[dtype]
+        layers = {name: (w.cuda().to(kind), bias.cuda().to(kind)) for name, (w, bias) in padded_layers(team).items()}
+        first, _ = layers["fc1"]
         self.team = team
         self._x = first.new_zeros(team.n_masks, batch, first.shape[2])
         self._hidden = first.new_zeros(team.n_masks, batch, first.shape[1])
         self._q_values: dict[str, Tensor] = {}
         replays: dict[str, Call] = {}
         if implementation != "sparse":
-            dense = batched({name: (layer.weight, layer.bias) for name, layer in layers.items()})
-            replays["dense"] = self._captured("dense", dense)
+            replays["dense"] = self._captured("dense", batched(layers))
         if implementation != "dense":
-            sparse = sparse_calls(layers, lambda weight: pack_for_gpu(weight, batch))
+            masked = [name for name, layer in team.layers.items() if layer.patterns is not None]
+            sparse = sparse_calls(layers, masked, lambda weight: pack_for_gpu(weight, batch))
             replays["sparse"] = self._captured("sparse", sparse)
         self.implementation = _fastest(replays) if implementation == "auto" else implementation
         self.replay = replays[self.implementation]  # a step on the inputs of the last one
