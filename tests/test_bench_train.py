@@ -55,8 +55,8 @@ def test_loop_table_has_a_row_a_method_and_leaves_no_run(home):
 
 def test_environments_alone_count_the_steps_of_those_that_run(monkeypatch):
     seconds = iter(range(100))
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: float(next(seconds)))  # one second an episode
-    assert bench.measure_environment(build_config(LOOP)) == 5 * 5  # environments times steps
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: float(next(seconds)))  # one second for all
+    assert bench.measure_environment(build_config(LOOP)) == 4 * 5 * 5  # episodes, environments, steps
 
 
 def test_peak_memory_is_that_of_the_largest_tensors(tiny_config):

@@ -17,20 +17,15 @@ from matplotlib.figure import Figure
 from k24lab.analysis.curve_plots import new_axes, panels
 from k24lab.analysis.style import GREY, OKABE_ITO, TEXT_WIDTH
 
-# Colour, marker and line of each line.
-LINES = tuple((OKABE_ITO[c], marker, dashes) for c, marker, dashes in (
-    ("blue", "o", "-"), ("vermillion", "s", "--"), ("green", "^", "-."), ("black", "X", ":"),
-))  # fmt: skip
-WIDTH_COLORS = [OKABE_ITO[c] for c in ("vermillion", "orange", "purple", "sky", "green", "blue")]
+LINES = (("blue", "o", "-"), ("vermillion", "s", "--"), ("green", "^", "-."), ("black", "X", ":"))
+WIDTH_COLORS = ("vermillion", "orange", "purple", "sky", "green", "blue")
 # Colour and hatch of the parts of an update, and of the layers fc1, GRU input and hidden (blue), fc2, fc3, fc4.
-PART_LOOKS = tuple((OKABE_ITO[c], hatch) for c, hatch in (
-    ("orange", ""), ("sky", "////"), ("blue", ""), ("green", "...."), ("vermillion", ""), ("purple", "\\\\\\\\"),
-    ("yellow", ""),
+PART_LOOKS = tuple(zip(
+    ("orange", "sky", "blue", "green", "vermillion", "purple", "yellow"),
+    ("", "////", "", "....", "", "\\\\\\\\", ""),
+    strict=True,
 ))  # fmt: skip
-LAYER_LOOKS = (
-    *(("0.92", ""), (OKABE_ITO["sky"], ""), (OKABE_ITO["blue"], "")),
-    *(("0.8", "////"), ("0.65", ""), ("0.25", "")),
-)
+LAYER_LOOKS = (("0.92", ""), ("sky", ""), ("blue", ""), ("0.8", "////"), ("0.65", ""), ("0.25", ""))
 MASKED_LABEL = {"none": "dense", "fc": "2:4 in fc", "all": "2:4 in fc and GRU"}
 DEVICE_MARKER = {"A100": "o", "H100": "s", "RTX 3060": "^"}
 KEY_OFFSETS = ((3.5, -4.5), (-7.5, -1.5), (3.5, -1.5), (3.5, 1.5))  # points; keys of neighbours do not overlap
@@ -49,8 +44,8 @@ def lines_over_agents(
     """
     ax = ax or new_axes()
     for (name, rows), (color, marker, dashes) in zip(table.groupby(lines, sort=False), LINES, strict=False):
-        look: dict[str, Any] = {"color": color, "marker": marker, "linestyle": dashes, "label": label.format(name)}
-        ax.plot(rows["n_agents"], rows[value], **look)
+        look: dict[str, Any] = {"color": OKABE_ITO[color], "marker": marker, "linestyle": dashes}
+        ax.plot(rows["n_agents"], rows[value], label=label.format(name), **look)
     agents = sorted(set(table["n_agents"]))
     ax.set_xscale("log")
     ax.set_xticks(agents, [f"{n:g}" for n in agents])
@@ -109,7 +104,7 @@ def stacked_bars(
 
     `looks`: colour and hatch of each part.
     """
-    colors: list[Any] = [color for color, _ in looks][: widths.shape[1]]
+    colors: list[Any] = [OKABE_ITO.get(color, color) for color, _ in looks][: widths.shape[1]]
     widths.plot.barh(stacked=True, ax=ax, color=colors, width=0.8, edgecolor=edgecolor, linewidth=0.4, legend=False)
     for bars, (_, hatch) in zip(list(ax.containers), looks, strict=False):
         plt.setp(bars, hatch=hatch)
@@ -168,9 +163,9 @@ def speedup_over_batch(
     """
     ax = ax or new_axes(height=2.6)
     ax.axhline(1.0, color=GREY, linewidth=0.6, zorder=0)
-    colors = dict(zip(predicted["width"].unique(), WIDTH_COLORS, strict=False))
+    colors = {w: OKABE_ITO[color] for w, color in zip(predicted["width"].unique(), WIDTH_COLORS, strict=False)}
     for k, (width, line) in enumerate(predicted.groupby("width")):
-        look = {"color": colors.get(width, "black"), "linestyle": (0, (1 + 1.5 * k, 1.5))}
+        look: dict[str, Any] = {"color": colors.get(width, "black"), "linestyle": (0, (1 + 1.5 * k, 1.5))}
         ax.plot(line["batch"], line["speedup"], label=f"{width} wide, predicted", **look)
     if published is not None:
         points = published.dropna(subset=["batch"])

@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from k24lab.analysis import style
 from k24lab.analysis.speedup_plots import training_figure
 from k24lab.bench.timing import cpu_timer, interleaved, median_ratio
-from k24lab.envs.base import EnvSpec
+from k24lab.envs.base import EnvSpec, VecEnv
 from k24lab.envs.registry import make_env
 from k24lab.lab.config import Config, build_config
 from k24lab.lab.train import train
@@ -130,19 +130,22 @@ def _profiled(learner: K24QLearner, batch: EpisodeBatch, n_updates: int, profile
 def measure_environment(config: Config, n_episodes: int = 4) -> float:
     """Env steps per second of the environments alone, with random actions: the most that a training loop can reach."""
     env = make_env(config.task, config.n_envs)
-    steps = seconds = 0.0
-    for seed in range(n_episodes + 1):
-        start = time.perf_counter()
-        now, running = env.reset(seed), torch.ones(config.n_envs, dtype=torch.bool)
-        while running.any():
-            steps += int(running.sum())
-            now = env.step(greedy_actions(torch.rand(now.avail_actions.shape), now.avail_actions))
-            running &= ~(now.terminated | now.truncated)
-        seconds += time.perf_counter() - start
-        if seed == 0:  # it warmed up
-            steps = seconds = 0.0
+    _random_episode(env, seed=0)  # warms up
+    start = time.perf_counter()
+    steps = sum(_random_episode(env, seed) for seed in range(1, n_episodes + 1))
+    seconds = time.perf_counter() - start
     env.close()
     return steps / seconds
+
+
+def _random_episode(env: VecEnv, seed: int) -> int:
+    """Play one in each environment; returns the env steps of all."""
+    now, running, steps = env.reset(seed), torch.ones(env.spec.n_envs, dtype=torch.bool), 0
+    while running.any():
+        steps += int(running.sum())
+        now = env.step(greedy_actions(torch.rand(now.avail_actions.shape), now.avail_actions))
+        running &= ~(now.terminated | now.truncated)
+    return steps
 
 
 def measure_loop(params: dict, methods: tuple[str, ...] = ("fups", "k24")) -> pd.DataFrame:
