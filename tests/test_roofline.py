@@ -4,7 +4,6 @@ from k24lab.bench import roofline
 from k24lab.bench.roofline import (
     DEVICES,
     HOST_TIME,
-    call_time,
     find_device,
     layer_times,
     predict_layers,
@@ -19,28 +18,30 @@ A100 = DEVICES["A100"]
 WIDTHS, BATCHES = [64, 128, 256, 1024, 4096, 8192], [1, 8, 64, 512, 4096, 32768]
 
 
-def test_memory_bound_call_by_hand():
+def test_memory_bound_layer_by_hand():
     # 64 x 64 in fp16, batch 1: 8192 bytes of weights (4608 packed) and 256 of activations at 0.8 * 2039 GB/s.
-    assert call_time(A100, 64, 64, 1, sparse=False) == pytest.approx(3.0 + (8192 + 256) / (0.8 * 2039e3))
-    assert call_time(A100, 64, 64, 1, sparse=True) == pytest.approx(3.0 + (4608 + 256) / (0.8 * 2039e3))
+    dense, sparse = layer_times(A100, 64, 64, 1)
+    assert dense == pytest.approx(3.0 + (8192 + 256) / (0.8 * 2039e3))
+    assert sparse == pytest.approx(3.0 + (4608 + 256) / (0.8 * 2039e3))
 
 
-def test_compute_bound_call_by_hand():
+def test_compute_bound_layer_by_hand():
     flops = 2 * 8192**3
-    assert call_time(A100, 8192, 8192, 8192, sparse=False) == pytest.approx(3.0 + flops / (312e6 * 0.97))
-    assert call_time(A100, 8192, 8192, 8192, sparse=True) == pytest.approx(3.0 + flops / (624e6 * 0.776))
+    dense, sparse = layer_times(A100, 8192, 8192, 8192)
+    assert dense == pytest.approx(3.0 + flops / (312e6 * 0.97))
+    assert sparse == pytest.approx(3.0 + flops / (624e6 * 0.776))
 
 
 def test_eager_adds_only_host_time():
-    difference = HOST_TIME["eager"][True]
-    graph, eager = (call_time(A100, 256, 256, 8, sparse=True, timing=timing) for timing in ("graph", "eager"))
-    assert eager - graph == pytest.approx(difference)
-    assert 120 <= difference <= 190
+    graph, eager = (layer_times(A100, 256, 256, 8, timing=timing) for timing in ("graph", "eager"))
+    assert tuple(e - g for e, g in zip(eager, graph, strict=True)) == pytest.approx(HOST_TIME["eager"])
+    assert 120 <= HOST_TIME["eager"][1] <= 190
 
 
-def test_stacked_dense_call_pays_one_launch():
-    one, eight = (call_time(A100, 64, 64, 32, sparse=False, n_stacked=n) for n in (1, 8))
-    assert eight - 3.0 == pytest.approx(8 * (one - 3.0))
+def test_agents_share_one_dense_launch_and_pay_one_each_for_sparse():
+    one, eight = (layer_times(A100, 64, 64, 32, n) for n in (1, 8))
+    assert eight[0] - 3.0 == pytest.approx(8 * (one[0] - 3.0))
+    assert eight[1] == pytest.approx(8 * one[1])
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -111,9 +112,8 @@ def test_no_published_win_for_agents_of_64_to_256():
     ("call", "message"),
     [
         (lambda: find_device("A10"), "unknown device 'A10'; did you mean 'A100'"),
-        (lambda: call_time(A100, 0, 64, 1, sparse=True), "out_features = 0"),
-        (lambda: call_time(A100, 64, 64, 1, sparse=True, n_stacked=8), "one mask"),
-        (lambda: call_time(A100, 64, 64, 1, sparse=True, timing="graphs"), "did you mean 'graph'"),
+        (lambda: layer_times(A100, 0, 64, 1), "out_features = 0"),
+        (lambda: layer_times(A100, 64, 64, 1, timing="graphs"), "did you mean 'graph'"),
         (lambda: layer_times(A100, 64, 64, 1, n_agents=0), "n_agents = 0"),
         (lambda: team_step_times(A100, (21, 64, 5), 1, 0), "n_agents = 0"),
     ],
@@ -130,4 +130,5 @@ def test_the_cpu_has_peaks_that_were_measured(monkeypatch):
     assert device.dense_tflops == pytest.approx(2 * 1024**3 / 20e-3 / 1e12) and device.launch == 2.0
     assert device.bandwidth == pytest.approx(4 * 8192**2 / 10e-3 / 1e9) and device.itemsize == 4
     assert device.name.endswith("one thread") and len(device.name) > len(", one thread")
-    assert call_time(device, 64, 64, 1, sparse=True) < call_time(device, 64, 64, 1, sparse=False)
+    dense, sparse = layer_times(device, 64, 64, 1)
+    assert 2.0 < sparse < dense

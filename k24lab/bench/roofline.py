@@ -66,41 +66,34 @@ DEVICES = {
 HOST_TIME = {"graph": (0.0, 0.0), "eager": (10.0, 155.0)}
 
 
-def call_time(
-    device: Device,
-    out_features: int,
-    in_features: int,
-    batch: int,
-    *,
-    sparse: bool,
-    n_stacked: int = 1,
-    timing: str = "graph",
-) -> float:
-    """Predicted microseconds of one matmul call; `n_stacked` weights at once with `batch` rows each (dense only).
-
-    Raises:
-        ConfigError: a size below 1, unknown `timing`, or stacked sparse weights (torch has no batched 2:4 matmul).
-    """
-    _positive(out_features=out_features, in_features=in_features, batch=batch, n_stacked=n_stacked)
-    if timing not in HOST_TIME:
-        raise ConfigError(unknown("timing", timing, HOST_TIME))
-    if sparse and n_stacked > 1:
-        raise ConfigError(f"n_stacked = {n_stacked}: one 2:4 call serves one mask; call once per mask")
-    peak = device.sparse_tflops * device.sparse_efficiency if sparse else device.dense_tflops * device.dense_efficiency
-    weight_bytes = device.itemsize * out_features * in_features * (device.packed_ratio if sparse else 1.0)
-    moved = n_stacked * (weight_bytes + device.itemsize * batch * (in_features + out_features))
-    compute_us = n_stacked * 2.0 * out_features * in_features * batch / (peak * 1e6)
-    memory_us = moved / (device.bandwidth_efficiency * device.bandwidth * 1e3)
-    return device.launch + HOST_TIME[timing][sparse] + max(compute_us, memory_us)
-
-
 def layer_times(
     device: Device, out_features: int, in_features: int, batch: int, n_agents: int = 1, timing: str = "graph"
 ) -> tuple[float, float]:
-    """(dense, sparse) microseconds of a layer with a mask and `batch` rows per agent: 1 dense call, n_agents sparse."""
-    _positive(n_agents=n_agents)
-    dense = call_time(device, out_features, in_features, batch, sparse=False, n_stacked=n_agents, timing=timing)
-    return dense, n_agents * call_time(device, out_features, in_features, batch, sparse=True, timing=timing)
+    """Predicted (dense, sparse) microseconds of a layer with a mask and `batch` rows per agent.
+
+    Dense is one (batched) call for all agents; sparse is a call per agent, since torch has no batched 2:4 matmul.
+
+    Raises:
+        ConfigError: a size below 1, or unknown `timing`.
+    """
+    sizes = {"out_features": out_features, "in_features": in_features, "batch": batch, "n_agents": n_agents}
+    for name, value in sizes.items():
+        if value < 1:
+            raise ConfigError(f"{name} = {value}: must be at least 1")
+    if timing not in HOST_TIME:
+        raise ConfigError(unknown("timing", timing, HOST_TIME))
+
+    def call_time(n_stacked: int, peak: float, packed_ratio: float, host: float) -> float:
+        weight_bytes = device.itemsize * out_features * in_features * packed_ratio
+        moved = n_stacked * (weight_bytes + device.itemsize * batch * (in_features + out_features))
+        compute_us = n_stacked * 2.0 * out_features * in_features * batch / (peak * 1e6)
+        memory_us = moved / (device.bandwidth_efficiency * device.bandwidth * 1e3)
+        return device.launch + host + max(compute_us, memory_us)
+
+    dense_host, sparse_host = HOST_TIME[timing]
+    dense = call_time(n_agents, device.dense_tflops * device.dense_efficiency, 1.0, dense_host)
+    sparse = call_time(1, device.sparse_tflops * device.sparse_efficiency, device.packed_ratio, sparse_host)
+    return dense, n_agents * sparse
 
 
 def team_step_times(
@@ -231,9 +224,3 @@ def published_points() -> pd.DataFrame:
 def _prediction(keys: Mapping[str, object], dense_us: float, sparse_us: float) -> dict[str, object]:
     times = {"dense_us": dense_us, "sparse_us": sparse_us, "speedup": dense_us / sparse_us}
     return {"kind": "predicted", **keys, **times}
-
-
-def _positive(**sizes: int) -> None:
-    for name, value in sizes.items():
-        if value < 1:
-            raise ConfigError(f"{name} = {value}: must be at least 1")
