@@ -37,7 +37,8 @@ from k24lab.marl.agent import build_agent
 from k24lab.marl.learner import build_learner
 from k24lab.marl.policy import Policy, play, trained_policy
 from k24lab.marl.replay import EpisodeBatch
-from k24lab.ops import acting, calls as ops, library as kernels
+from k24lab.ops import acting, library as kernels
+from k24lab.ops.linear import linear, sparse_weights
 
 NAME, GPU_NAME = "bench_inference", "bench_inference_gpu"
 WIDTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -141,7 +142,7 @@ def measure_layers(widths: Sequence[int], batches: Sequence[int], rounds: int = 
         weight, bias = random_24_weight(width, generator), torch.randn(width, generator=generator)
         sparse = acting.PackedLinear(weight[None], bias[None])
         dense = acting.PackedLinear(weight[None], bias[None], sparse=False)
-        columns = ops.pack(weight[None])
+        columns = sparse_weights(weight[None], bias[None])
         for batch in batches:
             if width * width * batch > MOST_MULTIPLY_ADDS:
                 continue
@@ -149,7 +150,7 @@ def measure_layers(widths: Sequence[int], batches: Sequence[int], rounds: int = 
             calls: dict[str, Call] = {
                 "2:4": partial(sparse, x[None], out=out),
                 "packed dense": partial(dense, x[None], out=out),
-                "2:4, columns": partial(ops.matmul, columns, x.T[None].contiguous(), bias[None]),
+                "2:4, columns": partial(linear, columns, x.T[None].contiguous()),
                 "torch, linear": partial(F.linear, x, weight, bias),
                 "torch, addmm": partial(torch.addmm, bias, x, weight.T, out=out[0].clone()),
             }

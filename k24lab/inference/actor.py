@@ -11,7 +11,8 @@ from k24lab.errors import ConfigError, unknown
 from k24lab.inference.freeze import FrozenTeam
 from k24lab.marl.agent import Weights, step
 from k24lab.marl.targets import greedy_actions
-from k24lab.ops import acting, calls as ops, library as kernels
+from k24lab.ops import acting, library as kernels
+from k24lab.ops.linear import sparse_weights
 
 BACKENDS = ("auto", "kernel", "columns", "torch")
 # With AVX2 `columns` is faster than `kernel` from here on, measured for 1 to 16 masks and hidden sizes 32 to 256. Two
@@ -80,8 +81,7 @@ class Actor:
     @cached_property
     def _columns(self) -> Weights:
         weights = self.team.weights()
-        packed = {name: ops.pack(weights[name].weight) for name in self._masked}
-        return {name: layer._replace(packed=packed.get(name)) for name, layer in weights.items()}
+        return weights | {name: sparse_weights(weights[name].weight, weights[name].bias) for name in self._masked}
 
     @cached_property
     def _torch(self) -> Apply:

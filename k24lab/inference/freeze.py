@@ -25,9 +25,11 @@ from k24lab.inference.packing import pack_patterns, patterns_of, quantise, to_dt
 from k24lab.lab import tensorfile
 from k24lab.lab.config import Config, stored_config
 from k24lab.lab.runs import RunFolder, atomic_write, read_config
-from k24lab.marl.agent import LAYERS, LayerWeights, RNNAgent
+from k24lab.marl.agent import RNNAgent
 from k24lab.marl.learner import K24QLearner, build_learner
 from k24lab.methods import METHODS
+from k24lab.methods.base import LAYERS
+from k24lab.ops.linear import LayerWeights
 
 FORMAT = "k24lab-team-1"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
