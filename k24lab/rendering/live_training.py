@@ -7,7 +7,6 @@ import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -159,18 +158,21 @@ def _follow(
     own: BackgroundRun | None = None,
 ) -> Watched:
     """Look, show what is new, wait; until all runs have ended, `own` has, time is over, or an interrupt stops `own`."""
-    view = _View(runs, baseline)
+    means = pd.DataFrame(columns=["task", "variant", "t_env", "mean"])
+    if baseline is not None:
+        means = stats.curves(load_metrics(find_runs(baseline, task=list(runs.tasks()))), runs.metric)
+    view = _View(runs, means)
     deadline = float("inf") if timeout is None else time.monotonic() + timeout
     reason = ""
     try:
         while not reason:
             # Before the update, which would miss what a run writes between it and its end.
-            ended, late = own is not None and own.ended, time.monotonic() >= deadline
+            exited, late = own is not None and own.ended, time.monotonic() >= deadline
             changed = runs.update()
             if all(status.state in ENDED for status in runs.statuses):
                 reason = "all have ended"
             else:
-                reason = "its process has ended" if ended else "time is over" if late else ""
+                reason = "its process has ended" if exited else "time is over" if late else ""
             if changed or reason or not view.n_updates:
                 view.show(reason)
             if not reason:
@@ -187,35 +189,27 @@ def _follow(
 class _View:
     """A figure and a text that are updated in place in a notebook's outputs; in any other Python, lines of text."""
 
-    def __init__(self, runs: RunProgress, baseline: str | Path | None):
-        self._runs, self.figure, self.n_updates = runs, Figure(), 0
-        self._baseline = pd.DataFrame(columns=["task", "variant", "t_env", "mean"])
-        if baseline is not None:
-            finished = find_runs(baseline, task=list(runs.tasks()))
-            self._baseline = stats.curves(load_metrics(finished), runs.metric)
-        self._ids = (uuid.uuid4().hex, uuid.uuid4().hex)
+    def __init__(self, runs: RunProgress, baseline: pd.DataFrame):
+        self._runs, self._baseline = runs, baseline
+        self.figure, self.n_updates = Figure(), 0
+        self._ids = uuid.uuid4().hex, uuid.uuid4().hex
 
     def show(self, reason: str) -> None:
         """Show how far the runs are, and the reason to end if there is one."""
         from IPython import get_ipython
+        from IPython.display import display
 
-        notebook = hasattr(get_ipython(), "kernel")
+        in_notebook = hasattr(get_ipython(), "kernel")
         headline, lines = self._runs.headline() + (f" · {reason}" if reason else ""), self._runs.lines()
-        if notebook or reason:
+        if in_notebook or reason:
             with paper_style():
                 self.figure = progress_figure(self._runs, self._baseline)
-                picture = screen_png(self.figure)
-        if notebook:
-            self._display(picture, headline, lines)
+        if in_notebook:
+            with paper_style():
+                picture = base64.b64encode(screen_png(self.figure)).decode()
+            outputs = {"text/plain": headline, "image/png": picture}, {"text/plain": "\n".join([headline, *lines])}
+            for id_, output in zip(self._ids, outputs, strict=True):
+                display(output, raw=True, display_id=id_, update=self.n_updates > 0)
         else:
             print(time.strftime("%H:%M:%S"), headline, *[f"| {' '.join(line.split())}" for line in lines], flush=True)
         self.n_updates += 1
-
-    def _display(self, picture: bytes, headline: str, lines: list[str]) -> None:
-        """In two outputs of the running cell; a copy of the notebook keeps them as they were last."""
-        from IPython.display import display
-
-        image: dict[str, Any] = {"text/plain": headline, "image/png": base64.b64encode(picture).decode()}
-        text = {"text/plain": "\n".join([headline, *lines])}
-        for id_, bundle in zip(self._ids, (image, text), strict=True):
-            display(bundle, raw=True, display_id=id_, update=self.n_updates > 0)

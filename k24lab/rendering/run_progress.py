@@ -3,10 +3,9 @@
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
@@ -37,12 +36,9 @@ ONE_PANEL_HEIGHT = 2.3  # inches
 class Logged(NamedTuple):
     """What a metrics.jsonl of this size holds."""
 
-    size: int
-    values: tuple[tuple[int, float], ...]  # (t_env, metric)
-    names: frozenset[str]  # of everything that is logged
-
-
-NOTHING = Logged(0, (), frozenset())
+    size: int = 0
+    values: tuple[tuple[int, float], ...] = ()  # (t_env, metric)
+    names: frozenset[str] = frozenset()  # of everything that is logged
 
 
 class RunProgress:
@@ -53,29 +49,28 @@ class RunProgress:
         metric: name of a logged quantity.
 
     Raises:
-        RunError: no runs.
+        RunError: no runs, or none that logs the metric.
     """
 
     def __init__(self, source: str | Path, metric: str):
         self.source, self.metric = source, metric
+        self.statuses: list[RunStatus] = []
+        self._unreadable: list[str] = []  # runs that are left out, and why
         self._logged: dict[Path, Logged] = {}
-        self._first_seen: dict[Path, tuple[float, int]] = {}  # time and t_env at which a run was first seen running
-        self.statuses, self._unreadable = self._read_statuses()
+        self._first_seen: dict[Path, tuple[float, int]] = {}  # time and t_env when a run was first seen running
+        self.update()
 
     def update(self) -> bool:
-        """Read the folders again; a metrics file only where it has grown. Returns whether anything has changed.
+        """Read the folders again, a metrics file only where it has grown; returns whether anything has changed.
 
         Raises:
-            RunError: no run logs the metric.
+            RunError: as above.
         """
         before = self.statuses, self._logged
-        self.statuses, self._unreadable = self._read_statuses()
+        self._read_statuses()
         self._logged = {status.path: self._read_metrics(status.path) for status in self.statuses}
-        for status in self.statuses:
-            if status.state != "running":
-                self._first_seen.pop(status.path, None)
-            else:
-                self._first_seen.setdefault(status.path, (time.monotonic(), status.t_env))
+        now = {status.path: (time.monotonic(), status.t_env) for status in self.statuses if status.state == "running"}
+        self._first_seen = now | {path: seen for path, seen in self._first_seen.items() if path in now}
         self._check_metric()
         return (self.statuses, self._logged) != before
 
@@ -93,9 +88,9 @@ class RunProgress:
     def curves(self) -> pd.DataFrame:
         """The metric so far: columns task, variant, run, t_env, value."""
         rows = [
-            (status.task, variant, status.path.name, t_env, value)
+            (status.task, variant, status.path.name, *point)
             for status, variant in zip(self.statuses, self.variants(), strict=True)
-            for t_env, value in self._logged.get(status.path, NOTHING).values
+            for point in self._logged[status.path].values
         ]
         return pd.DataFrame(rows, columns=["task", "variant", "run", "t_env", "value"])
 
@@ -120,7 +115,7 @@ class RunProgress:
         share = status.t_env / status.t_max
         bar = "█" * round(BAR * share) + "░" * (BAR - round(BAR * share))
         parts = [label, f"{status.state:8}", f"{bar} {share:4.0%} of {EngFormatter(sep='')(status.t_max)}"]
-        if values := self._logged.get(status.path, NOTHING).values:
+        if values := self._logged[status.path].values:
             parts.append(f"{metric_label(self.metric)} {values[-1][1]:#.3g}")
         since, before = self._first_seen.get(status.path, (0.0, status.t_env))
         if status.t_env > before:
@@ -128,20 +123,18 @@ class RunProgress:
             parts.append(f"{_duration(seconds)} left")
         return "  ".join([*parts, status.error] if status.error else parts)
 
-    def _read_statuses(self) -> tuple[list[RunStatus], list[str]]:
-        """The runs that can be read, and of the others what is wrong with them."""
-        statuses, unreadable = [], []
+    def _read_statuses(self) -> None:
+        self.statuses, self._unreadable = [], []
         for folder in _folders(self.source):
             try:
-                statuses.append(run_status(folder))
+                self.statuses.append(run_status(folder))
             except RunError as error:  # of another version, say
-                unreadable.append(f"left out: {error}")
-        if not statuses:
-            raise RunError("; ".join(unreadable))
-        return statuses, unreadable
+                self._unreadable.append(f"left out: {error}")
+        if not self.statuses:
+            raise RunError("; ".join(self._unreadable))
 
     def _read_metrics(self, folder: Path) -> Logged:
-        path, before = folder / "metrics.jsonl", self._logged.get(folder, NOTHING)
+        path, before = folder / "metrics.jsonl", self._logged.get(folder, Logged())
         size = path.stat().st_size if path.is_file() else 0
         if size == before.size:
             return before
@@ -181,7 +174,7 @@ def _duration(seconds: float) -> str:
 
 
 def progress_figure(runs: RunProgress, baseline: pd.DataFrame) -> Figure:
-    """A panel per task, in a figure that pyplot does not keep.
+    """A panel per task with a line per run and a dot at its end, in a figure that pyplot does not keep.
 
     `baseline` is what `stats.curves` returns (task, variant, t_env, mean, ...), drawn in grey; it may be empty.
     """
@@ -194,24 +187,16 @@ def progress_figure(runs: RunProgress, baseline: pd.DataFrame) -> Figure:
     for spare in grid.flat[len(tasks) :]:
         spare.set_axis_off()
     for ax, (task, t_max) in zip(grid.flat, tasks.items(), strict=False):
-        _draw_baseline(baseline[baseline["task"] == task], ax)
-        _draw_runs(curves[curves["task"] == task], ax)
+        means, own = (table[table["task"] == task] for table in (baseline, curves))
+        for variant, style in variant_styles(means["variant"]).items():
+            rows = means[means["variant"] == variant]
+            label = f"baseline: {style.label}"
+            ax.plot(rows["t_env"], rows["mean"], color=GREY, linestyle=style.linestyle, linewidth=1.0, label=label)
+        for variant, style in variant_styles(own["variant"]).items():  # seeds look alike
+            for k, (_, rows) in enumerate(own[own["variant"] == variant].groupby("run", sort=False)):
+                x, y, label = rows["t_env"], rows["value"], "" if k else style.label
+                ax.plot(x, y, color=style.color, linestyle=style.linestyle, linewidth=1.2, label=label)
+                ax.plot(x.iloc[-1], y.iloc[-1], color=style.color, marker="o", markersize=3)
         ax.set(xlim=(0, t_max), title=task)
         time_axis(ax, metric_label(runs.metric))
     return shared_legend(fig)
-
-
-def _draw_baseline(means: pd.DataFrame, ax: Axes) -> None:
-    for variant, style in variant_styles(means["variant"]).items():
-        rows = means[means["variant"] == variant]
-        look: dict[str, Any] = {"color": GREY, "linestyle": style.linestyle, "linewidth": 1.0}
-        ax.plot(rows["t_env"], rows["mean"], label=f"baseline: {style.label}", **look)
-
-
-def _draw_runs(curves: pd.DataFrame, ax: Axes) -> None:
-    """A line per run with a dot at its end; seeds of a variant look alike."""
-    for variant, style in variant_styles(curves["variant"]).items():
-        look: dict[str, Any] = {"color": style.color, "linestyle": style.linestyle, "linewidth": 1.2}
-        for k, (_, rows) in enumerate(curves[curves["variant"] == variant].groupby("run", sort=False)):
-            ax.plot(rows["t_env"], rows["value"], label="" if k else style.label, **look)
-            ax.plot(rows["t_env"].iloc[-1], rows["value"].iloc[-1], color=style.color, marker="o", markersize=3)
