@@ -19,7 +19,7 @@ from tqdm import tqdm
 from k24lab.analysis.style import method_style, paper_style
 from k24lab.envs.base import Step, VecEnv
 from k24lab.envs.registry import drawable, make_env
-from k24lab.envs.scene import Episode, Scene
+from k24lab.envs.scene import Episode
 from k24lab.errors import ConfigError, RunError
 from k24lab.inference.freeze import load_learner
 from k24lab.inference.play import play, trained_policy
@@ -135,36 +135,33 @@ class SceneRecorder(VecEnv):
 
     def __init__(self, env: VecEnv, n: int):
         self.spec, self._env, self._n = env.spec, env, n
-        self._scenes: list[list[Scene]] = []
-        self._ended = [False] * n
 
     def reset(self, seed: int) -> Step:
         """Start anew."""
-        now = self._env.reset(seed)
+        self._now = self._env.reset(seed)
         self._scenes = [[self._env.scene(e)] for e in range(self._n)]
-        self._ended = [False] * self._n
-        return now
+        return self._now
 
     def step(self, actions: Int[Tensor, "E N"]) -> Step:
         """A step, and a scene of each episode that had not ended before it."""
-        now = self._env.step(actions)
-        for e in range(self._n):
-            if not self._ended[e]:
-                self._scenes[e].append(self._env.scene(e))
-                self._ended[e] = bool(now.terminated[e] | now.truncated[e])
-        return now
+        ended = self._now.terminated | self._now.truncated
+        self._now = self._env.step(actions)
+        for e, scenes in enumerate(self._scenes):
+            if not ended[e]:
+                scenes.append(self._env.scene(e))
+        return self._now
 
     def episodes(self, batch: EpisodeBatch) -> list[Episode]:
         """The scenes, with the actions and rewards of the same episodes."""
-        recorded = []
+        episodes = []
         for e, scenes in enumerate(self._scenes):
             n_steps = len(scenes) - 1
             actions = batch.actions[e, :n_steps].tolist()
             names = tuple(tuple(self._env.action_name(i, a) for i, a in enumerate(row)) for row in actions)
             won = bool(batch.won[e]) if self.spec.has_win else None
             rewards = batch.reward[e, :n_steps].numpy()
-            recorded.append(Episode(tuple(scenes), names, rewards, self.spec.episode_limit, won))
-        return recorded
+            episodes.append(Episode(tuple(scenes), names, rewards, self.spec.episode_limit, won))
+        return episodes
 
 
 def draw_frames(episodes: Sequence[Episode], title: str, subtitle: str, dpi: int) -> Iterator[Frame]:

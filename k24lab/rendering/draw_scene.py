@@ -10,7 +10,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
-from matplotlib.patches import Circle, Polygon, RegularPolygon, Wedge
+from matplotlib.patches import Circle, Rectangle, RegularPolygon, Wedge
 
 from k24lab.analysis.style import GREY, OKABE_ITO
 from k24lab.envs.scene import Kind, Scene, Thing
@@ -121,16 +121,15 @@ class SceneAxes:
 
     def _draw_box(self, thing: Thing, box: tuple[float, float], order: float) -> None:
         """A box where it is turned to; a line if it has no width."""
-        turn = np.array([[np.cos(thing.angle), -np.sin(thing.angle)], [np.sin(thing.angle), np.cos(thing.angle)]])
-        half = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * np.array(box) / 2
-        corners = half @ turn.T + np.array([thing.x, thing.y])
-        if box[1] == 0:
-            self._ax.add_line(Line2D(*corners[:2].T, color=DARK, linewidth=2, zorder=order))
-            return
-        color = _color(thing)
-        hollow = thing.kind in ("landmark", "goal")
-        look = {"fc": paler(color, 0.15), "ec": color} if hollow else {"fc": color, "ec": _edge(thing)}
-        self._ax.add_artist(Polygon(corners, zorder=order, **look))
+        color, (length, width) = _color(thing), box
+        look: dict[str, Any] = {"fc": color, "ec": _edge(thing)}
+        if width == 0:
+            look = {"ec": DARK, "linewidth": 2}
+        elif thing.kind in ("landmark", "goal"):
+            look = {"fc": paler(color, 0.15), "ec": color}
+        turn: dict[str, Any] = {"angle": np.degrees(thing.angle), "rotation_point": "center"}
+        corner = thing.x - length / 2, thing.y - width / 2
+        self._ax.add_artist(Rectangle(corner, length, width, zorder=order, **turn, **look))
 
     def _draw_goal(self, goal: Thing, units: Sequence[Thing], order: float) -> None:
         """A ring with a part in the colour of each agent that it belongs to, wide enough to be seen around one."""

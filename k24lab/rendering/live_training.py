@@ -199,14 +199,13 @@ class _View:
         from IPython import get_ipython
         from IPython.display import display
 
-        in_notebook = hasattr(get_ipython(), "kernel")
         headline, lines = self._runs.headline() + (f" · {reason}" if reason else ""), self._runs.lines()
-        if in_notebook or reason:
-            with paper_style():
+        in_notebook = hasattr(get_ipython(), "kernel")
+        with paper_style():
+            if in_notebook or reason:
                 self.figure = progress_figure(self._runs, self._baseline)
+            picture = base64.b64encode(screen_png(self.figure)).decode() if in_notebook else ""
         if in_notebook:
-            with paper_style():
-                picture = base64.b64encode(screen_png(self.figure)).decode()
             outputs = {"text/plain": headline, "image/png": picture}, {"text/plain": "\n".join([headline, *lines])}
             for id_, output in zip(self._ids, outputs, strict=True):
                 display(output, raw=True, display_id=id_, update=self.n_updates > 0)

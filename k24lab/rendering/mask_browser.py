@@ -136,28 +136,27 @@ class MaskBrowser:
         self._update_controls(choices, of)
 
     def _build_controls(self) -> tuple[SimpleNamespace, widgets.VBox]:
-        wide = {"description_width": "5em"}
+        def look(width: int) -> dict[str, Any]:
+            return {"layout": {"width": f"{width}em"}, "style": {"description_width": "5em"}}
+
         controls = SimpleNamespace(
-            run=widgets.Dropdown(description="run", layout={"width": "32em"}, style=wide),
-            layer=widgets.Dropdown(description="layer", layout={"width": "16em"}, style=wide),
-            agent=widgets.Dropdown(layout={"width": "16em"}, style=wide),
-            t_env=widgets.SelectionSlider(options=[0], description="env steps", layout={"width": "32em"}, style=wide),
-            row=widgets.IntSlider(description="first row", layout={"width": "24em"}, style=wide),
-            group=widgets.IntSlider(description="first group", layout={"width": "24em"}, style=wide),
+            run=widgets.Dropdown(description="run", **look(32)),
+            layer=widgets.Dropdown(description="layer", **look(16)),
+            agent=widgets.Dropdown(**look(16)),
+            t_env=widgets.SelectionSlider(options=[0], description="env steps", **look(32)),
+            row=widgets.IntSlider(description="first row", **look(24)),
+            group=widgets.IntSlider(description="first group", **look(24)),
         )
         for field, control in vars(controls).items():
             control.observe(functools.partial(self._moved, field), "value")
-        controls.play = widgets.Play(interval=PLAY_MS, show_repeat=False)
-        widgets.link((controls.play, "value"), (controls.t_env, "index"))
+        play = controls.play = widgets.Play(interval=PLAY_MS, show_repeat=False)
+        widgets.link((play, "value"), (controls.t_env, "index"))
         width = f"{TEXT_WIDTH * SCREEN_DPI:.0f}px"  # its own: stretched over the cell it blurs
         controls.picture = widgets.Image(format="png", layout={"width": width})
         controls.problem = widgets.Label()
-        lines = (
-            (controls.run, controls.layer, controls.agent),
-            (controls.t_env, controls.play),
-            (controls.row, controls.group),
-        )
-        return controls, widgets.VBox([*map(widgets.HBox, lines), controls.problem, controls.picture])
+        first = widgets.HBox([controls.run, controls.layer, controls.agent])
+        second, third = widgets.HBox([controls.t_env, play]), widgets.HBox([controls.row, controls.group])
+        return controls, widgets.VBox([first, second, third, controls.problem, controls.picture])
 
     def _update_controls(self, choices: Choices, of: str) -> None:
         """Show the selection in the controls, and what else could be chosen."""

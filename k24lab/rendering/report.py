@@ -92,7 +92,10 @@ def _run_page(folder: Path) -> tuple[str, Sections]:
         "Dynamics": _parts(_dynamics, [run]),
         "Masks": _parts(_masks, run),
         "Similarity of agents": _parts(_similarity, run),
-        "Where it comes from": [Part("pairs", attempt) for attempt in _attempts(folder)],
+        "Where it comes from": [
+            Part("pairs", {"attempt": k} | {key: as_text(line[key]) for key in SHOWN if key in line})
+            for k, line in enumerate(provenance.read(folder), start=1)
+        ],
     }
 
 
@@ -211,16 +214,10 @@ def _masks(run: Run) -> Iterator[Part]:
     yield _figure(ax, f"{run.id}, layer {layer}: what each agent keeps of a corner of the shared weights.")
     table = tables.snapshot_table(snapshots)
     fig, axes = plots.panels(3, height=2.0)
-    for ax, (name, ylabel, references) in zip(
-        axes,
-        (
-            ("hamming", "Hamming distance", {"independent masks": similarity.CHANCE_HAMMING}),
-            ("entropy", "pattern entropy (nats)", {"undecided: ln 6": similarity.MAX_ENTROPY}),
-            ("flip_rate", "groups changed (share)", {}),
-        ),
-        strict=True,
-    ):
-        plots.layer_lines(table, name, ax, ylabel=ylabel, references=references)
+    chance, undecided = {"independent masks": similarity.CHANCE_HAMMING}, {"undecided: ln 6": similarity.MAX_ENTROPY}
+    plots.layer_lines(table, "hamming", axes[0], ylabel="Hamming distance", references=chance)
+    plots.layer_lines(table, "entropy", axes[1], ylabel="pattern entropy (nats)", references=undecided)
+    plots.layer_lines(table, "flip_rate", axes[2], ylabel="groups changed (share)")
     caption = "Over training: how far apart the masks are, how undecided, and how many groups change."
     yield _figure(plots.shared_legend(fig), caption)
     yield Part("table", table[table["t_env"] == max(snapshots)])
@@ -299,17 +296,6 @@ def _representative(runs: Sequence[Run]) -> Run | None:
 
 
 def _run_table(found: Sequence[Run], summaries: pd.DataFrame) -> pd.DataFrame:
-    columns = [c for c in ("task", "variant", "seed", RETURN, "t_env", "seconds") if c in summaries]
-    commits = {
-        run.id: next((a["commit"][:12] for a in provenance.read(run.path)[::-1] if a.get("commit")), "")
-        for run in found
-    }
-    return summaries[["run", *columns]].assign(commit=summaries["run"].map(commits))
-
-
-def _attempts(folder: Path) -> list[dict[str, str]]:
-    lines = provenance.read(folder)
-    return [
-        {"attempt": str(k + 1)} | {key: as_text(line[key]) for key in SHOWN if key in line}
-        for k, line in enumerate(lines)
-    ]
+    columns = [c for c in ("run", "task", "variant", "seed", RETURN, "t_env", "seconds") if c in summaries]
+    commits = {run.id: [a["commit"][:12] for a in provenance.read(run.path) if a.get("commit")] for run in found}
+    return summaries[columns].assign(commit=[(commits[run] or [""])[-1] for run in summaries["run"]])
