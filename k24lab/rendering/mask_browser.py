@@ -16,7 +16,7 @@ from k24lab.analysis.mask_plots import agent_labels
 from k24lab.analysis.style import SCREEN_DPI, TEXT_WIDTH, paper_style, screen_png
 from k24lab.core.patterns import GROUP_SIZE
 from k24lab.errors import RunError, unknown
-from k24lab.lab.config import METHODS, build_config
+from k24lab.methods import METHODS
 from k24lab.rendering.draw_mask import Part, change_table, describe, draw_mask, mask_view
 
 _read = functools.lru_cache(maxsize=8)(read_patterns)  # a snapshot that is there does not change
@@ -212,7 +212,7 @@ def mask_browser(
     masked = [run for run in runs if any((run.path / "patterns").glob("[0-9]*.npz"))]
     if not masked:
         methods = ", ".join(sorted({str(run.config.get("method")) for run in runs})) or "none"
-        have = ", ".join(method for method in METHODS if build_config({"method": method}).masked)
+        have = ", ".join(name for name, method in METHODS.items() if method.masks == "each" and method.pattern == "2:4")
         raise RunError(f"none of {len(runs)} runs has masks to show (methods: {methods}); methods that have: {have}")
     return MaskBrowser(_named(masked), rows, groups).select(**start)
 
