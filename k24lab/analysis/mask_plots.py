@@ -13,7 +13,7 @@ from matplotlib.pyplot import get_cmap
 from k24lab.analysis.curve_plots import new_axes
 from k24lab.analysis.similarity import masks
 from k24lab.analysis.style import HALF_WIDTH, OKABE_ITO
-from k24lab.core.patterns import GROUP_SIZE, N_PATTERNS, PATTERN_NAMES
+from k24lab.core.pattern_table import GROUP_SIZE, N_PATTERNS, PATTERN_NAMES
 
 PATTERN_COLORS = ListedColormap([OKABE_ITO[c] for c in ("orange", "sky", "green", "yellow", "blue", "vermillion")])
 TILE_HEIGHT = 1.25  # inches, one line of agents side by side

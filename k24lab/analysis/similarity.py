@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer
 
 from k24lab.analysis.load import Patterns
-from k24lab.core.patterns import N_PATTERNS, PATTERNS_24
+from k24lab.core.pattern_table import N_PATTERNS, PATTERNS_24
 
 CHANCE_HAMMING = 0.5
 CHANCE_JACCARD = 1 / 3

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from k24lab.analysis.curve_plots import new_axes
 from k24lab.analysis.stats import mean_interval
 from k24lab.analysis.style import OKABE_ITO, method_style
-from k24lab.core.patterns import PATTERN_NAMES
+from k24lab.core.pattern_table import PATTERN_NAMES
 
 CHANCE_REDRAW = 5 / 6
 

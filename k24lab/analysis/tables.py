@@ -22,7 +22,7 @@ from k24lab.analysis.similarity import (
     probability_similarity,
     q_spread,
 )
-from k24lab.core.patterns import PATTERN_NAMES
+from k24lab.core.pattern_table import PATTERN_NAMES
 
 
 def snapshot_table(snapshots: Mapping[int, Mapping[str, Patterns]]) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from typing import Any
 
 from k24lab.errors import warn
 from k24lab.lab.config import Config
+from k24lab.lab.files import atomic_write
 from k24lab.lab.paths import CHECKOUT
 
 FILE = "provenance.jsonl"
@@ -47,8 +48,6 @@ def record_import(folder: Path, file: Path) -> None:
 
 
 def _append(folder: Path, line: dict[str, Any]) -> None:
-    from k24lab.lab.runs import atomic_write  # it loads torch, which readers do without
-
     path = folder / FILE
     before = path.read_bytes() if path.exists() else b""
     with atomic_write(path) as file:

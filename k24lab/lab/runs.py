@@ -19,6 +19,7 @@ from k24lab.envs.tasks import parse_task
 from k24lab.errors import ConfigError, RunError, told, warn
 from k24lab.lab import tensorfile
 from k24lab.lab.config import NOT_HASHED, Config, stored_config
+from k24lab.lab.files import atomic_write
 from k24lab.lab.paths import runs_dir
 
 CHECKPOINT, PREVIOUS = "checkpoint.safetensors", "checkpoint.prev.safetensors"
@@ -28,22 +29,6 @@ FAILED, LOCK = "FAILED", ".lock"  # the error of the last attempt; held by the p
 # ends within seconds.
 LOCK_SECONDS = 10.0
 MOST_NAMED = 4  # runs in a message
-
-
-@contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path` that takes its place only once it is whole and on disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    if not path.parent.is_dir():
-        raise RunError(f"{path.parent} is gone: {path.name} cannot be written")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def canonical(config: Config) -> Config:
