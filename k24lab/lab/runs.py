@@ -6,18 +6,14 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-import torch
 from filelock import FileLock, Timeout
 
-from k24lab.envs.registry import canonical_task
 from k24lab.envs.tasks import parse_task
 from k24lab.errors import ConfigError, RunError, told, warn
-from k24lab.lab import tensorfile
 from k24lab.lab.config import NOT_HASHED, Config, stored_config
 from k24lab.lab.files import atomic_write
 from k24lab.lab.paths import runs_dir
@@ -25,14 +21,16 @@ from k24lab.lab.paths import runs_dir
 CHECKPOINT, PREVIOUS = "checkpoint.safetensors", "checkpoint.prev.safetensors"
 CHECKPOINT_FORMAT = "k24lab-checkpoint-2"
 FAILED, LOCK = "FAILED", ".lock"  # the error of the last attempt; held by the process that trains the run
-# How long a run waits for its lock. One who asks whether it is held holds it for a moment; a run whose sweep was killed
-# ends within seconds.
+# How long a run waits for its lock. `is_locked` holds the lock for a moment, and a run whose sweep was killed ends within
+# seconds.
 LOCK_SECONDS = 10.0
 MOST_NAMED = 4  # runs in a message
 
 
 def canonical(config: Config) -> Config:
-    """The configuration of a new run with its task spelt as `canonical_task` has it, so that equal runs are one."""
+    """The configuration of a new run with its task spelled as `canonical_task` has it, so that equal runs are one."""
+    from k24lab.envs.registry import canonical_task  # environments load torch, which readers of runs do without
+
     return dataclasses.replace(config, task=canonical_task(config.task))
 
 
@@ -85,6 +83,8 @@ def find_or_name(config: Config, name: str) -> tuple[Path, Config]:
 
 def _same_task(stored: Config, config: Config) -> bool:
     """Whether two spellings are one task, and were so for earlier versions, which took the word false for true."""
+    from k24lab.envs.registry import canonical_task
+
     words = {str(value).lower() for value in parse_task(stored.task)[1].values() if isinstance(value, str)}
     return not words & {"true", "false"} and canonical_task(stored.task) == config.task
 
@@ -189,12 +189,14 @@ class RunFolder:
             raise RunError("; ".join(problems) + "; delete the run folder to start afresh")
         return None
 
-    def save_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
-        """Store arrays as an npz file of the run folder."""
+    def save_arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
+        """Store arrays of numpy as an npz file of the run folder."""
+        import numpy as np
+
         path = self.path / name
         path.parent.mkdir(exist_ok=True)
         with atomic_write(path) as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+            np.savez_compressed(file, **arrays)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the summary and mark the run as done; its checkpoints' reserve is no longer needed."""
@@ -273,7 +275,9 @@ def find_folder(run: str) -> Path:
 
 def write_checkpoint(file: BinaryIO, state: dict[str, Any], config_hash: str) -> None:
     """Write the state of a run of this configuration into an open file."""
-    tensors: dict[str, torch.Tensor] = {}
+    from k24lab.lab import tensorfile
+
+    tensors: dict[str, Any] = {}
     tree = json.dumps(tensorfile.flatten(state, tensors))
     tensorfile.write(file, {"format": CHECKPOINT_FORMAT, "config_hash": config_hash, "state": tree}, tensors)
 
@@ -284,6 +288,8 @@ def read_checkpoint(path: Path, config_hash: str) -> dict[str, Any]:
     Raises:
         RunError: truncated, damaged, not a checkpoint of this version of the package, or of another configuration.
     """
+    from k24lab.lab import tensorfile
+
     about, tensors = tensorfile.read(path, CHECKPOINT_FORMAT)
     if about["config_hash"] != config_hash:
         raise RunError(f"{path} belongs to config {about['config_hash']}, not to this run's {config_hash}")
