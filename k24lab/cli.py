@@ -1,5 +1,6 @@
 """The command line `k24lab`: which command is meant, and how its errors are told."""
 
+import contextlib
 import errno
 import inspect
 import os
@@ -7,7 +8,7 @@ import shutil
 import signal
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import tyro
 
@@ -19,11 +20,18 @@ DISK_ERRORS = "ENOSPC EDQUOT EROFS EACCES EPERM ENOTDIR EEXIST EISDIR".split()
 
 
 def main() -> None:
-    """Run a command; an error that its user can fix is one line and exit code 2."""
+    """Run the command that `sys.argv` names."""
+    with one_line_errors():
+        _run(sys.argv[1:])
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Tell an error that the user can fix in one line, with exit code 2; interrupted is exit code 130."""
     # What a cluster or a shutdown sends ends a run like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        _run(sys.argv[1:])
+        yield
         sys.stdout.flush()
     except K24Error as error:
         print(f"k24lab: error: {error}", file=sys.stderr)
@@ -49,16 +57,14 @@ def _run(arguments: Sequence[str]) -> None:
         raise SystemExit(0 if name else 2)
     if name not in COMMANDS:
         raise ConfigError(unknown("command", name, COMMANDS))
-    command = train_with_defaults(rest) if name == "train" else COMMANDS[name]
-    tyro.cli(command, prog=f"k24lab {name}", args=rest)
+    tyro.cli(train_with_defaults(rest) if name == "train" else COMMANDS[name], prog=f"k24lab {name}", args=rest)
 
 
 def _overview() -> str:
-    """A line or two for each command."""
+    """The first sentence of every command."""
     width = max(map(len, COMMANDS))
+    fill = textwrap.TextWrapper(shutil.get_terminal_size().columns, subsequent_indent=" " * (width + 4))
     lines = ["usage: k24lab COMMAND ...", ""]
     for name, command in COMMANDS.items():
-        summary = inspect.getdoc(command) or ""
-        fill = textwrap.TextWrapper(min(shutil.get_terminal_size().columns, 120), subsequent_indent=" " * (width + 4))
-        lines += fill.wrap(f"  {name:{width}}  {summary.splitlines()[0]}")
+        lines += fill.wrap(f"  {name:{width}}  {(inspect.getdoc(command) or '').splitlines()[0]}")
     return "\n".join([*lines, "", "Arguments and examples of a command: k24lab COMMAND --help"])

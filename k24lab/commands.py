@@ -1,21 +1,25 @@
 """The commands of `k24lab`; each loads what it needs when it runs, so that `--help` and `status` answer at once."""
 
-import itertools
+import argparse
+import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from k24lab.errors import ConfigError, RunError, unknown
 from k24lab.lab.backends import MEMORY_GB, BackendName, Resources, end_with_parent
+from k24lab.lab.config import LEARNER_DEFAULTS, METHODS, Config, build_config
 from k24lab.rendering.commands import replay, report
 
 
-def train(config: Any, name: str = "default", quiet: bool = False) -> None:
+def train(
+    config: Annotated[Config, tyro.conf.OmitArgPrefixes], name: str = "default", quiet: bool = False
+) -> None:
     """Train one run, or go on with it.
 
     Example: k24lab train --task mpe2/simple_spread --method k24 --mixer qmix --seed 1
@@ -25,7 +29,6 @@ def train(config: Any, name: str = "default", quiet: bool = False) -> None:
         name: group of runs, a folder under runs/.
         quiet: no progress bar and no notes.
     """
-    from k24lab.lab.config import build_config
     from k24lab.lab.unused_settings import idle_changes
 
     config = build_config(vars(config))  # the same checks as for settings from a file or a notebook
@@ -38,32 +41,14 @@ def train(config: Any, name: str = "default", quiet: bool = False) -> None:
 
 def train_with_defaults(arguments: Sequence[str]) -> Callable[..., None]:
     """`train` with the defaults of the method and the learner that the command line names."""
-    from k24lab.lab.config import LEARNER_DEFAULTS, METHODS, Config, build_config
-
-    # An unknown one is left to the parser, which says what is allowed.
-    named = {
-        "method": _named(arguments, "--method", METHODS),
-        "learner": _named(arguments, "--learner", LEARNER_DEFAULTS),
-    }
-    default = build_config({key: value for key, value in named.items() if value is not None})
-
-    def command(
-        config: Annotated[Config, tyro.conf.OmitArgPrefixes] = default, name: str = "default", quiet: bool = False
-    ) -> None:
-        train(config, name, quiet)
-
-    command.__doc__ = train.__doc__
-    return command
-
-
-def _named(arguments: Sequence[str], flag: str, allowed: Collection[str]) -> str | None:
-    """The value of a flag on a command line, the last one that is given; None where that is not allowed."""
-    given = [
-        b if a == flag else a.removeprefix(f"{flag}=")
-        for a, b in itertools.pairwise([*arguments, ""])
-        if a == flag or a.startswith(f"{flag}=")
-    ]
-    return given[-1] if given and given[-1] in allowed else None
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--method", nargs="?")
+    parser.add_argument("--learner", nargs="?")
+    named = parser.parse_known_args(arguments)[0]
+    # An unknown one is left to the real parser, which says what is allowed.
+    method = {"method": named.method} if named.method in METHODS else {}
+    learner = {"learner": named.learner} if named.learner in LEARNER_DEFAULTS else {}
+    return functools.partial(train, config=build_config(method | learner))
 
 
 def resume(run: Annotated[str, tyro.conf.Positional], quiet: bool = False, notebook: str | None = None) -> None:

@@ -138,7 +138,7 @@ def test_a_configuration_that_was_edited_is_never_overwritten_nor_removed(checko
     edited = path.read_text() + "lr: 0.1\n"
     path.write_text(edited)
     before = contents(checkout)
-    with pytest.raises(ConfigError, match=r"algs/k24_vdn\.yaml in .* differ from .*: rename or delete them first"):
+    with pytest.raises(ConfigError, match=r"algs/k24_vdn\.yaml: not as this .*; rename or delete it first"):
         integrate(checkout)
     assert contents(checkout) == before
     assert any("kept" in line and "k24_vdn.yaml" in line for line in remove(checkout))
@@ -148,7 +148,7 @@ def test_a_configuration_that_was_edited_is_never_overwritten_nor_removed(checko
 def test_a_file_of_somebody_elses_is_an_error_before_anything_is_changed(checkout):
     (checkout / "src/config/algs/random24_vdn.yaml").write_text("mine: 1\n")
     before = contents(checkout)
-    with pytest.raises(ConfigError, match=r"random24_vdn\.yaml .* nothing was changed$"):
+    with pytest.raises(ConfigError, match=r"random24_vdn\.yaml: .*, nothing was changed$"):
         integrate(checkout)
     assert contents(checkout) == before
 
@@ -164,15 +164,15 @@ def test_another_folder_is_refused_by_what_it_lacks(checkout, tmp_path):
         integrate(checkout)
 
 
-def test_the_command_says_what_it_did_and_an_error_is_one_line(checkout, tmp_path, capsys):
-    install.main([str(checkout)])
-    assert "changed  src/learners/__init__.py" in capsys.readouterr().out
-    install.main([str(checkout), "--remove"])
-    assert "removed  src/config/algs/k24_qmix.yaml" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as ended:
-        install.main([str(tmp_path / "nowhere")])
-    message = capsys.readouterr().err
-    assert ended.value.code == 2 and message.startswith("k24lab: error: ") and message.count("\n") == 1
+def test_the_command_says_what_it_did_and_an_error_is_one_line(checkout, tmp_path):
+    def command(*args):
+        line = [sys.executable, "-m", "k24lab.integrations.epymarl", *map(str, args)]
+        return subprocess.run(line, capture_output=True, text=True)
+
+    assert "changed  src/learners/__init__.py" in command(checkout).stdout
+    assert "removed  src/config/algs/k24_qmix.yaml" in command(checkout, "--remove").stdout
+    failed = command(tmp_path / "nowhere")
+    assert failed.returncode == 2 and failed.stderr.startswith("k24lab: error: ") and failed.stderr.count("\n") == 1
 
 
 def test_their_own_command_trains_with_our_configuration(tmp_path):

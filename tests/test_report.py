@@ -85,7 +85,7 @@ def test_a_run_without_masks_and_one_that_goes_on_have_pages_that_say_so(group, 
     page = Page(write_report(str(group[0])))
     assert "The run is not finished" in page.content and "policy.npz does not exist" in page.content
     page = Page(write_report("mine"))
-    assert "3 finished" in page.content and "1 begun" in page.content
+    assert "3 finished" in page.content and "1 stopped" in page.content
     assert "1 of 4 runs in" in page.content and "unfinished and left out" in page.content
 
 

@@ -22,12 +22,12 @@ from k24lab.lab.paths import HOME_VARIABLE, project_root, runs_dir
 BackendName = Literal["local", "slurm", "ray"]
 INTERRUPTED = 130  # exit code of a run that was told to stop; a signal's own is negative
 STOP_SECONDS = 10  # between asking a run to stop and killing it
-QUEUE_SECONDS = 10.0  # between two looks at SLURM's queue
-PARENT_VARIABLE = "K24LAB_PARENT"  # tells a run the process that started it
-PARENT_SECONDS = 1.0  # between two looks whether that is still there
+QUEUE_SECONDS = 10.0  # between two queries of SLURM's queue
+PARENT_VARIABLE = "K24LAB_PARENT"  # environment variable of a run: id of the process that started it
+PARENT_SECONDS = 1.0  # between two checks that this process is alive
 MEMORY_GB = 2.0  # of a run; the small networks of this field need less
-MOST_TIMEOUTS = 1000  # of a SLURM job: each time it goes on where it was
-CLUSTER_JOBS = 1000  # at a time, where the cluster's own limits decide
+MOST_TIMEOUTS = 1000  # of a SLURM job; after each it goes on from its checkpoint
+CLUSTER_JOBS = 1000  # at a time on a cluster, whose own limits then decide
 
 
 class Resources(NamedTuple):
@@ -43,7 +43,7 @@ class Resources(NamedTuple):
 
 @runtime_checkable
 class Job(Protocol):
-    """One run that was handed over."""
+    """One run that was submitted."""
 
     def done(self) -> bool:
         """Whether it has ended, in whichever way."""
@@ -57,10 +57,10 @@ class Backend(Protocol):
     """Runs commands."""
 
     def submit(self, commands: Sequence[list[str]], logs: Sequence[Path]) -> Sequence[Job]:
-        """Hand over one command per run; what it says is appended to its log."""
+        """Submit one command per run; its output is appended to its log."""
 
     def stop(self) -> None:
-        """Stop what has not ended; returns when nothing of it is left, or was told to go."""
+        """Stop the runs that have not ended."""
 
 
 class Command:
@@ -80,7 +80,7 @@ class Command:
             )
 
     def __call__(self) -> int:
-        """Run it to its end; what ends this process early (SLURM and Ray have their ways) ends the run."""
+        """Run it to its end; if SLURM or Ray ends this process early, the run ends too."""
         process = self.start()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -98,9 +98,9 @@ class Command:
 
 
 def end_with_parent() -> None:
-    """Let this process end when the one that started it for a sweep has died: nobody else would end it.
+    """Let this process end when the sweep that started it has died.
 
-    A sweep that was killed outright, or a lost node of Ray, must leave no run behind that keeps its lock.
+    A sweep that was killed, or a lost node of Ray, must leave no run behind that keeps its lock.
     """
     parent = os.environ.get(PARENT_VARIABLE)
     if parent is None:
@@ -139,7 +139,7 @@ class Local:
         return [self._pool.submit(self._run, task) for task in tasks]
 
     def _run(self, task: Command) -> int:
-        with self._lock:  # nothing starts behind the back of `stop`
+        with self._lock:  # after `stop` nothing starts
             if self._stopped:
                 return INTERRUPTED
             process = task.start()
@@ -161,19 +161,19 @@ class Local:
 
 
 class SlurmQueue:
-    """Which jobs SLURM has not ended yet.
+    """Which jobs SLURM still knows.
 
-    Submitit learns of a job that was killed from SLURM's accounts (sacct), and many clusters keep none.
+    Submitit asks SLURM's accounting (sacct) whether a job was killed, and many clusters have none.
     """
 
     def __init__(self) -> None:
-        self._looked_at = -math.inf
-        self._misses: dict[str, int] = {}  # looks in a row that did not find a job
+        self._asked_at = -math.inf
+        self._misses: dict[str, int] = {}  # queries in a row that did not find a job
 
     def lost(self, job: str, all_jobs: Sequence[str]) -> bool:
-        """Whether two looks did not find it; after one its result may still be on its way over the file system."""
-        if time.monotonic() - self._looked_at >= QUEUE_SECONDS:
-            self._looked_at = time.monotonic()
+        """Whether two queries did not find it; after one its result may still be on its way over the file system."""
+        if time.monotonic() - self._asked_at >= QUEUE_SECONDS:
+            self._asked_at = time.monotonic()
             arrays = ",".join({one.split("_")[0] for one in all_jobs})
             command = ["squeue", "--noheader", "--array", "--format=%i", f"--jobs={arrays}"]
             answer = subprocess.run(command, capture_output=True, text=True)

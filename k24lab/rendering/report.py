@@ -26,8 +26,7 @@ from k24lab.lab import provenance
 from k24lab.lab.grid import load_grid
 from k24lab.lab.paths import figures_dir, runs_dir
 from k24lab.lab.runs import atomic_write, find_folder, read_config
-from k24lab.lab.show import SHOWN, as_text, own_settings, state_line
-from k24lab.lab.status import group_statuses, status_table
+from k24lab.lab.status import SHOWN, as_text, group_statuses, own_settings, state_line, status_table
 from k24lab.rendering import html
 from k24lab.rendering.html import Section
 
@@ -85,7 +84,7 @@ def _group_page(folder: Path) -> str:
     with warnings.catch_warnings(record=True) as caught, style.paper_style():
         warnings.simplefilter("always", RunWarning)
         sections = [
-            Section("How far", [html.table(status_table(statuses)), *_errors(statuses)]),
+            Section("How far", [html.table(pd.DataFrame(status_table(statuses))), *_errors(statuses)]),
             *_study_sections(folder),
         ]
     remarks = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, RunWarning))
