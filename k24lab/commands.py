@@ -17,9 +17,7 @@ from k24lab.lab.config import LEARNER_DEFAULTS, METHODS, Config, build_config
 from k24lab.rendering.commands import replay, report
 
 
-def train(
-    config: Annotated[Config, tyro.conf.OmitArgPrefixes], name: str = "default", quiet: bool = False
-) -> None:
+def train(config: Annotated[Config, tyro.conf.OmitArgPrefixes], name: str = "default", quiet: bool = False) -> None:
     """Train one run, or go on with it.
 
     Example: k24lab train --task mpe2/simple_spread --method k24 --mixer qmix --seed 1

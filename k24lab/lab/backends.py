@@ -160,48 +160,11 @@ class Local:
         self._pool.shutdown()
 
 
-class SlurmQueue:
-    """Which jobs SLURM still knows.
-
-    Submitit asks SLURM's accounting (sacct) whether a job was killed, and many clusters have none.
-    """
-
-    def __init__(self) -> None:
-        self._asked_at = -math.inf
-        self._misses: dict[str, int] = {}  # queries in a row that did not find a job
-
-    def lost(self, job: str, all_jobs: Sequence[str]) -> bool:
-        """Whether two queries did not find it; after one its result may still be on its way over the file system."""
-        if time.monotonic() - self._asked_at >= QUEUE_SECONDS:
-            self._asked_at = time.monotonic()
-            arrays = ",".join({one.split("_")[0] for one in all_jobs})
-            command = ["squeue", "--noheader", "--array", "--format=%i", f"--jobs={arrays}"]
-            answer = subprocess.run(command, capture_output=True, text=True)
-            if answer.returncode == 0 or "Invalid job id" in answer.stderr:  # forgotten: it ended long ago
-                found = set(answer.stdout.split())
-                self._misses = {one: 0 if one in found else self._misses.get(one, 0) + 1 for one in all_jobs}
-        return self._misses.get(job, 0) > 1
-
-
-class SlurmJob:
-    """A job of submitit that notices when SLURM has lost it."""
-
-    def __init__(self, job: Any, queue: SlurmQueue, all_jobs: Sequence[str]):
-        self._job, self._queue, self._all_jobs = job, queue, all_jobs
-
-    def done(self) -> bool:
-        """Whether it has ended, in whichever way."""
-        return self._job.done() or self._queue.lost(self._job.job_id, self._all_jobs)
-
-    def result(self) -> int:
-        """Exit code; raises if there is none."""
-        if not self._job.done():  # submitit would wait for it
-            raise RunError(f"SLURM job {self._job.job_id} ended without a result")
-        return int(self._job.result())
-
-
 class Slurm:
     """One job array, through submitit; a job that SLURM ends early (time, preemption) is queued again and goes on.
+
+    Submitit asks SLURM's accounting (sacct) whether a job was killed, and many clusters have none: so the queue is
+    asked as well.
 
     Args:
         resources: of the jobs.
@@ -213,9 +176,10 @@ class Slurm:
         if resources.gpus != int(resources.gpus):
             raise ConfigError(f"gpus = {resources.gpus} of a SLURM job must be a whole number (Ray shares GPUs)")
         submitit = self._submitit = _import("submitit", "slurm")
-        self.n_threads = resources.n_threads
+        self.n_threads, self._has_queue = resources.n_threads, cluster == "slurm"
         self._jobs: list[Any] = []
-        self._queue = SlurmQueue() if cluster == "slurm" else None
+        self._asked_at = -math.inf
+        self._misses: dict[str, int] = {}  # queries in a row that did not find a job
         try:
             self._executor = submitit.AutoExecutor(folder, cluster=cluster, slurm_max_num_timeout=MOST_TIMEOUTS)
             self._executor.update_parameters(
@@ -239,14 +203,43 @@ class Slurm:
                 self._jobs = [self._executor.submit(task) for task in tasks]
         except self._submitit.core.utils.FailedJobError as error:  # sbatch says why
             raise ConfigError(f"SLURM cannot be used: {' '.join(str(error).split())}") from error
-        names = [job.job_id for job in self._jobs]
-        return [SlurmJob(job, self._queue, names) for job in self._jobs] if self._queue else self._jobs
+        return [SlurmJob(job, self) for job in self._jobs] if self._has_queue else self._jobs
 
     def stop(self) -> None:
         """Cancel the jobs that have not ended."""
         for job in self._jobs:
             if not job.done():
                 job.cancel(check=False)
+
+    def lost(self, job: str) -> bool:
+        """Whether two queries did not find a job; after one its result may still be on its way over the file system."""
+        if time.monotonic() - self._asked_at >= QUEUE_SECONDS:
+            self._asked_at = time.monotonic()
+            names = [one.job_id for one in self._jobs]
+            arrays = ",".join({name.split("_")[0] for name in names})
+            command = ["squeue", "--noheader", "--array", "--format=%i", f"--jobs={arrays}"]
+            answer = subprocess.run(command, capture_output=True, text=True)
+            if answer.returncode == 0 or "Invalid job id" in answer.stderr:  # forgotten: it ended long ago
+                found = set(answer.stdout.split())
+                self._misses = {name: 0 if name in found else self._misses.get(name, 0) + 1 for name in names}
+        return self._misses.get(job, 0) > 1
+
+
+class SlurmJob:
+    """A job of submitit that notices when SLURM has lost it."""
+
+    def __init__(self, job: Any, array: Slurm):
+        self._job, self._array = job, array
+
+    def done(self) -> bool:
+        """Whether it has ended, in whichever way."""
+        return self._job.done() or self._array.lost(self._job.job_id)
+
+    def result(self) -> int:
+        """Exit code; raises if there is none."""
+        if not self._job.done():  # submitit would wait for it
+            raise RunError(f"SLURM job {self._job.job_id} ended without a result")
+        return int(self._job.result())
 
 
 class Ray:
@@ -305,9 +298,8 @@ def _import(package: str, extra: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise ConfigError(
-            f"backend {extra!r} needs the package {package}: pip install 'k24lab[{extra}]' ({error})"
-        ) from error
+        needs = f"backend {extra!r} needs the package {package}: pip install 'k24lab[{extra}]' ({error})"
+        raise ConfigError(needs) from error
 
 
 def default_jobs(n_threads: int, memory_gb: float) -> int:

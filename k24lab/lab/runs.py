@@ -21,8 +21,7 @@ from k24lab.lab.paths import runs_dir
 CHECKPOINT, PREVIOUS = "checkpoint.safetensors", "checkpoint.prev.safetensors"
 CHECKPOINT_FORMAT = "k24lab-checkpoint-2"
 FAILED, LOCK = "FAILED", ".lock"  # the error of the last attempt; held by the process that trains the run
-# How long a run waits for its lock. `is_locked` holds the lock for a moment, and a run whose sweep was killed ends within
-# seconds.
+# A run waits so long for its lock: `is_locked` holds it for a moment, and a run whose sweep was killed for seconds.
 LOCK_SECONDS = 10.0
 MOST_NAMED = 4  # runs in a message
 
@@ -98,7 +97,7 @@ class RunFolder:
         if (path / "config.json").exists():
             _check_same(read_config(path), config, path)
         else:
-            self.write_json("config.json", dataclasses.asdict(config))
+            self._write_json("config.json", dataclasses.asdict(config))
 
     @property
     def done(self) -> bool:
@@ -140,8 +139,7 @@ class RunFolder:
             if not path.name.startswith(but):
                 path.unlink(missing_ok=True)
 
-    def write_json(self, name: str, data: dict[str, Any]) -> None:
-        """Write a small JSON file, whole or not at all."""
+    def _write_json(self, name: str, data: dict[str, Any]) -> None:
         with atomic_write(self.path / name) as file:
             file.write((json.dumps(data, indent=1) + "\n").encode())
 
@@ -200,7 +198,7 @@ class RunFolder:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the summary and mark the run as done; its checkpoints' reserve is no longer needed."""
-        self.write_json("summary.json", summary)
+        self._write_json("summary.json", summary)
         (self.path / PREVIOUS).unlink(missing_ok=True)
         self._clear_temporary()
         with atomic_write(self.path / "DONE"):

@@ -18,12 +18,6 @@ from k24lab.lab.runs import FAILED, find_or_name, is_locked, read_config, run_fo
 
 State = Literal["finished", "running", "failed", "stopped", "waiting"]
 TAIL_BYTES = 16_384  # of the metrics file; its lines have a few hundred
-# What `k24lab show` and reports tell of an attempt (`k24lab.lab.provenance`), in this order.
-SHOWN = (
-    "imported",
-    *("started", "t_env", "k24lab", "commit", "changed", "lock", "python", "packages", "kernels"),
-    *("system", "host", "cpu", "n_cpus", "gpu", "device", "n_threads", "seed"),
-)
 
 
 class RunStatus(NamedTuple):
@@ -161,7 +155,7 @@ def describe_run(folder: Path) -> str:
     if summary.exists():
         text += ["", "at the end", *_lines(json.loads(summary.read_text()))]
     for k, attempt in enumerate(provenance.read(folder)):
-        text += ["", f"attempt {k + 1}", *_lines({key: attempt[key] for key in SHOWN if key in attempt})]
+        text += ["", f"attempt {k + 1}", *_lines(attempt)]
     return "\n".join(text)
 
 

@@ -26,7 +26,7 @@ from k24lab.lab import provenance
 from k24lab.lab.grid import load_grid
 from k24lab.lab.paths import figures_dir, runs_dir
 from k24lab.lab.runs import atomic_write, find_folder, read_config
-from k24lab.lab.status import SHOWN, as_text, group_statuses, own_settings, state_line, status_table
+from k24lab.lab.status import as_text, group_statuses, own_settings, state_line, status_table
 from k24lab.rendering import html
 from k24lab.rendering.html import Section
 
@@ -286,8 +286,7 @@ def _run_table(found: Sequence[Run], summaries: pd.DataFrame) -> pd.DataFrame:
 def _attempts(folder: Path) -> list[dict[str, str]]:
     lines = provenance.read(folder)
     return [
-        {"attempt": str(k + 1)} | {key: as_text(line[key]) for key in SHOWN if key in line}
-        for k, line in enumerate(lines)
+        {"attempt": str(k + 1)} | {key: as_text(value) for key, value in line.items()} for k, line in enumerate(lines)
     ]
 
 
