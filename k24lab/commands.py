@@ -13,7 +13,8 @@ import tyro
 
 from k24lab.errors import ConfigError, RunError, unknown
 from k24lab.lab.backends import MEMORY_GB, BackendName, Resources, end_with_parent
-from k24lab.lab.config import LEARNER_DEFAULTS, METHODS, Config, build_config
+from k24lab.lab.config import LEARNER_DEFAULTS, Config, build_config
+from k24lab.methods import METHODS
 from k24lab.rendering.commands import replay, report
 
 

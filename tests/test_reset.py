@@ -163,10 +163,10 @@ def test_learner_resets_all_layers_but_the_first(
     learner = make_learner(tiny_config, tiny_spec, **settings)
     alphas = {name: layer.hetero_alpha.detach().clone() for name, layer in learner.masked_layers.items()}
     learner.update(random_episodes(), t_env=399)
-    assert learner.n_resets == 0
+    assert learner.scheme.n_resets == 0
     emas = {name: layer.ema_tracker.ema_activation.clone() for name, layer in learner.masked_layers.items()}
     learner.update(random_episodes(), t_env=400)
-    assert learner.n_resets == 1 and learner.reset_trigger.last_reset_t == 400
+    assert learner.scheme.n_resets == 1 and learner.scheme.reset_trigger.last_reset_t == 400
     for name, layer in learner.masked_layers.items():
         moved = (layer.hetero_alpha - alphas[name]).abs() > 1e-3
         assert bool(moved.any()) == (all_of_them and name != "fc1"), name
@@ -197,7 +197,7 @@ def test_fixed_masks_and_a_trigger_that_is_off_are_never_reset(
     learner = make_learner(tiny_config, tiny_spec, method=method, reset_trigger=trigger, reset_target="random")
     for t_env in range(0, 1600, 400):
         learner.update(random_episodes(), t_env)
-    assert learner.n_resets == 0
+    assert learner.scheme.n_resets == 0
 
 
 @pytest.mark.parametrize(("after_anneal", "expected"), [("argmax", 0), ("frozen", 0), ("drawn", 1)])
@@ -205,7 +205,7 @@ def test_settled_masks_are_never_reset(after_anneal, expected, tiny_config, tiny
     config = tiny_config(t_max=1000, reset_interval=50, after_anneal=after_anneal)
     learner = K24QLearner(config, tiny_spec)
     learner.update(random_episodes(), t_env=900)  # after anneal_end
-    assert learner.n_resets == expected
+    assert learner.scheme.n_resets == expected
 
 
 def test_adaptive_reset_works_with_episodes_that_end_early(tiny_config, tiny_spec, random_episodes):
@@ -215,5 +215,5 @@ def test_adaptive_reset_works_with_episodes_that_end_early(tiny_config, tiny_spe
     episodes.avail_actions[padding] = False  # as a replay buffer holds them
     learner.update(episodes, t_env=1000)
     learner.update(episodes, t_env=1200)
-    assert learner.reset_trigger.previous_policy.isfinite().all()
-    assert learner.n_resets == 1
+    assert learner.scheme.reset_trigger.previous_policy.isfinite().all()
+    assert learner.scheme.n_resets == 1

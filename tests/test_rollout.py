@@ -8,9 +8,9 @@ from k24lab.envs.base import EnvSpec, Step, VecEnv
 from k24lab.envs.rolenav import RoleNav
 from k24lab.errors import RunError
 from k24lab.marl.agent import build_agent, step
+from k24lab.marl.batching import AgentRows
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.marl.rollout import agent_inputs, collect, epsilon_greedy
-from k24lab.marl.rows import AgentRows
 
 LENGTHS = (2, 5, 3, 6)
 LIMIT = 6

@@ -21,6 +21,7 @@ from PIL import Image
 
 from k24lab.errors import K24Error
 from k24lab.lab.paths import figures_dir
+from k24lab.methods import METHODS
 
 TEXT_WIDTH = 5.5  # inches, NeurIPS text block
 HALF_WIDTH = 2.7  # inches, two figures side by side
@@ -93,18 +94,8 @@ class LineStyle:
 
 
 METHOD_STYLE: dict[str, LineStyle] = {
-    "k24": LineStyle("K-2:4", OKABE_ITO["blue"], "-", "o"),
-    "k24-alpha": LineStyle("K-2:4 (α only)", OKABE_ITO["vermillion"], "-", "s"),
-    "k24-literal": LineStyle("K-2:4 (literal)", OKABE_ITO["purple"], (0, (1, 1)), "v"),
-    "random24": LineStyle("random 2:4", OKABE_ITO["green"], "--", "D"),
-    "fups": LineStyle("shared", OKABE_ITO["orange"], "-.", "^"),
-    "fups-id": LineStyle("shared + id", OKABE_ITO["sky"], (0, (5, 1, 1, 1, 1, 1)), "P"),
-    "nops": LineStyle("separate networks", OKABE_ITO["black"], ":", "X"),
-    "magnitude24": LineStyle("magnitude 2:4", "#8C6D31", (0, (3, 1)), "<"),
-    "kaleidoscope": LineStyle("Kaleidoscope", "#5D3A9B", (0, (6, 2)), ">"),
-    "multih": LineStyle("shared trunk, heads", "#999933", (0, (4, 1, 1, 1)), "*"),
+    name: LineStyle(method.label, method.color, method.linestyle, method.marker) for name, method in METHODS.items()
 }
-
 
 METRIC_LABEL: dict[str, str] = {
     "test_return_mean": "test return",

@@ -120,7 +120,7 @@ def execute_all(
 
 
 def execute_side_by_side(tasks: Sequence[Task], jobs: int) -> list[Path]:
-    """`execute` for several notebooks, each in a kernel of its own, `jobs` at a time; all end before an error is raised.
+    """`execute` for several notebooks, each in a kernel of its own; an error is raised once all have ended.
 
     No notebook depends on its working folder, which threads of one process share.
     """

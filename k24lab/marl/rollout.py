@@ -8,8 +8,8 @@ from torch import Tensor
 
 from k24lab.envs.base import Step, VecEnv
 from k24lab.errors import RunError
+from k24lab.marl.batching import Rows
 from k24lab.marl.replay import EpisodeBatch, empty_batch
-from k24lab.marl.rows import Rows
 from k24lab.marl.targets import greedy_actions
 
 

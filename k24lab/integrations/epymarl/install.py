@@ -34,7 +34,7 @@ def integrate(folder: Path) -> list[str]:
     there = {path: path.read_bytes() for path in [*texts, folder / REGISTRY_FILE] if path.exists()}
     if other := [str(path) for path, text in texts.items() if there.get(path, text) != text]:
         raise ConfigError(
-            f"{', '.join(other)}: not as this version of k24lab writes it; rename or delete it first, nothing was changed"
+            f"{', '.join(other)}: not as this version of k24lab writes it; rename or delete it, nothing was changed"
         )
     texts[folder / REGISTRY_FILE] = _without_line(there[folder / REGISTRY_FILE]) + BLOCK
     done = []
