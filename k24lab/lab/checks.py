@@ -5,7 +5,6 @@ import os
 import torch
 
 from k24lab.envs.base import EnvSpec
-from k24lab.envs.contract import check_repeatable
 from k24lab.envs.registry import make_env
 from k24lab.errors import ConfigError
 from k24lab.lab.config import Config
@@ -30,6 +29,8 @@ def check_usable(config: Config) -> None:
     check_t_max(config, env.spec)
     check_memory(config, env.spec)
     if config.task.startswith("pettingzoo/"):
+        from k24lab.envs.contract import check_repeatable
+
         check_repeatable(config.task)
 
 
