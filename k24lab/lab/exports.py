@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from k24lab.analysis.groups import find_groups
+from k24lab.analysis.export import marl_eval
+from k24lab.analysis.find_runs import find_groups
 from k24lab.analysis.load import load_metrics, load_summaries
-from k24lab.analysis.marl_eval import marl_eval
 from k24lab.errors import ConfigError
 from k24lab.inference.freeze import freeze_run, save_team, storage_report
 from k24lab.inference.onnx import export_onnx

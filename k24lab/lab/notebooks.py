@@ -16,9 +16,9 @@ from jupyter_client.manager import AsyncKernelManager
 from papermill.exceptions import PapermillExecutionError
 from traitlets import default
 
-from k24lab.analysis.groups import find_groups
-from k24lab.analysis.load import find_runs, load_summaries
-from k24lab.analysis.paper import complete_variants, incomplete
+from k24lab.analysis.aggregate import complete_returns
+from k24lab.analysis.find_runs import find_groups, find_runs
+from k24lab.analysis.load import load_summaries
 from k24lab.errors import ConfigError, RunError, unknown
 from k24lab.lab.config import Config, build_config, merge_settings
 from k24lab.lab.paths import notebooks_dir, project_root
@@ -192,11 +192,9 @@ def paper_figures(groups: Sequence[str], jobs: int, variant: str | None, figures
     Raises:
         RunError: a group without finished runs, no (or not that) variant with runs in all tasks, a failed notebook.
     """
-    comparable = complete_variants(load_summaries(find_groups(groups)))
+    comparable = complete_returns(load_summaries(find_groups(groups)), variant)
     if variant is None:
-        variant = "k24" if "k24" in comparable else comparable[0]
-    elif variant not in comparable:
-        raise RunError(incomplete(variant, comparable))
+        variant = "k24" if "k24" in comparable else next(iter(comparable))
     tasks: list[tuple[str, dict[str, Any], str]] = []
     for group in groups:
         runs = find_runs(group)

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import pandas as pd
 
-from k24lab.analysis.load import Run, no_runs, variants
+from k24lab.analysis.find_runs import Run, no_runs, variants
 from k24lab.errors import RunError
 from k24lab.lab.config import Config
 from k24lab.lab.grid import load_grid
