@@ -221,9 +221,9 @@ def export(
 
 
 def _export_results(groups: tuple[str, ...], output: Path) -> None:
-    from k24lab.analysis.groups import find_groups
+    from k24lab.analysis.export import marl_eval
+    from k24lab.analysis.find_runs import find_groups
     from k24lab.analysis.load import load_metrics, load_summaries
-    from k24lab.analysis.marl_eval import marl_eval
     from k24lab.lab.files import atomic_write
 
     runs = find_groups(groups)

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from k24lab.analysis import load as results
+from k24lab.analysis.find_runs import find_runs
 from k24lab.analysis.load import Patterns
 from k24lab.analysis.style import paper_style
 from k24lab.core.patterns import PATTERNS_24
@@ -200,7 +200,7 @@ def test_methods_without_masks_are_named_beside_those_that_have_some(home):
         mask_browser("group")
     write_run(home)
     assert list(mask_browser("group").runs) == ["k24, seed 0"]
-    assert list(mask_browser(results.find_runs("group", method="k24")[0]).runs) == ["k24, seed 0"]
+    assert list(mask_browser(find_runs("group", method="k24")[0]).runs) == ["k24, seed 0"]
 
 
 @pytest.mark.parametrize(

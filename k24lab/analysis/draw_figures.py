@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from k24lab.analysis.groups import find_groups
-from k24lab.analysis.load import find_runs, load_summaries
-from k24lab.analysis.paper import complete_variants, incomplete
-from k24lab.errors import RunError
+from k24lab.analysis.aggregate import complete_returns
+from k24lab.analysis.find_runs import find_groups, find_runs
+from k24lab.analysis.load import load_summaries
 from k24lab.lab import notebooks
 
 
@@ -23,11 +22,9 @@ def draw_figures(groups: Sequence[str], jobs: int, variant: str | None, name: st
     Raises:
         RunError: a group without finished runs, no (or not that) variant with runs in all tasks, a failed notebook.
     """
-    comparable = complete_variants(load_summaries(find_groups(groups)))
+    comparable = complete_returns(load_summaries(find_groups(groups)), variant)
     if variant is None:
-        variant = "k24" if "k24" in comparable else comparable[0]
-    elif variant not in comparable:
-        raise RunError(incomplete(variant, comparable))
+        variant = "k24" if "k24" in comparable else next(iter(comparable))
     tasks = [task for group in groups for task in _of_group(group)]
     together = {"groups": list(groups), "variant": variant, "figures": name}
     return notebooks.execute_side_by_side([*tasks, ("08_paper_figures", together, name)], jobs)

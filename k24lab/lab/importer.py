@@ -19,7 +19,7 @@ Line = Mapping[str, Any]
 
 
 def import_runs(files: Sequence[Path], name: str | None = None) -> list[Path]:
-    """Make run folders of the lines of `*_runs.jsonl` files (`k24lab.analysis.marl_eval.run_lines`).
+    """Make run folders of the lines of `*_runs.jsonl` files (`k24lab.analysis.export.run_lines`).
 
     A folder has configuration, evaluations, final numbers and what of the training was kept, so every figure of returns
     can be drawn; masks, policies and checkpoints are not there. A run that is there already, finished or with a

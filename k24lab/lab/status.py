@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from k24lab.analysis.load import Run, no_runs, variants
+from k24lab.analysis.find_runs import Run, no_runs, variants
 from k24lab.errors import ConfigError, RunError
 from k24lab.lab import provenance
 from k24lab.lab.config import NOT_HASHED, Config, build_config

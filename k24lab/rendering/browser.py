@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from k24lab.analysis.load import Patterns, Run, find_runs, kind, mask_names, read_patterns, snapshot_paths, variants
-from k24lab.analysis.mask_plots import agent_labels
+from k24lab.analysis.find_runs import Run, find_runs, variants
+from k24lab.analysis.load import Patterns, kind, mask_names, read_patterns, snapshot_paths
 from k24lab.analysis.style import paper_style, screen_png
 from k24lab.errors import RunError, unknown
 from k24lab.methods import METHODS
@@ -194,7 +194,7 @@ def _names(run: Run, n_masks: int) -> list[str]:
         names = mask_names(run)
     except RunError:
         names = []
-    return names if len(names) == n_masks else agent_labels(n_masks)
+    return names if len(names) == n_masks else list(map(str, range(n_masks)))
 
 
 def _read(path: Path) -> dict[str, Patterns]:

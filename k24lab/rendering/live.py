@@ -10,7 +10,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from k24lab.analysis import stats
-from k24lab.analysis.load import find_runs, load_metrics
+from k24lab.analysis.find_runs import find_runs
+from k24lab.analysis.load import load_metrics
 from k24lab.analysis.style import metric_label, paper_style
 from k24lab.errors import RunError
 from k24lab.lab.backends import STOP_SECONDS, Command, command_of, end

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from k24lab.analysis.load import Run, metric_rows, no_runs, variants
+from k24lab.analysis.find_runs import Run, no_runs, variants
+from k24lab.analysis.load import metric_rows
 from k24lab.analysis.style import METRIC_LABEL, metric_label
 from k24lab.errors import RunError, unknown
 from k24lab.lab.paths import runs_dir

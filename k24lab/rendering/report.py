@@ -10,17 +10,16 @@ import numpy as np
 import pandas as pd
 
 from k24lab.analysis import (
-    aggregate_plots,
+    comparison_plots,
     curve_plots as plots,
     load as results,
     mask_plots,
+    mask_tables as tables,
     similarity,
     stats,
     style,
-    tables,
 )
-from k24lab.analysis.groups import find_groups
-from k24lab.analysis.load import Run
+from k24lab.analysis.find_runs import Run, find_groups, find_runs, read_run
 from k24lab.errors import RunError, RunWarning
 from k24lab.lab import provenance
 from k24lab.lab.grid import load_grid
@@ -63,7 +62,7 @@ def write_report(what: str, output: Path | None = None) -> Path:
 
 def _run_page(folder: Path) -> str:
     config = read_config(folder)
-    run = results.read_run(folder)
+    run = read_run(folder)
     settings = {key: as_text(value) for key, value in own_settings(config).items()}
     with style.paper_style():
         sections = [
@@ -154,7 +153,7 @@ def _others(run: Run) -> list[Run]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RunWarning)
         try:
-            found = results.find_runs(run.path.resolve().parent, task=run.config["task"])
+            found = find_runs(run.path.resolve().parent, task=run.config["task"])
         except RunError:
             return []
     return [other for other in found if other.id != run.id]
@@ -200,8 +199,8 @@ def _similarity(run: Run) -> Iterator[str]:
     policies = results.load_policies(run)
     acts = policies.q_values, policies.avail_actions
     matrices = {"different greedy actions": similarity.greedy_difference(*acts)}
-    if any((run.path / "patterns").glob("[0-9]*.npz")):
-        (layers,) = results.load_patterns(run, last_only=True).values()
+    if results.has_patterns(run):
+        layers = results.last_patterns(run)
         matrices = {
             "Hamming distance of masks": similarity.hamming_distance(similarity.all_layers(layers).index)
         } | matrices
@@ -229,7 +228,7 @@ def _returns(metrics: pd.DataFrame, summaries: pd.DataFrame) -> Iterator[str]:
     heights = 0.6 + 0.31 * summaries.groupby("task", sort=False)["variant"].nunique()
     fig, axes = plots.panels(len(tasks), n_columns=1, height=list(heights))
     for ax, task in zip(axes, tasks, strict=True):
-        plots.final_returns(summaries[summaries["task"] == task], ax=ax, title=task)
+        comparison_plots.final_returns(summaries[summaries["task"] == task], ax=ax, title=task)
     yield html.figure(fig, "Final return: mean and, from three seeds on, interval (filled); single seeds (open).")
 
 
@@ -242,7 +241,7 @@ def _differences(summaries: pd.DataFrame) -> Iterator[str]:
     for task in differences["task"].unique():
         rows = differences[differences["task"] == task]
         ax = plots.new_axes(height=0.6 + 0.2 * len(rows))
-        aggregate_plots.effect_marks(rows, ax, [name for name in order if name in set(rows["variant"])], title=task)
+        comparison_plots.effect_marks(rows, ax, [name for name in order if name in set(rows["variant"])], title=task)
         ax.set_xlabel(f"return − {style.method_style(reference).label}")
         yield html.figure(ax, f"{task}: difference to {reference} with its 95 % interval; 0 is no difference.")
     yield html.table(differences)
@@ -263,7 +262,7 @@ def _all_pairs(found: Sequence[Run]) -> Iterator[str]:
 
 def _representative(found: Sequence[Run], task: str) -> Run | None:
     """A run of the task whose masks are drawn: learned ones first, then the least seed; None without stored masks."""
-    stored = [r for r in found if r.config["task"] == task and any((r.path / "patterns").glob("[0-9]*.npz"))]
+    stored = [r for r in found if r.config["task"] == task and results.has_patterns(r)]
     order = {"k24": 0, "k24-alpha": 1}
     return min(stored, key=lambda r: (order.get(r.config["method"], 2), r.config["seed"], r.id), default=None)
 
