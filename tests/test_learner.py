@@ -1,5 +1,6 @@
 import copy
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -398,6 +399,26 @@ def test_the_layer_whose_gradient_breaks_is_named_first(make_learner, random_epi
     layer = dict(learner.agent.named_parameters())["layers.fc2.weight"]
     layer.register_hook(lambda gradient: gradient * torch.inf)
     with pytest.raises(RunError, match=r"not finite are gradient of layers\.fc2\.weight;"):
+        learner.update(random_episodes(), 200)
+
+
+def test_a_gradient_with_a_single_number_that_is_not_finite_is_named(make_learner, random_episodes):
+    learner = make_learner(method="fups")
+    layer = dict(learner.agent.named_parameters())["layers.fc1.weight"]
+    first = torch.zeros_like(layer)
+    first.view(-1)[0] = torch.inf
+    layer.register_hook(lambda gradient: gradient + first)
+    with pytest.raises(RunError, match=r"not finite are gradient of layers\.fc1\.weight;"):
+        learner.update(random_episodes(), 200)
+
+
+def test_of_many_broken_layers_those_nearest_to_the_loss_are_named(make_learner, random_episodes):
+    learner = make_learner(method="fups")
+    with torch.no_grad():
+        for parameter in learner.agent.parameters():
+            parameter.fill_(torch.nan)
+    named = ", ".join(f"layers.{name}" for name in ("fc4.bias", "fc4.weight", "fc3.bias", "fc3.weight"))
+    with pytest.raises(RunError, match=f"not finite are {re.escape(named)};"):
         learner.update(random_episodes(), 200)
 
 

@@ -1,4 +1,4 @@
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 
 import pytest
@@ -92,6 +92,16 @@ def test_stored_actions_are_those_that_the_world_got_and_were_available(tiny_con
     assert torch.equal(batch.actions, torch.stack(env.seen, dim=1))
     available = batch.avail_actions[:, :-1].gather(-1, batch.actions.unsqueeze(-1)).squeeze(-1)
     assert available[batch.filled].all()
+
+
+def test_won_episodes_are_those_that_the_environment_says_at_the_end(tiny_config, monkeypatch):
+    won = torch.tensor([True, False, False, True])
+    env = CountingEnv()
+    observe = env._observe
+    monkeypatch.setattr(
+        env, "_observe", lambda reward: replace(observe(reward), won=won & (env.t == torch.tensor(LENGTHS)))
+    )
+    assert torch.equal(play(env, tiny_config).won, won)
 
 
 def test_rollout_stops_when_all_episodes_have_ended(tiny_config):

@@ -73,6 +73,12 @@ def test_a_mask_sees_the_units_of_its_type_and_zeros():
     assert split[:, :3].tolist() == [[1, 0, 0], [0, 0, 0], [2, 3, 4]]
 
 
+def test_a_single_unit_comes_back_where_it_was():
+    x = torch.randn(1, 2, 1, 3)
+    rows = TypeRows(torch.tensor([[1]]), N_TYPES)
+    assert torch.equal(rows.merge(rows.split(x)), x.permute(2, 1, 0, 3))
+
+
 # --- agent and learner -----------------------------------------------------------------------------------------
 
 

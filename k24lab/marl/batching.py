@@ -175,6 +175,7 @@ def played_steps(batch: EpisodeBatch, rows: Rows) -> Float[Tensor, "K T1 R"]:
     return rows.split(weight).squeeze(1)
 
 
+@torch.no_grad()
 def weighted_abs_sums(
     episodes: Episodes, weight: Float[Tensor, "K T1 R"], layers: list[str]
 ) -> dict[str, Float[Tensor, "K in"]]:
@@ -184,11 +185,10 @@ def weighted_abs_sums(
         weights = weight[:, steps, :n_rows].flatten(1)
         of_tensor: dict[int, Tensor] = {}  # the GRU's hidden side and fc2 see the same
         for name in layers:
-            x = unrolled.inputs[name].detach()
-            key = id(unrolled.inputs[name])
-            if key not in of_tensor:
-                of_tensor[key] = weighted_abs_sum(x.flatten(2), weights)
-            sums[name] = sums[name] + of_tensor[key] if name in sums else of_tensor[key]
+            x = unrolled.inputs[name]
+            if id(x) not in of_tensor:
+                of_tensor[id(x)] = weighted_abs_sum(x.flatten(2), weights)
+            sums[name] = sums[name] + of_tensor[id(x)] if name in sums else of_tensor[id(x)]
     return sums
 
 

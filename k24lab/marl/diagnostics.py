@@ -42,8 +42,9 @@ def refuse_nonfinite(loss_td: float, grad_norm: float, networks: Iterable[nn.Mod
     )
 
 
+@torch.no_grad()
 def value_metrics(td_error: Tensor, chosen_q: Tensor, targets: Tensor, filled: Tensor) -> dict[str, float]:
     """Means over the filled steps: |TD error|, the Q-value of the chosen actions, and the targets."""
     count = filled.sum()
-    named = {"td_error_abs": td_error.detach().abs(), "q_taken_mean": chosen_q, "target_mean": targets}
+    named = {"td_error_abs": td_error.abs(), "q_taken_mean": chosen_q, "target_mean": targets}
     return {name: ((value * filled).sum() / count).item() for name, value in named.items()}

@@ -55,7 +55,6 @@ class _Activity(NamedTuple):
     rows: Rows
     online: Episodes
 
-    @torch.no_grad()
     def mean_abs_inputs(self, layers: list[str]) -> tuple[dict[str, Tensor], Tensor]:
         """Mean |x| of each named layer over the steps that living units played, and how many steps these were."""
         weight = played_steps(self.batch, self.rows)
@@ -89,8 +88,7 @@ class K24QLearner:
         input_dim = spec.obs_dim + (spec.n_agents if config.agent_id else 0)
         self.n_masks = spec.n_unit_types if config.per_type else spec.n_agents
         self.agent = (agent or build_agent(config, input_dim, spec.action_dim, self.n_masks)).to(config.device)
-        state_dim = spec.state_dim if config.mixer == "qmix" else 0
-        self.mixer = mixer or build_mixer(config.mixer, spec.n_agents, state_dim, config.mixing_embed_dim)
+        self.mixer = mixer or build_mixer(config.mixer, spec.n_agents, spec.state_dim, config.mixing_embed_dim)
         self.mixer = self.mixer.to(config.device)
         self.target_agent, self.target_mixer = copy.deepcopy(self.agent), copy.deepcopy(self.mixer)
         self.masked_layers = self.agent.masked_layers
@@ -178,7 +176,7 @@ class K24QLearner:
             next_q = double_q_values(online_q[:, 1:], target_q[:, 1:], avail[:, 1:])
             next_value = self.target_mixer(next_q, state[1:])
             targets = self._targets(batch, next_value)
-        return q_tot - targets, q_tot.detach(), targets
+        return q_tot - targets, q_tot, targets
 
     def _targets(self, batch: EpisodeBatch, next_value: Float[Tensor, "K T B"]) -> Float[Tensor, "K T B"]:
         return one_step(batch.reward.T, batch.terminated.T, next_value, self.config.gamma)

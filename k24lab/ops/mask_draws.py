@@ -117,7 +117,7 @@ def draw(
         uniform: a number in [0, 1) for each group.
         score_gradient: as the setting of that name.
     """
-    if not all(map(usable, (layers[0].weight, layers[0].alpha))):
+    if not usable(layers[0].weight):
         return None
     # Weights that the scores do not teach must not make the masks depend on them.
     taught = layers[0].with_weight and score_gradient != "alpha"
@@ -129,6 +129,6 @@ def draw(
 
 def argmax(layers: Sequence[ScoredLayer], limits: Limits) -> Float[Tensor, "M groups 4"] | None:
     """The best masks of all groups. None without the kernels."""
-    if not all(map(usable, (layers[0].weight, layers[0].alpha))):
+    if not usable(layers[0].weight):
         return None
     return calls.draw(_scores(layers, limits)[0], 1.0, None, with_probs=False)[0]
