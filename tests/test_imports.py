@@ -61,9 +61,10 @@ def started_grid(home):
     return home / "grid.yaml", folder
 
 
-@pytest.mark.parametrize(
-    "command", [["--help"], ["status", "--help"], ["train", "--help"], ["sweep", "--help"]], ids=str
-)
+COMMANDS = [["--help"], ["status", "--help"], ["train", "--help"], ["sweep", "--help"]]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
 def test_help_loads_neither_torch_nor_numpy_nor_what_draws(command):
     assert loaded_by(*command, heavy=f"torch numpy {PLOTS}") == []
 
