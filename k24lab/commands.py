@@ -175,7 +175,7 @@ def figures(
     Args:
         groups: folders under runs/; by default all that have finished runs.
         variant: what all others are compared with; by default k24, or without it the first that has runs in all tasks.
-        name: begins the names of the files that show all groups together; by default 08_ and the groups' names.
+        name: first part of the names of the files that show all groups together; by default 08_ and the groups' names.
         jobs: notebooks at a time.
     """
     from k24lab.analysis.draw_figures import draw_figures

@@ -43,7 +43,7 @@ def _plain(scalar: Any) -> Any:
     value, kind = scalar.item(), str(getattr(scalar, "dtype", "")).removeprefix("torch.")
     if kind not in NARROW_FLOATS or not isinstance(value, float) or not math.isfinite(value) or value.is_integer():
         return value
-    import numpy as np  # whoever has such a scalar has loaded it; the command line does without
+    import numpy as np  # not at the top: the command line starts without numpy
 
     return float(str(np.dtype(kind).type(value)))
 

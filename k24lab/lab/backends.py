@@ -46,7 +46,7 @@ class Job(Protocol):
     """One run that was submitted."""
 
     def done(self) -> bool:
-        """Whether it has ended, in whichever way."""
+        """Whether it has ended, with success or without."""
 
     def result(self) -> int:
         """Exit code; waits for the end, and raises if the backend lost the run."""
@@ -64,7 +64,7 @@ class Backend(Protocol):
 
 
 class Command:
-    """One run as it is executed on whichever machine."""
+    """The command of one run, with its log and environment variables; it can be sent to another machine."""
 
     def __init__(self, command: list[str], log: Path, n_threads: int):
         self.command, self.log, self.n_threads = command, log, n_threads
@@ -232,7 +232,7 @@ class SlurmJob:
         self._job, self._array = job, array
 
     def done(self) -> bool:
-        """Whether it has ended, in whichever way."""
+        """Whether it has ended, with success or without."""
         return self._job.done() or self._array.lost(self._job.job_id)
 
     def result(self) -> int:

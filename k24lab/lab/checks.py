@@ -45,23 +45,23 @@ def check_device(device: str) -> None:
 def check_t_max(config: Config, spec: EnvSpec) -> None:
     """Refuse a run that would surely end before its buffer holds the first batch, and so would learn nothing.
 
-    Each rollout adds n_envs episodes, whatever their lengths, and none begins at t_max or later. The last that a batch
-    needs is reached latest by the shortest episodes that there can be: if that is too late, it is never reached. Where
-    episodes may end early a run may or may not reach it; one that did not ends in an error (`Trainer.run_to_end`).
+    Each rollout adds n_envs episodes, whatever their lengths, and none starts at t_max or later. The last rollout that
+    a batch needs starts earliest if all episodes are as short as they can be: if that is too late, there is never an
+    update. Otherwise it depends on how early episodes end; a run without an update fails (`Trainer.run_to_end`).
 
     Raises:
         ConfigError: with the smallest t_max and the largest batch_size that would do.
     """
     shortest = config.n_envs * spec.shortest_episode  # env steps of a rollout
     needed = -(-config.batch_size // config.n_envs)  # rollouts
-    begins = (needed - 1) * shortest
-    if begins < config.t_max:
+    start = (needed - 1) * shortest
+    if start < config.t_max:
         return
     largest = -(-config.t_max // shortest) * config.n_envs
     raise ConfigError(
         f"t_max = {config.t_max} is over before the first update: batch_size = {config.batch_size} episodes are "
-        f"{needed} rollouts of n_envs = {config.n_envs}, of which the last begins after {begins} env steps at least; "
-        f"allowed: t_max of at least {begins + 1}, or batch_size of at most {largest}"
+        f"{needed} rollouts of n_envs = {config.n_envs}, of which the last starts after {start} env steps at least; "
+        f"allowed: t_max of at least {start + 1}, or batch_size of at most {largest}"
     )
 
 

@@ -20,7 +20,7 @@ from k24lab.lab.unused_settings import same_run_key
 from k24lab.lab.yamlfile import load_yaml
 
 GRID_KEYS = ("name", "notebook", "common", "per_task", "grids")
-ANCHORS = "x-"  # begins keys that hold what the others refer to: `x-long: &long {t_max: 300000}`, then `<<: *long`
+ANCHORS = "x-"  # prefix of keys that hold what YAML's anchors refer to: `x-long: &long {t_max: 300000}`, then `<<: *long`
 
 
 class Grid(NamedTuple):
@@ -52,7 +52,7 @@ def load_grid(path: Path) -> Grid:
 def read_grid(path: Path) -> Grid:
     """The runs of a grid file as far as its text tells: environments, which take seconds to load, are not asked.
 
-    So a task that repeats a default of its environment (`rolenav:n_agents=3`) keeps that spelling.
+    So a task that repeats a default of its environment (`rolenav:n_agents=3`) is spelled as it is written.
 
     Raises:
         ConfigError: no such file, no YAML, unknown keys, a bad value.

@@ -9,7 +9,7 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from traitlets import default
 
-KERNEL_FOLDER = "k24lab-kernel-"  # begins the names of folders for the sockets of kernels
+KERNEL_FOLDER = "k24lab-kernel-"  # prefix of the folders for the sockets of kernels
 LONGEST_FOLDER = 90  # characters: the system allows 107 in the path of a socket, and clusters have long TMPDIRs
 
 

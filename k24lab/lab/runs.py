@@ -59,7 +59,7 @@ def run_folder(config: Config, name: str) -> Path:
 def find_or_name(config: Config, name: str) -> tuple[Path, Config]:
     """The folder of a run, and the configuration that it has there.
 
-    That is `run_folder`, unless an earlier version stored this very run under another spelling of its task: then its
+    That is `run_folder`, unless an earlier version stored the same run under another spelling of its task: then its
     folder, and the configuration with that spelling.
 
     Args:
@@ -119,7 +119,7 @@ class RunFolder:
             raise RunError(f"{self.path}: another process trains this run") from None
         with lock:
             (self.path / FAILED).unlink(missing_ok=True)
-            self._clear_temporary(but=(".config.json.",))  # whoever waits for the lock may be writing that
+            self._clear_temporary(but=(".config.json.",))  # a process that waits for the lock may be writing it
             try:
                 yield
             except (KeyboardInterrupt, GeneratorExit):
@@ -243,7 +243,7 @@ def read_config(path: Path) -> Config:
 def find_folder(run: str) -> Path:
     """The folder of a run that is named by its path, as group/run, or by its id where only one group has it.
 
-    The beginning of an id will do where no other begins so.
+    The first characters of an id are enough where no other run has the same.
 
     Raises:
         RunError: there is none, or there are several.

@@ -28,7 +28,7 @@ def load_yaml(text: str) -> Any:
             elif isinstance(node, yaml.ScalarNode) and node.tag in (INT, FLOAT):
                 _refuse_other_bases(key, node)
         return loader.construct_document(root) if root else None
-    except ValueError as error:  # the 13th month, say
+    except ValueError as error:  # a date in the 13th month, for example
         raise yaml.constructor.ConstructorError(None, None, str(error)) from error
     finally:
         loader.dispose()

@@ -15,7 +15,7 @@ METHODS = {
     "random24": "fixed random 2:4 masks: what learning them is to be compared with",
 }
 MIXERS = ("qmix", "vdn")
-# What `k24_args` may say; everything else is a setting of the checkout's own.
+# What `k24_args` may hold; everything else is a setting of the checkout's own.
 TYPE_KEYS = ("n_unit_types", "unit_type_start")
 MASK_KEYS = tuple(field.name for field in dataclasses.fields(MaskConfig) if field.name != "mask_per")
 KEYS = ("method", "alpha_lr_factor", "grad_clip", "lr_final", "td_loss", *MASK_KEYS, *TYPE_KEYS)

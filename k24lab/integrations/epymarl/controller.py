@@ -71,7 +71,7 @@ class K24MAC:
 
     @torch.no_grad()
     def forward(self, ep_batch: TheirBatch, t: int, test_mode: bool = False) -> Float[Tensor, "B N A"]:
-        """Q-values at time step t; to be called for every step of an episode in turn."""
+        """Q-values at time step t; to be called for the steps of an episode one after another."""
         if self._policy is None:
             self._policy = self._begin(ep_batch)
         rows, weights = self._policy

@@ -93,7 +93,7 @@ def read_settings(args: SimpleNamespace) -> Settings:
 
 
 def _k24_args(args: SimpleNamespace) -> dict[str, Any]:
-    """The entries of `k24_args` that say something, all names checked."""
+    """The entries of `k24_args` that are not null, all names checked."""
     given = getattr(args, "k24_args", None) or {}
     if not isinstance(given, Mapping):
         raise ConfigError(f"k24_args = {given!r} is a {type(given).__name__}, not a mapping such as {{method: k24}}")
