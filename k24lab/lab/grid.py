@@ -20,7 +20,7 @@ from k24lab.lab.unused_settings import same_run_key
 from k24lab.lab.yamlfile import load_yaml
 
 GRID_KEYS = ("name", "notebook", "common", "per_task", "grids")
-ANCHORS = "x-"  # prefix of keys that hold what YAML's anchors refer to: `x-long: &long {t_max: 300000}`, then `<<: *long`
+ANCHORS = "x-"  # prefix of keys for what anchors hold: `x-long: &long {t_max: 300000}`, then `<<: *long`
 
 
 class Grid(NamedTuple):
