@@ -18,7 +18,7 @@ import torch
 from k24lab.bench.timing import Call, interleaved
 from k24lab.errors import ConfigError, unknown
 from k24lab.inference.costs import agent_layers, kernel_shape
-from k24lab.lab.provenance import surroundings
+from k24lab.lab.provenance import cpu_name
 
 CLAIM = (1.5, 1.8)  # the speedup of 2:4 on Ampere that the original design claims
 
@@ -153,7 +153,7 @@ def measure_cpu_device(rounds: int) -> Device:
     median = {name: statistics.median(times) for name, times in interleaved(calls, rounds).items()}
     tflops = 2 * 1024**3 / median["peak"] / 1e6
     return Device(
-        name=f"{surroundings()['cpu']}, one thread",
+        name=f"{cpu_name()}, one thread",
         dense_tflops=tflops,
         sparse_tflops=2 * tflops,
         bandwidth=long.nbytes / median["read"] / 1e3,
