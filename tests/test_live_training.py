@@ -128,7 +128,7 @@ def test_time_is_over(make_run, monkeypatch):
     monkeypatch.setattr(live_training, "time", clock_with(sleep, lambda: clock[0]))
     seen = watch(run.path, seconds=3.0, timeout=7.0)
     assert waits == [3.0, 3.0, 1.0]
-    assert (seen.ended, seen.n_updates, seen.statuses[0].state) == ("time is over", 2, "begun")
+    assert (seen.ended, seen.n_updates, seen.statuses[0].state) == ("time is over", 2, "stopped")
 
 
 def test_interrupt_leaves_the_last_figure_and_no_error(make_run, script):
@@ -323,4 +323,4 @@ time.sleep(600)
         kernel.send_signal(signal.SIGKILL)
     assert gone([pid])
     (status,) = watch("mine", timeout=0.0).statuses
-    assert status.state in ("waiting", "begun")  # and not running, nor failed
+    assert status.state in ("waiting", "stopped")  # and not running, nor failed

@@ -7,11 +7,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from k24lab.analysis import load as results
 from k24lab.analysis.load import Patterns
 from k24lab.analysis.style import paper_style
 from k24lab.core.patterns import PATTERNS_24
 from k24lab.errors import RunError
+from k24lab.lab.find_runs import find_runs
 from k24lab.rendering.draw_mask import describe, mask_view
 from k24lab.rendering.mask_browser import mask_browser
 
@@ -195,7 +195,7 @@ def test_methods_without_masks_are_named_beside_those_that_have_some(home):
         mask_browser("group")
     write_run(home)
     assert list(mask_browser("group").runs) == ["k24, seed 0"]
-    assert list(mask_browser(results.find_runs("group", method="k24")[0]).runs) == ["k24, seed 0"]
+    assert list(mask_browser(find_runs("group", method="k24")[0]).runs) == ["k24, seed 0"]
 
 
 @pytest.mark.parametrize(

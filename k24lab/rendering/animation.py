@@ -22,11 +22,11 @@ from k24lab.envs.registry import drawable, make_env
 from k24lab.envs.scene import Episode
 from k24lab.errors import ConfigError, RunError
 from k24lab.inference.freeze import load_learner
-from k24lab.inference.play import play, trained_policy
 from k24lab.lab.config import Config
 from k24lab.lab.paths import figures_dir
 from k24lab.lab.runs import atomic_write, find_folder, read_config
 from k24lab.marl.learner import K24QLearner
+from k24lab.marl.policy import play, trained_policy
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.rendering.draw_episode import EpisodeDrawing
 

@@ -6,20 +6,6 @@ from typing import Annotated
 import tyro
 
 
-def show(run: Annotated[str, tyro.conf.Positional]) -> None:
-    """Show a run: settings, how far it is, last metrics, and where it comes from: code, packages, machine.
-
-    Example: k24lab show rolenav-k24-s0-1a2b3c4d
-
-    Args:
-        run: run folder, or its name alone where only one group has it.
-    """
-    from k24lab.lab.runs import find_folder
-    from k24lab.lab.show import describe_run
-
-    print(describe_run(find_folder(run)))
-
-
 def report(what: Annotated[str, tyro.conf.Positional], output: Path | None = None) -> None:
     """Write a run or a group of runs as one HTML page: curves, masks, similarity, tables, where they come from.
 

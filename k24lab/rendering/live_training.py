@@ -12,12 +12,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from k24lab.analysis import stats
-from k24lab.analysis.load import find_runs, load_metrics
+from k24lab.analysis.load import load_metrics
 from k24lab.analysis.style import paper_style, screen_png
 from k24lab.errors import RunError
 from k24lab.lab.backends import STOP_SECONDS, Command, command_of, end
 from k24lab.lab.checks import check_usable
 from k24lab.lab.config import Config
+from k24lab.lab.find_runs import find_runs
 from k24lab.lab.runs import RunFolder, canonical, find_or_name, is_locked
 from k24lab.lab.status import RunStatus, run_status
 from k24lab.lab.sweep import last_line

@@ -11,11 +11,11 @@ import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 
-from k24lab.analysis.load import Run, find_runs, kind, mask_names, read_patterns, snapshot_paths, variants
-from k24lab.analysis.mask_plots import agent_labels
+from k24lab.analysis.load import kind, mask_names, read_patterns, snapshot_paths
 from k24lab.analysis.style import SCREEN_DPI, TEXT_WIDTH, paper_style, screen_png
 from k24lab.core.patterns import GROUP_SIZE
 from k24lab.errors import RunError, unknown
+from k24lab.lab.find_runs import Run, find_runs, variants
 from k24lab.methods import METHODS
 from k24lab.rendering.draw_mask import Part, change_table, describe, draw_mask, mask_view
 
@@ -235,5 +235,5 @@ def _choices(run: Run) -> Choices:
         agents = mask_names(run)
     except RunError:  # it has not ended, and so does not say
         agents = []
-    agents = agents if len(agents) == n_masks else agent_labels(n_masks)
+    agents = agents if len(agents) == n_masks else [str(agent) for agent in range(n_masks)]
     return Choices({name: layer.index.shape[1:] for name, layer in last.items()}, agents, list(paths))

@@ -14,24 +14,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from k24lab.analysis import (
-    aggregate_plots,
+    comparison_plots,
     curve_plots as plots,
     load as results,
     mask_plots,
+    mask_tables as tables,
     similarity,
     stats,
     style,
-    tables,
 )
-from k24lab.analysis.groups import find_groups
-from k24lab.analysis.load import Run
 from k24lab.errors import RunError, RunWarning
 from k24lab.lab import provenance
+from k24lab.lab.find_runs import Run, find_groups, find_runs, read_run
 from k24lab.lab.grid import load_grid
 from k24lab.lab.paths import figures_dir, runs_dir
 from k24lab.lab.runs import atomic_write, find_folder, read_config
-from k24lab.lab.show import SHOWN, as_text, own_settings, state_line
-from k24lab.lab.status import group_statuses, status_table
+from k24lab.lab.status import as_text, group_statuses, own_settings, state_line, status_table
 
 RETURN = "test_return_mean"
 DYNAMICS = ("pattern_entropy", "mask_flip_rate", "pattern_mean_similarity", "train_eval_gap", "dead_units", "loss_td")
@@ -83,7 +81,7 @@ def render_page(title: str, lead: str, sections: Sections) -> str:
 
 
 def _run_page(folder: Path) -> tuple[str, Sections]:
-    run = results.read_run(folder)
+    run = read_run(folder)
     settings = {key: as_text(value) for key, value in own_settings(read_config(folder)).items()}
     return state_line(folder), {
         "Settings": [Part("pairs", settings), Part("note", "Settings that are the method's defaults are left out.")],
@@ -93,7 +91,7 @@ def _run_page(folder: Path) -> tuple[str, Sections]:
         "Masks": _parts(_masks, run),
         "Similarity of agents": _parts(_similarity, run),
         "Where it comes from": [
-            Part("pairs", {"attempt": k} | {key: as_text(line[key]) for key in SHOWN if key in line})
+            Part("pairs", {"attempt": k} | {key: as_text(value) for key, value in line.items()})
             for k, line in enumerate(provenance.read(folder), start=1)
         ],
     }
@@ -109,7 +107,7 @@ def _group_page(folder: Path) -> tuple[str, Sections]:
         study = _study_sections(folder)
     remarks = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, RunWarning))
     return f"{len(statuses)} runs: {counts}", {
-        "Progress": [Part("table", status_table(statuses)), *failed],
+        "Progress": [Part("table", pd.DataFrame(status_table(statuses))), *failed],
         "To bear in mind": [Part("note", text) for text in remarks],
         **study,
     }
@@ -186,7 +184,7 @@ def _others(run: Run) -> list[Run]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RunWarning)
         try:
-            found = results.find_runs(run.path.parent, task=run.config["task"])
+            found = find_runs(run.path.parent, task=run.config["task"])
         except RunError:
             return []
     return [other for other in found if other.id != run.id]
@@ -226,9 +224,8 @@ def _masks(run: Run) -> Iterator[Part]:
 def _similarity(run: Run) -> Iterator[Part]:
     policies = results.load_policies(run)
     matrices = {}
-    if _has_masks(run):
-        (layers,) = results.load_patterns(run, last_only=True).values()
-        index = similarity.all_layers(layers).index
+    if results.has_patterns(run):
+        index = similarity.all_layers(results.last_patterns(run)).index
         matrices["Hamming distance of masks"] = similarity.hamming_distance(index)
     acts = policies.q_values, policies.avail_actions
     matrices["different greedy actions"] = similarity.greedy_difference(*acts)
@@ -254,7 +251,7 @@ def _returns(metrics: pd.DataFrame, summaries: pd.DataFrame) -> Iterator[Part]:
     heights = 0.6 + 0.31 * summaries.groupby("task", sort=False)["variant"].nunique()
     fig, axes = plots.panels(len(tasks), n_columns=1, height=list(heights))
     for ax, task in zip(axes, tasks, strict=True):
-        plots.final_returns(summaries[summaries["task"] == task], ax=ax, title=task)
+        comparison_plots.final_returns(summaries[summaries["task"] == task], ax=ax, title=task)
     yield _figure(fig, "Final return: mean and, from three seeds on, interval (filled); single seeds (open).")
 
 
@@ -267,7 +264,7 @@ def _differences(summaries: pd.DataFrame) -> Iterator[Part]:
     for task in differences["task"].unique():
         rows = differences[differences["task"] == task]
         ax = plots.new_axes(height=0.6 + 0.2 * len(rows))
-        aggregate_plots.effect_marks(rows, ax, [name for name in order if name in set(rows["variant"])], title=task)
+        comparison_plots.effect_marks(rows, ax, [name for name in order if name in set(rows["variant"])], title=task)
         ax.set_xlabel(f"return − {style.method_style(reference).label}")
         yield _figure(ax, f"{task}: difference to {reference} with its 95 % interval; 0 is no difference.")
     yield Part("table", differences)
@@ -284,14 +281,10 @@ def _all_pairs(found: Sequence[Run]) -> Iterator[Part]:
     yield Part("note", note + "observations, and Jensen-Shannon distance of their policies.")
 
 
-def _has_masks(run: Run) -> bool:
-    return any((run.path / "patterns").glob("[0-9]*.npz"))
-
-
 def _representative(runs: Sequence[Run]) -> Run | None:
     """The run whose masks are drawn: learned ones first, then the least seed; None without stored masks."""
     order = {"k24": 0, "k24-alpha": 1}
-    stored = [run for run in runs if _has_masks(run)]
+    stored = [run for run in runs if results.has_patterns(run)]
     return min(stored, key=lambda r: (order.get(r.config["method"], 2), r.config["seed"], r.id), default=None)
 
 

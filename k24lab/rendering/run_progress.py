@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from k24lab.analysis.curve_plots import shared_legend, time_axis
-from k24lab.analysis.load import Run, metric_rows, no_runs, variants
+from k24lab.analysis.load import metric_rows
 from k24lab.analysis.style import (
     GREY,
     METRIC_LABEL,
@@ -21,6 +21,7 @@ from k24lab.analysis.style import (
     variant_styles,
 )
 from k24lab.errors import RunError, unknown
+from k24lab.lab.find_runs import Run, no_runs, variants
 from k24lab.lab.paths import runs_dir
 from k24lab.lab.runs import find_folder
 from k24lab.lab.status import RunStatus, run_status

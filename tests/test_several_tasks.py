@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from k24lab.analysis import aggregate_plots, latex, marl_eval as export, paper
-from k24lab.analysis.curve_plots import panels
+from k24lab.analysis import aggregate, comparison_plots, export
+from k24lab.analysis.curve_plots import band_lines, panels
 from k24lab.errors import ConfigError, RunError
 from k24lab.inference.method_costs import method_costs
 from k24lab.lab.config import build_config
@@ -38,36 +38,35 @@ def frames():
 
 
 def test_scale_runs_from_untrained_networks_to_the_best_mean_unless_it_is_given(frames):
-    assert paper.task_scale(*frames) == {"a": (-1.0, 4.0), "vmas/b": (-1.0, 10.0)}
-    assert paper.task_scale(*frames, {"a": [0.0, 2.0]})["a"] == (0.0, 2.0)
+    assert aggregate.task_scale(*frames) == {"a": (-1.0, 4.0), "vmas/b": (-1.0, 10.0)}
+    assert aggregate.task_scale(*frames, {"a": [0.0, 2.0]})["a"] == (0.0, 2.0)
     with pytest.raises(RunError, match="unknown task 'vmas/c'; did you mean 'vmas/b'"):
-        paper.task_scale(*frames, {"vmas/c": [0.0, 1.0]})
+        aggregate.task_scale(*frames, {"vmas/c": [0.0, 1.0]})
     with pytest.raises(RunError, match=r"scale of 'a' = \[1\.0\]: must be two returns"):
-        paper.task_scale(*frames, {"a": [1.0]})
-    with pytest.raises(RunError, match=r"a: a return of 2 would count as 0 and 2 as 1, but must rise"):
-        paper.task_scale(*frames, {"a": [2.0, 2.0]})
+        aggregate.task_scale(*frames, {"a": [1.0]})
+    for low, high in [(2.0, 2.0), (2.0, np.inf), (np.nan, 2.0)]:
+        with pytest.raises(RunError, match=f"a: a return of {low:.4g} would count as 0 and {high:.4g} as 1, but must"):
+            aggregate.task_scale(*frames, {"a": [low, high]})
     metrics, summaries = frames
     with pytest.raises(RunError, match=r"vmas/b: a return of -1 would count as 0 and -3 as 1.*scale\['vmas/b'\]"):
-        paper.task_scale(metrics, summaries.assign(test_return_mean=-3.0), {"a": [0.0, 1.0]})
+        aggregate.task_scale(metrics, summaries.assign(test_return_mean=-3.0), {"a": [0.0, 1.0]})
 
 
 def test_scores_lie_on_the_scale_and_incomplete_variants_stay_out_of_aggregates(frames):
     metrics, summaries = frames
-    scale = paper.task_scale(metrics, summaries)
-    scores = paper.final_scores(summaries, scale)
-    assert scores["k24"]["a"].tolist() == pytest.approx([0.8, 1.2]) and scores["nops"].keys() == {"a"}
-    table = paper.aggregates(metrics, summaries, scale)
+    scale = aggregate.task_scale(metrics, summaries)
+    table = aggregate.aggregates(metrics, summaries, scale)
     assert set(table["variant"]) == {"k24", "fups"}
     values = table.set_index(["variant", "aggregate"])["value"]
-    assert values["k24", "mean"] == pytest.approx(1.0)
+    assert values["k24", "mean"] == pytest.approx((0.8 + 1.2) / 2)
     assert values["fups", "mean"] == pytest.approx((0.4 + (1 / 11 + 1) / 2) / 2)
     assert values["k24", "area under curve"] == pytest.approx(0.5)  # straight lines: half of the final score
-    assert paper.run_counts(summaries).set_index("variant").loc["nops"].to_dict() == {"a": 2, "vmas/b": 0}
+    assert aggregate.run_counts(summaries).set_index("variant").loc["nops"].to_dict() == {"a": 2, "vmas/b": 0}
 
 
 def test_efficiency_is_the_score_against_the_share_of_the_budget(frames):
     metrics, summaries = frames
-    table = paper.efficiency(metrics, paper.task_scale(metrics, summaries))
+    table = aggregate.efficiency(metrics, aggregate.task_scale(metrics, summaries))
     ours = table[table["variant"] == "k24"]
     assert ours["iqm"].to_numpy() == pytest.approx(ours["budget"].to_numpy())  # of 0.8, 1.2, 1 and 1 it is 1
     assert (ours["low"] <= ours["iqm"] + 1e-9).all() and (ours["high"] >= ours["iqm"] - 1e-9).all()
@@ -75,24 +74,25 @@ def test_efficiency_is_the_score_against_the_share_of_the_budget(frames):
 
 def test_profiles_and_improvements_of_complete_variants(frames):
     metrics, summaries = frames
-    scale = paper.task_scale(metrics, summaries)
-    profile = paper.profiles(summaries, scale)
+    scale = aggregate.task_scale(metrics, summaries)
+    profile = aggregate.profiles(summaries, scale)
     assert set(profile["variant"]) == {"k24", "fups"}
     at = profile[np.isclose(profile["threshold"], 0.5)].set_index("variant")["share"]
     assert at.to_dict() == {"k24": 1.0, "fups": 0.25}
-    better = paper.improvements(summaries, "k24")
+    better = aggregate.improvements(summaries, "k24")
     assert better.to_dict("records")[0]["probability"] == pytest.approx((1 + 0.75) / 2)
     with pytest.raises(RunError, match="'nops' does not have runs in all tasks"):
-        paper.improvements(summaries, "nops")
+        aggregate.improvements(summaries, "nops")
     nops = [frame[frame["variant"] == "nops"] for frame in frames]
     both = r"no variant has finished runs in all of a, vmas/b \(there are: nops in a\)"
     with pytest.raises(RunError, match=both):
-        paper.profiles(nops[1], scale)
+        aggregate.profiles(nops[1], scale)
     with pytest.raises(RunError, match=both):
-        paper.aggregates(*nops, scale)
+        aggregate.aggregates(*nops, scale)
     with pytest.raises(RunError, match=both):
-        paper.efficiency(nops[0], scale)
-    assert paper.complete_variants(summaries) == ["k24", "fups"] and paper.complete_variants(nops[1]) == ["nops"]
+        aggregate.efficiency(nops[0], scale)
+    assert list(aggregate.complete_returns(summaries)) == ["k24", "fups"]
+    assert list(aggregate.complete_returns(nops[1])) == ["nops"]
 
 
 def test_latex_table_marks_a_winner_only_where_intervals_separate(frames):
@@ -106,27 +106,23 @@ def test_latex_table_marks_a_winner_only_where_intervals_separate(frames):
         for v, values in groups.items()
         for x in values
     ]
-    table = latex.return_table(pd.DataFrame(rows), names={"close": "Close & co"})
-    assert list(table.columns) == ["method", r"clear\_1", r"Close \& co", "single"]
+    table = export.return_table(pd.DataFrame(rows))
+    assert list(table.columns) == ["method", "clear_1", "close", "single"]
     ours = table.iloc[0]
-    assert ours["method"] == "K-2:4" and ours[r"clear\_1"] == r"$\mathbf{5.00} \pm 0.25$"
-    assert r"\mathbf" not in table[r"Close \& co"].str.cat() + table["single"].str.cat()
+    assert ours["method"] == "K-2:4" and ours["clear_1"] == r"$\mathbf{5.00} \pm 0.25$"
+    assert r"\mathbf" not in table["close"].str.cat() + table["single"].str.cat()
     assert ours["single"] == "$5.00$"
-    assert latex.return_table(frames[1]).iloc[2]["vmas/b"] == "--"
+    assert export.return_table(frames[1]).iloc[2]["vmas/b"] == "--"
 
 
-def test_booktabs_is_one_tabular_and_saved_alike_each_time(tmp_path):
-    table = pd.DataFrame({"method": ["a", "b"], "x": ["1", "2"]})
-    path = latex.save_tex(table, "t", tmp_path)
+def test_latex_is_one_escaped_tabular_of_booktabs_and_saved_alike_each_time(tmp_path):
+    table = pd.DataFrame({"method": ["K-2:4 (α only) & co", "b"], "x_1": [r"$\mathbf{5.00} \pm 0.25$", "50 %"]})
+    path = export.save_latex(table, "t", tmp_path)
     text = path.read_text()
-    rows = ["method & x", "a & 1", "b & 2"]
+    rows = [r"method & x\_1", r"K-2:4 ($\alpha$ only) \& co & $\mathbf{5.00} \pm 0.25$", r"b & 50 \%"]
     assert text.splitlines()[:2] == [r"\begin{tabular}{lr}", r"\toprule"] and text.endswith("\\end{tabular}\n")
     assert [line.removesuffix(r" \\") for line in text.splitlines() if line.endswith("\\\\")] == rows
-    assert latex.save_tex(table, "t", tmp_path).read_text() == text
-
-
-def test_special_characters_are_escaped():
-    assert latex.escape(r"a_b & 5 % {x} α \ ~") == (r"a\_b \& 5 \% \{x\} $\alpha$ \textbackslash{} \textasciitilde{}")
+    assert export.save_latex(table, "t", tmp_path).read_text() == text
 
 
 def test_export_has_the_layout_of_marl_eval(frames):
@@ -194,22 +190,22 @@ def test_costs_of_masks_by_hand():
     assert method_costs(6, 4, 2, 2).set_index("method").loc["random24", "kept"] > 0.5  # a last group of two keeps both
     with pytest.raises(ConfigError, match="obs_dim = 0"):
         method_costs(0, 4, 2, 2)
-    assert latex.cost_table(method_costs(8, 4, 2, 2)).shape == (len(METHODS), 5)
+    assert export.cost_table(method_costs(8, 4, 2, 2)).shape == (len(METHODS), 5)
 
 
 def test_figures_show_every_variant_with_its_interval(frames):
     metrics, summaries = frames
-    scale = paper.task_scale(metrics, summaries)
-    table = paper.aggregates(metrics, summaries, scale)
+    scale = aggregate.task_scale(metrics, summaries)
+    table = aggregate.aggregates(metrics, summaries, scale)
     fig, axes = panels(5, n_columns=5)
-    aggregate_plots.aggregate_panels(table, axes)
+    comparison_plots.aggregate_panels(table, axes)
     assert [label.get_text() for label in axes[0].get_yticklabels()] == ["K-2:4", "shared"]
-    assert [len(ax.patches) for ax in axes] == [2] * 5
+    assert [len(ax.containers) for ax in axes] == [2] * 5
     plt.close(fig)
-    ax = aggregate_plots.lines(paper.profiles(summaries, scale), "threshold", "share", xlabel="score", ylabel="share")
-    assert [line.get_label() for line in ax.get_lines()] == ["K-2:4", "shared"] and ax.get_xlabel() == "score"
-    ax = aggregate_plots.improvement_marks(paper.improvements(summaries, "k24"), "K-2:4")
-    assert ax.get_xlabel() == "P(K-2:4 > other)" and len(ax.patches) == 1
+    ax = band_lines(aggregate.profiles(summaries, scale), "threshold", "share")
+    assert [line.get_label() for line in ax.get_lines()] == ["K-2:4", "shared"]
+    ax = comparison_plots.improvement_marks(aggregate.improvements(summaries, "k24"), "K-2:4")
+    assert ax.get_xlabel() == "P(K-2:4 > other)" and len(ax.containers) == 1
     plt.close("all")
 
 
@@ -217,12 +213,12 @@ def test_effects_far_beyond_the_others_are_numbers_at_the_edge():
     names = ["k24 a=1", "k24 a=2", "k24 a=3", "random24"]
     rows = zip(names, [0.5, -0.25, -9.0, np.nan], [0.1, -1.0, -9.5, np.nan], [0.9, 0.5, -8.5, np.nan], strict=True)
     table = pd.DataFrame(rows, columns=["variant", "difference", "low", "high"])
-    ax = aggregate_plots.effect_marks(table, panels(1)[1][0], names, title="task")
+    ax = comparison_plots.effect_marks(table, panels(1)[1][0], names, title="task")
     assert ax.get_xlim() == pytest.approx((-1.1, 1.1))
     assert [text.get_text() for text in ax.texts] == ["\N{MINUS SIGN}9.0"]
     bars = [bar.get_segments()[0][:, 0].tolist() for bar in ax.collections]
     assert bars == [pytest.approx([0.1, 0.9]), pytest.approx([-1.0, 0.5])]
     assert [label.get_text() for label in ax.get_yticklabels()][-1] == "random 2:4"  # a variant that a task lacks
-    ax = aggregate_plots.effect_marks(table.iloc[:0], panels(1)[1][0], names)  # a task without the reference
+    ax = comparison_plots.effect_marks(table.iloc[:0], panels(1)[1][0], names)  # a task without the reference
     assert ax.get_xlim() == (-1, 1) and not ax.collections
     plt.close("all")
