@@ -1,11 +1,13 @@
 """The commands of `k24lab`; each loads what it needs when it runs, so that `--help` and `status` answer at once."""
 
 import argparse
+import contextlib
 import functools
+import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,7 +16,8 @@ import tyro
 from k24lab.errors import ConfigError, RunError, unknown
 from k24lab.lab.backends import MEMORY_GB, BackendName, Resources, end_with_parent
 from k24lab.lab.config import LEARNER_DEFAULTS, Config, build_config
-from k24lab.methods import METHODS
+from k24lab.methods import METHODS, get_method
+from k24lab.methods.k24 import ALL_MASK_SETTINGS
 from k24lab.rendering.commands import replay, report
 
 
@@ -38,7 +41,7 @@ def train(config: Annotated[Config, tyro.conf.OmitArgPrefixes], name: str = "def
     print(train_run(config, name, progress=not quiet))
 
 
-def train_with_defaults(arguments: Sequence[str]) -> Callable[..., None]:
+def train_with_defaults(arguments: Sequence[str]) -> "functools.partial[None]":
     """`train` with the defaults of the method and the learner that the command line names."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--method", nargs="?")
@@ -48,6 +51,23 @@ def train_with_defaults(arguments: Sequence[str]) -> Callable[..., None]:
     method = {"method": named.method} if named.method in METHODS else {}
     learner = {"learner": named.learner} if named.learner in LEARNER_DEFAULTS else {}
     return functools.partial(train, config=build_config(method | learner))
+
+
+@contextlib.contextmanager
+def only_used_settings(method: str) -> Iterator[None]:
+    """Within it the help of `train` leaves out the settings of masks that a method does not use."""
+    hidden = ALL_MASK_SETTINGS.difference(get_method(method).mask_settings)
+    annotations = {kind: inspect.get_annotations(kind) for kind in Config.__mro__}
+    try:
+        for kind, fields in annotations.items():
+            if hidden & fields.keys():
+                suppressed = {name: Annotated[fields[name], tyro.conf.Suppress] for name in hidden & fields.keys()}
+                kind.__annotations__ = fields | suppressed
+        yield
+    finally:
+        for kind, fields in annotations.items():
+            if hidden & fields.keys():
+                kind.__annotations__ = fields
 
 
 def resume(run: Annotated[str, tyro.conf.Positional], quiet: bool = False, notebook: str | None = None) -> None:
@@ -222,9 +242,9 @@ def export(
 
 def _export_results(groups: tuple[str, ...], output: Path) -> None:
     from k24lab.analysis.export import marl_eval
-    from k24lab.analysis.find_runs import find_groups
     from k24lab.analysis.load import load_metrics, load_summaries
     from k24lab.lab.files import atomic_write
+    from k24lab.lab.find_runs import find_groups
 
     runs = find_groups(groups)
     output.parent.mkdir(parents=True, exist_ok=True)

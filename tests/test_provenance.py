@@ -196,7 +196,7 @@ def test_a_run_that_is_not_there_or_in_two_groups_is_an_error(run, home, monkeyp
 
 def test_figures_name_the_runs_that_they_come_from_and_their_code(run, home):
     from k24lab.analysis import export, load as results
-    from k24lab.analysis.find_runs import find_runs
+    from k24lab.lab.find_runs import find_runs
     from k24lab.lab.importer import import_runs
 
     found = find_runs("group")

@@ -11,9 +11,9 @@ import yaml
 from conftest import TINY
 
 from k24lab.analysis import load as results
-from k24lab.analysis.find_runs import find_runs, read_run, variants
 from k24lab.errors import ConfigError, RunWarning, warn
 from k24lab.lab.config import Config, build_config
+from k24lab.lab.find_runs import find_runs, read_run, variants
 from k24lab.lab.grid import load_grid
 from k24lab.lab.runs import RunFolder, run_folder
 from k24lab.lab.train import train

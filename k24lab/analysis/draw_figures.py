@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from k24lab.analysis.aggregate import complete_returns
-from k24lab.analysis.find_runs import find_groups, find_runs
 from k24lab.analysis.load import load_summaries
 from k24lab.lab import notebooks
+from k24lab.lab.find_runs import find_groups, find_runs
 
 
 def draw_figures(groups: Sequence[str], jobs: int, variant: str | None, name: str) -> list[Path]:

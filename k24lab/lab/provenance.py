@@ -72,9 +72,6 @@ def _origin() -> dict[str, Any]:
     """Time (UTC), versions, code and machine of this process."""
     import torch
 
-    info = Path("/proc/cpuinfo")  # Linux, where platform.processor() is empty
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "k24lab": _version("k24lab"),
@@ -83,10 +80,18 @@ def _origin() -> dict[str, Any]:
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "system": platform.platform(),
         "host": platform.node(),
-        "cpu": names[0] if names else platform.processor(),
+        "cpu": cpu_name(),
         "n_cpus": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def cpu_name() -> str:
+    """The processor as the system names it."""
+    info = Path("/proc/cpuinfo")  # Linux, where platform.processor() is empty
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 @functools.cache

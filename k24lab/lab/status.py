@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from k24lab.analysis.find_runs import Run, no_runs, variants
 from k24lab.errors import ConfigError, RunError
 from k24lab.lab import provenance
 from k24lab.lab.config import NOT_HASHED, Config, build_config
+from k24lab.lab.find_runs import Run, no_runs, variants
 from k24lab.lab.grid import load_grid, read_grid
 from k24lab.lab.notebooks import executed_copies
 from k24lab.lab.paths import runs_dir

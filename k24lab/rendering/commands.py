@@ -29,7 +29,7 @@ def replay(
     fps: int = 10,
     dpi: int = 100,
 ) -> None:
-    """Film test episodes of a trained team: the world, and beside it who is who, what each does, the return.
+    """Animate test episodes of a trained team: the environment, and beside it who is who, what each does, the return.
 
     Example: k24lab replay rolenav-k24-s0-1a2b3c4d
     Example: k24lab replay rolenav-k24-s0-1a2b3c4d --episodes 1 --output team.mp4
@@ -40,9 +40,9 @@ def replay(
         episodes: how many, the first ones that the run was tested on.
         seed: play the test episodes of a run with this seed instead.
         fps: env steps per second, 1 to 50.
-        dpi: pixels per inch of a picture of 7.3 x 4.84 inches.
+        dpi: pixels per inch of a frame of 7.3 x 4.84 inches.
     """
-    from k24lab.rendering.replay import replay as replay_run
+    from k24lab.rendering.animation import replay as replay_run
 
     path, shown = replay_run(run, output, episodes, seed, fps, dpi, progress=True)
     print(shown)
