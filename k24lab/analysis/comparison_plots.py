@@ -66,16 +66,7 @@ def final_returns(
     return ax
 
 
-def pair_scatter(
-    pairs: pd.DataFrame,
-    x: str,
-    y: str,
-    ax: Axes | None = None,
-    *,
-    xlabel: str = "",
-    ylabel: str = "",
-    chance: float | None = None,
-) -> Axes:
+def pair_scatter(pairs: pd.DataFrame, x: str, y: str, ax: Axes | None = None, *, chance: float | None = None) -> Axes:
     """A dot per pair of agents (of every run): columns variant, `x`, `y`; colour and marker tell the variant.
 
     `chance` is the value of x for independent masks, a dotted vertical line.
@@ -92,7 +83,6 @@ def pair_scatter(
         ax.axvline(chance, color=GREY, linestyle=":", linewidth=0.9, zorder=1, label="independent masks")
     if ax.get_legend_handles_labels()[0]:
         ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    ax.set(xlabel=xlabel or x, ylabel=ylabel or y)
     return ax
 
 

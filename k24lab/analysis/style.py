@@ -1,4 +1,4 @@
-"""One look for every figure: fonts, sizes, colours by method, and files that are byte-identical when made again."""
+"""One look for every figure (fonts and sizes: paper.mplstyle), colours by method, files that are the same each time."""
 
 import io
 import os
@@ -8,12 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
+import matplotlib.style
 import numpy as np
 import pandas as pd
-from cycler import cycler
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
@@ -43,36 +42,6 @@ OKABE_ITO: dict[str, str] = {
 }
 _COLORS = [OKABE_ITO[name] for name in ("blue", "vermillion", "green", "purple", "orange", "sky", "black")]
 GREY = "#7F7F7F"  # reference lines
-
-_RC: dict[Any, Any] = {  # matplotlib's type lists every key
-    "pdf.fonttype": 42,  # TrueType: most venues refuse Type 3 fonts
-    "ps.fonttype": 42,
-    "font.family": "serif",
-    "font.serif": ["STIXGeneral"],
-    "mathtext.fontset": "stix",
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "legend.title_fontsize": 7,
-    "legend.fontsize": 7,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 3.5,
-    "figure.figsize": (TEXT_WIDTH, ROW_HEIGHT),
-    "figure.constrained_layout.use": True,
-    "figure.dpi": 120,
-    "savefig.dpi": PNG_DPI,
-    "image.interpolation": "nearest",
-    "axes.prop_cycle": cycler(color=_COLORS),
-}
-
 
 _MANY_COLORS = [*_COLORS, "#8C6D31", "#5D3A9B", "#999933", "#882255", GREY]
 MOST_SHADES = 4  # of one colour that can be told apart
@@ -168,8 +137,8 @@ def _lighter(style: LineStyle, rank: int) -> str:
 
 @contextmanager
 def paper_style() -> Iterator[None]:
-    """Set the rcParams of a paper figure for the block; nothing outside it changes."""
-    with mpl.rc_context(_RC):
+    """Draw with `paper.mplstyle` in the block; nothing outside it changes."""
+    with mpl.style.context("k24lab.analysis.paper"):
         yield
 
 
