@@ -128,7 +128,10 @@ def test_name_defaults_to_that_of_the_file_and_is_a_string(grid_file):
         ({"grids": [{"seed": 0}, {"seed": 1, "lr": [0.1, -1]}]}, r"grid\.yaml: grids, entry 2: lr = -1\.0 must be"),
         ({"grids": [{"reset_trigger": False}]}, r"reset_trigger = False .*YAML takes off for False: write 'off'"),
         ({"grids": [{"device": "tpu"}]}, "device = 'tpu' must be 'cpu', 'cuda' or 'cuda:<number>'"),
-        ({"grids": [{"mask_per": "type"}]}, "mask_per = 'type' needs a world with unit types; 'rolenav' has none"),
+        (
+            {"grids": [{"mask_per": "type"}]},
+            "mask_per = 'type' needs an environment with unit types; 'rolenav' has none",
+        ),
         ({"grids": [{"n_workers": 2}]}, "n_workers = 2: 'rolenav' steps all its environments at once"),
         ({"grids": [{"task": "rolenav:n_roles=two"}]}, "option n_roles = 'two' is a str, not an int$"),
         ({"grids": [{"task": "rolenav:n_agents=2.5"}]}, "option n_agents = 2.5 is a float, not an int"),

@@ -21,7 +21,7 @@ from k24lab.integrations.epymarl.configs import KEYS, MASK_KEYS, TYPE_KEYS, conf
 from k24lab.integrations.epymarl.install import integrate, recognise, remove
 from k24lab.integrations.epymarl.settings import read_settings
 from k24lab.lab.config import build_config
-from k24lab.marl.agent import K24RNNAgent, K24TypeRNNAgent
+from k24lab.marl.agent import RNNAgent
 from k24lab.marl.learner import build_learner
 
 FLAVOURS = ("epymarl", "pymarl2")
@@ -198,7 +198,7 @@ def test_their_own_command_trains_with_our_configuration(tmp_path):
     done = subprocess.run(
         [sys.executable, "src/main.py", "--config=k24_type_qmix"], cwd=checkout, capture_output=True, text=True
     )
-    assert "trained K24TypeRNNAgent" in done.stdout, done.stderr
+    assert "trained RNNAgent" in done.stdout, done.stderr
 
 
 # --- registries ------------------------------------------------------------------------------------------------
@@ -238,8 +238,9 @@ def test_every_configuration_builds_acts_and_trains(flavour, name, running):
     running(flavour)
     args = make_args(flavour, name)
     learner = build(args)
-    kind = K24TypeRNNAgent if "type" in name else K24RNNAgent
-    assert type(learner.agent) is kind and learner.n_masks == (3 if "type" in name else 2)
+    n_masks = 3 if "type" in name else 2
+    assert type(learner.agent) is RNNAgent and learner.n_masks == n_masks
+    assert all(layer.n_masks == n_masks for layer in learner.masked_layers.values())
     assert args.name == name.removesuffix(".yaml") and not args.obs_agent_id
     learner.train(make_batch(args), t_env=10, episode_num=1)
     assert torch.tensor(learner.logger.stats["loss_td"][0][1]).isfinite()

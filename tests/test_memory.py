@@ -8,11 +8,12 @@ from conftest import TINY
 from k24lab.envs.registry import make_env
 from k24lab.errors import ConfigError
 from k24lab.lab import memory
-from k24lab.lab.config import METHODS, build_config
+from k24lab.lab.config import build_config
 from k24lab.lab.memory import check_memory, n_parameters
 from k24lab.lab.train import train
 from k24lab.marl.learner import build_learner
 from k24lab.marl.replay import ReplayBuffer
+from k24lab.methods import METHODS
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from k24lab.analysis import aggregate, comparison_plots, export
 from k24lab.analysis.curve_plots import band_lines, panels
 from k24lab.errors import ConfigError, RunError
 from k24lab.inference.method_costs import method_costs
-from k24lab.lab.config import METHODS, build_config
+from k24lab.lab.config import build_config
 from k24lab.marl.agent import build_agent
+from k24lab.methods import METHODS
 
 FINAL = {  # variant -> task -> final returns
     "k24": {"a": [3.0, 5.0], "vmas/b": [10.0, 10.0]},

@@ -13,11 +13,13 @@ from conftest import TINY
 from k24lab.analysis import load as results
 from k24lab.analysis.find_runs import find_runs, read_run, variants
 from k24lab.errors import ConfigError, RunWarning, warn
-from k24lab.lab.config import METHOD_DEFAULTS, METHODS, Config, build_config
+from k24lab.lab.config import Config, build_config
 from k24lab.lab.grid import load_grid
 from k24lab.lab.runs import RunFolder, run_folder
 from k24lab.lab.train import train
-from k24lab.lab.unused_settings import OF_MASKS, USED, idle_changes, same_run_key, unused_fields
+from k24lab.lab.unused_settings import idle_changes, same_run_key, unused_fields
+from k24lab.methods import METHODS
+from k24lab.methods.k24 import ALL_MASK_SETTINGS
 
 HINTS = typing.get_type_hints(Config)
 
@@ -67,7 +69,7 @@ TWICE = [
     ({"method": "k24-alpha", "reset_trigger": "off"}, {"after_anneal": "drawn"}),
     ({"method": "k24-alpha"}, {"score_gradient": "all"}),
     ({"method": "fups", "agent_id": True}, {"method": "fups-id"}),
-    (METHOD_DEFAULTS["k24-alpha"], {"method": "k24-alpha"}),
+    (METHODS["k24-alpha"].settings, {"method": "k24-alpha"}),
     ({"lr_final": None}, {"lr_final": 0.003}),
     ({"logit_scale_final": None}, {"logit_scale_final": 10.0}),
     ({"temperature_schedule": "constant"}, {"temperature_min": 0.5}),
@@ -123,8 +125,9 @@ def test_runs_that_learn_something_else_are_two(one, change):
 
 def test_methods_with_learned_24_masks_use_all_that_their_switches_leave():
     assert unused_fields({"method": "k24"}) == unused_fields({"method": "a new one"}) == set()
-    assert set(METHODS) - set(USED) == {"k24", "k24-alpha", "k24-literal"}
-    assert unused_fields({"method": "fups"}) == OF_MASKS
+    everything = {name for name, method in METHODS.items() if set(method.mask_settings) == ALL_MASK_SETTINGS}
+    assert everything == {"k24", "k24-alpha", "k24-literal"}
+    assert unused_fields({"method": "fups"}) == ALL_MASK_SETTINGS
     assert {"score_gradient", "logit_scale"} & unused_fields(vars(build_config({}))) == set()
     assert {"reset_ratio", "td_lambda", "mixing_embed_dim"} <= unused_fields(vars(build_config({})))
 

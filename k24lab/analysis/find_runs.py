@@ -11,9 +11,10 @@ from typing import Any
 
 from k24lab.envs.tasks import spelt
 from k24lab.errors import ConfigError, RunError, unknown, warn
-from k24lab.lab.config import METHOD_DEFAULTS, NOT_HASHED, build_config
+from k24lab.lab.config import NOT_HASHED, build_config
 from k24lab.lab.paths import runs_dir
 from k24lab.lab.unused_settings import unused_fields, used_fields
+from k24lab.methods import METHODS
 
 # Fields that say where a run computes and how often it writes, not what is learned.
 NOT_A_VARIANT = NOT_HASHED | {"device", "log_interval", "checkpoint_interval", "snapshot_interval"}
@@ -190,7 +191,7 @@ def _majority_settings(runs: Sequence[Run]) -> dict[str, object]:
 
 def _deviations(run: Run, keys: Sequence[str], common: Mapping[str, object]) -> list[str]:
     method = str(run.config.get("method"))
-    own = METHOD_DEFAULTS.get(method, {}).keys()  # what a method has of its own, the runs of others do not decide
+    own = METHODS[method].settings if method in METHODS else {}  # the runs of other methods do not decide these
     usual = default_settings(method, str(run.config.get("learner", "q"))) | {
         key: value for key, value in common.items() if key not in own
     }

@@ -10,7 +10,7 @@ from scipy import stats as scipy_stats
 
 from k24lab.analysis.load import RETURN
 from k24lab.errors import RunError, unknown
-from k24lab.lab.config import METHODS
+from k24lab.methods import METHODS
 
 CONFIDENCE = 0.95
 GRID_POINTS = 101

@@ -1,5 +1,6 @@
 """One look for every figure (fonts and sizes: paper.mplstyle), colours by method, files that are the same each time."""
 
+import dataclasses
 import io
 import os
 import re
@@ -21,6 +22,7 @@ from PIL import Image
 from k24lab.errors import ConfigError
 from k24lab.lab.files import atomic_write
 from k24lab.lab.paths import figures_dir
+from k24lab.methods import METHODS
 
 TEXT_WIDTH = 5.5  # inches, NeurIPS text block
 HALF_WIDTH = 2.7  # inches, two figures side by side
@@ -58,20 +60,6 @@ class LineStyle:
     marker: str = "o"
 
 
-METHOD_STYLE: dict[str, LineStyle] = {
-    "k24": LineStyle("K-2:4", OKABE_ITO["blue"], "-", "o"),
-    "k24-alpha": LineStyle("K-2:4 (α only)", OKABE_ITO["vermillion"], "-", "s"),
-    "k24-literal": LineStyle("K-2:4 (literal)", OKABE_ITO["purple"], (0, (1, 1)), "v"),
-    "random24": LineStyle("random 2:4", OKABE_ITO["green"], "--", "D"),
-    "fups": LineStyle("shared", OKABE_ITO["orange"], "-.", "^"),
-    "fups-id": LineStyle("shared + id", OKABE_ITO["sky"], (0, (5, 1, 1, 1, 1, 1)), "P"),
-    "nops": LineStyle("separate networks", OKABE_ITO["black"], ":", "X"),
-    "magnitude24": LineStyle("magnitude 2:4", "#8C6D31", (0, (3, 1)), "<"),
-    "kaleidoscope": LineStyle("Kaleidoscope", "#5D3A9B", (0, (6, 2)), ">"),
-    "multih": LineStyle("shared trunk, heads", "#999933", (0, (4, 1, 1, 1)), "*"),
-}
-
-
 METRIC_LABEL: dict[str, str] = {
     "test_return_mean": "test return",
     "return_mean": "training return",
@@ -97,41 +85,44 @@ def metric_label(metric: str) -> str:
 
 
 def method_style(method: str) -> LineStyle:
-    """Style of a method; a method without an entry gets its own name in grey."""
-    return METHOD_STYLE.get(method, LineStyle(method, GREY, "-", "o"))
+    """Style of a method; one that the package does not have gets its own name in grey."""
+    if method not in METHODS:
+        return LineStyle(method, GREY)
+    look = METHODS[method]
+    return LineStyle(look.label, look.color, look.linestyle, look.marker)
 
 
 def variant_styles(variants: Iterable[str]) -> dict[str, LineStyle]:
-    """A style per variant name (`results.variants`), in the order of `METHOD_STYLE`, so that legends agree.
+    """A style per variant name (`find_runs.variants`), in the order of `METHODS`, so that legends agree.
 
     A method's first variant looks like the method, later ones get another line and marker and, if there are few of
     them, a lighter colour; of many, or if there is no other method, each gets a colour that is no method's here.
     Labels name the fields that vary.
     """
-    known = list(METHOD_STYLE)
-    methods = {variant: variant.split(" ")[0] for variant in variants}
+    known, methods = list(METHODS), {variant: variant.split(" ")[0] for variant in variants}
     order = sorted(methods, key=lambda v: (known.index(methods[v]) if methods[v] in known else len(known), v))
-    seen: Counter[str] = Counter()
-    present = Counter(methods.values())
+    present, seen = Counter(methods.values()), Counter[str]()
     spare = [color for color in _MANY_COLORS if color not in {method_style(method).color for method in present}]
     styles = {}
     for variant in order:
-        base, rank = method_style(methods[variant]), seen[methods[variant]]
-        seen[methods[variant]] += 1
-        fields = variant.partition(" ")[2].replace(" ", ", ")
-        label = f"{base.label} ({fields})" if fields else base.label
-        many = present[methods[variant]] > MOST_SHADES or len(present) == 1
-        color = spare[(rank - 1) % len(spare)] if rank and many else _lighter(base, rank)
-        turn = 1 + sum(divmod(rank - 1, len(spare)))  # where a colour comes again, its line is another
-        line, marker = (base.linestyle, base.marker) if rank == 0 else _MORE_LINES[turn % len(_MORE_LINES)]
-        styles[variant] = LineStyle(label, color, line, marker)
+        method, _, fields = variant.partition(" ")
+        base, rank = method_style(method), seen[method]
+        seen[method] += 1
+        label = f"{base.label} ({fields.replace(' ', ', ')})" if fields else base.label
+        if rank == 0:
+            styles[variant] = dataclasses.replace(base, label=label)
+            continue
+        many = present[method] > MOST_SHADES or len(present) == 1
+        turn, place = divmod(rank - 1, len(spare))  # where a colour comes again, its line is another
+        line, marker = _MORE_LINES[(1 + turn + place) % len(_MORE_LINES)]
+        styles[variant] = LineStyle(label, spare[place] if many else _lighter(base.color, rank), line, marker)
     return styles
 
 
-def _lighter(style: LineStyle, rank: int) -> str:
-    """The style's colour, mixed with white the more the higher the rank."""
+def _lighter(color: str, rank: int) -> str:
+    """The colour, mixed with white the more the higher the rank."""
     share = max(0.75**rank, 0.35)
-    red, green, blue = (1 - (1 - c) * share for c in to_rgb(style.color))
+    red, green, blue = (1 - (1 - c) * share for c in to_rgb(color))
     return to_hex((red, green, blue)).upper()
 
 

@@ -14,9 +14,9 @@ from k24lab.envs.registry import make_env
 from k24lab.inference.actor import Actor
 from k24lab.inference.freeze import DTYPES, FrozenTeam, freeze, load_learner, load_team, save_team
 from k24lab.inference.play import Policy, play, trained_policy
+from k24lab.marl.batching import Rows, rows_for
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.marl.rollout import agent_inputs
-from k24lab.marl.rows import Rows, rows_for
 from k24lab.marl.targets import greedy_actions
 from k24lab.ops import library as kernels
 

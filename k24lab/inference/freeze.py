@@ -28,11 +28,12 @@ from k24lab.lab.config import Config, stored_config
 from k24lab.lab.runs import RunFolder, atomic_write, read_config
 from k24lab.marl.agent import LAYERS, LayerWeights, RNNAgent
 from k24lab.marl.learner import K24QLearner, build_learner
+from k24lab.methods import METHODS
 
 FORMAT = "k24lab-team-1"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
 SIZES = ("obs_dim", "n_agents", "n_masks", "t_env")
-MASKED_METHODS = ("k24", "k24-alpha", "k24-literal", "random24", "magnitude24")
+MASKED_METHODS = tuple(name for name, method in METHODS.items() if method.masks != "none" and method.pattern == "2:4")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from k24lab.envs.base import EnvSpec
 from k24lab.errors import ConfigError
 from k24lab.lab.config import Config
 from k24lab.marl.replay import EpisodeBatch, empty_batch
+from k24lab.methods import get_method
 
 COPIES = 5  # of every parameter: online and target network, gradient, and Adam's two means
 FLOAT = 4  # bytes
@@ -45,13 +46,15 @@ def check_memory(config: Config, spec: EnvSpec) -> None:
 
 def n_parameters(config: Config, spec: EnvSpec) -> int:
     """Weights that are trained: of the agent network, of masks or thresholds, and of QMIX; without biases."""
-    hidden, n_masks = config.hidden_dim, spec.n_unit_types if config.per_type else spec.n_agents
+    method, n_masks = get_method(config.method), spec.n_unit_types if config.per_type else spec.n_agents
     inputs = spec.obs_dim + (spec.n_agents if config.agent_id else 0)
-    gru = 6 * hidden * hidden
-    network = hidden * (inputs + 2 * hidden + spec.action_dim) + gru
-    count = network * (n_masks if config.method == "nops" else 1)
-    if config.learns_masks:
-        count += n_masks * (network if config.mask_rnn else network - gru)
+    hidden, gates = config.hidden_dim, 3 * config.hidden_dim
+    shapes = {"fc1": (inputs, hidden), "rnn_input": (hidden, gates), "rnn_hidden": (hidden, gates)}
+    shapes |= {"fc2": (hidden, hidden), "fc3": (hidden, hidden), "fc4": (hidden, spec.action_dim)}
+    sizes = {name: columns * rows for name, (columns, rows) in shapes.items()}
+    count = sum(size * (n_masks if name in method.own_layers else 1) for name, size in sizes.items())
+    if method.learns_masks:
+        count += n_masks * sum(sizes[name] for name in method.masked_layers(config))
     if config.mixer == "qmix":
         embed = config.mixing_embed_dim
         count += HYPERNET * (2 * spec.state_dim + (spec.n_agents + 1) * embed) + 2 * spec.state_dim * embed

@@ -12,6 +12,7 @@ from k24lab.core import schedules
 from k24lab.core.layers import SemiStructuredLinear24
 from k24lab.core.masks import Noise, draw_masks
 from k24lab.lab.config import Config, build_config
+from k24lab.methods import get_method
 
 LR = 1e-3  # of the regression
 TARGETS = {  # three different functions of the same eight inputs
@@ -50,9 +51,9 @@ class _MaskedMLP(nn.Module):
         if config is None:
             self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in sizes)
         else:
+            learns = get_method(config.method).learns_masks
             self.layers = nn.ModuleList(
-                SemiStructuredLinear24(i, o, len(TARGETS), config=config, learn_masks=config.learns_masks)
-                for i, o in sizes
+                SemiStructuredLinear24(i, o, len(TARGETS), config=config, learn_masks=learns) for i, o in sizes
             )
 
     def forward(self, x: Tensor) -> Tensor:

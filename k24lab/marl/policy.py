@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 from k24lab.core.masks import groups_per_layer
-from k24lab.marl.agent import LayerWeights, step, unroll
+from k24lab.core.schemes import PatternScheme
+from k24lab.marl.agent import Weights, step, unroll
 from k24lab.marl.learner import K24QLearner
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.marl.rollout import agent_inputs
 from k24lab.marl.seeding import Stream, derive_seed
 
 
-def acting_weights(learner: K24QLearner, t_env: int, generator: torch.Generator) -> dict[str, LayerWeights]:
+def acting_weights(learner: K24QLearner, t_env: int, generator: torch.Generator) -> Weights:
     """Effective weights of acting after `t_env` env steps; only acting_masks="drawn" uses the generator."""
-    return learner.weights_for(learner.agent, learner.config.acting_masks, t_env, generator)
+    return learner.weights_for("acting", t_env, generator)
 
 
 def acting_policy(learner: K24QLearner, t_env: int, seed: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -36,7 +37,10 @@ def acting_policy(learner: K24QLearner, t_env: int, seed: int) -> Callable[[Tens
 
 def pattern_arrays(learner: K24QLearner, t_env: int) -> dict[str, np.ndarray]:
     """`<layer>/pattern_index` [M, out, G] (argmax) and `<layer>/pattern_probs` [M, out, G, 6] of every masked layer."""
-    layers, draw = learner.masked_layers, learner.best_draw(t_env)
+    scheme = learner.scheme
+    if not isinstance(scheme, PatternScheme):
+        return {}
+    layers, draw = scheme.layers, scheme.argmax_draw(t_env)
     sizes = groups_per_layer(list(layers.values()))
     arrays = {}
     for (name, layer), index, probs in zip(

@@ -15,7 +15,7 @@ from k24lab.analysis.find_runs import Run, find_runs, variants
 from k24lab.analysis.load import Patterns, kind, mask_names, read_patterns, snapshot_paths
 from k24lab.analysis.style import paper_style, screen_png
 from k24lab.errors import RunError, unknown
-from k24lab.lab.config import METHODS, build_config
+from k24lab.methods import METHODS
 from k24lab.rendering.mask_view import MaskView, Window, change_table, draw_view, mask_view, numbers
 
 FIRST_LAYER = "fc2"  # shown first where there is one: square, and masked in every variant of the method
@@ -171,7 +171,7 @@ def mask_browser(
     masked = [run for run in runs if any((run.path / "patterns").glob("[0-9]*.npz"))]
     if not masked:
         methods = ", ".join(sorted({str(run.config.get("method")) for run in runs})) or "none"
-        have = ", ".join(method for method in METHODS if build_config({"method": method}).masked)
+        have = ", ".join(name for name, method in METHODS.items() if method.masks == "each" and method.pattern == "2:4")
         raise RunError(f"none of {len(runs)} runs has masks to show (methods: {methods}); methods that have: {have}")
     return MaskBrowser(_named(masked), rows, groups).select(**start)
 

@@ -13,8 +13,8 @@ from k24lab.errors import ConfigError
 from k24lab.integrations.epymarl.batches import TheirBatch, observations, types_at_reset
 from k24lab.integrations.epymarl.settings import env_spec, read_settings, torch_device
 from k24lab.marl.agent import RNNAgent, Weights, build_agent, step
+from k24lab.marl.batching import Rows, rows_for
 from k24lab.marl.rollout import agent_inputs
-from k24lab.marl.rows import Rows, rows_for
 
 AGENT_FILE = "agent.th"  # as theirs
 

@@ -7,10 +7,9 @@ import torch
 from hypothesis import given, strategies as st
 
 from k24lab.envs.base import EnvSpec
-from k24lab.marl import sequences
+from k24lab.marl import batching
+from k24lab.marl.batching import ROW_MULTIPLE, AgentRows, SharedRows, TypeRows, blocks
 from k24lab.marl.learner import build_learner
-from k24lab.marl.rows import FULL, AgentRows, SharedRows, TypeRows
-from k24lab.marl.sequences import blocks
 
 N_AGENTS, N_TYPES, LIMIT = 4, 3, 40
 
@@ -58,7 +57,7 @@ def test_an_update_in_blocks_is_the_update(changes, learner, spec, tiny_config, 
     learners[1].load_state_dict(learners[0].state_dict())
     assert len(blocks(batch.filled, learners[0].rows(batch.unit_type))) > 2
     cut = learners[0].update(batch, t_env=100, log=True)
-    monkeypatch.setattr(sequences, "WORTH_A_CUT", -1)
+    monkeypatch.setattr(batching, "CUT_AT", -1)
     whole = learners[1].update(batch, t_env=100, log=True)
     assert cut == pytest.approx(whole, rel=1e-4, abs=1e-6)
     for a, b in zip(learners[0].agent.parameters(), learners[1].agent.parameters(), strict=True):
@@ -79,7 +78,7 @@ def test_blocks_hold_every_step_of_every_episode(lengths, kind, data):
     assert [b.steps.start for b in cut] == [0, *(b.steps.stop for b in cut[:-1])]
     assert cut[-1].steps.stop == max(lengths) + 1
     for block in cut:
-        assert block.n_rows == split.shape[1] or block.n_rows % FULL == 0
+        assert block.n_rows == split.shape[1] or block.n_rows % ROW_MULTIPLE == 0
         running = [b for b, end in enumerate(lengths) if end >= block.steps.start]
         assert set(numbers[running].flatten().tolist()) <= set(split[:, : block.n_rows].flatten().tolist())
 
