@@ -123,7 +123,7 @@ def matrix_map(
 
 def _numbers(
     values: np.ndarray,
-    form: str,
+    number_format: str,
     ax: Axes,
     colors: tuple[str, float, float],
     columns: Sequence[str],
@@ -131,8 +131,8 @@ def _numbers(
 ) -> Axes:
     """A heatmap with its numbers; names of columns and lines are their indices if there are none."""
     n_columns = values.shape[1]
-    texts = np.vectorize(form.format)(values)
-    if n_columns > MANY and "." in form:
+    texts = np.vectorize(number_format.format)(values)
+    if n_columns > MANY and "." in number_format:
         texts = np.vectorize(lambda text: text.removeprefix("0"))(texts)  # .42: room for ten agents
     (cmap, vmin, vmax), size = colors, min(6.0, 60 / n_columns)
     look: dict[str, Any] = {"cmap": cmap, "vmin": vmin, "vmax": vmax, "cbar": False, "rasterized": True}
