@@ -5,9 +5,9 @@ import warnings
 
 import pytest
 
-from k24lab.analysis.find_runs import find_groups, unequal_settings
 from k24lab.errors import RunError, RunWarning
 from k24lab.lab.config import build_config
+from k24lab.lab.find_runs import find_groups, unequal_settings
 from k24lab.lab.runs import RunFolder, run_folder
 
 

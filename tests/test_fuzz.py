@@ -17,13 +17,13 @@ import yaml
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from k24lab.analysis import load as results
-from k24lab.analysis.find_runs import find_run, find_runs
 from k24lab.envs.tasks import canonical_text
 from k24lab.errors import ConfigError, K24Error, RunError, RunWarning
 from k24lab.inference import freeze as teams
 from k24lab.inference.actor import Actor
 from k24lab.lab import tensorfile
 from k24lab.lab.config import Config, build_config
+from k24lab.lab.find_runs import find_run, find_runs
 from k24lab.lab.grid import Grid, load_grid
 from k24lab.lab.importer import import_runs
 from k24lab.marl.agent import build_agent

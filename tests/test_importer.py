@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 
 from k24lab.analysis import export, load as results
-from k24lab.analysis.find_runs import find_runs
 from k24lab.errors import ConfigError, RunError
 from k24lab.lab import runs
+from k24lab.lab.find_runs import find_runs
 from k24lab.lab.importer import import_runs
 from k24lab.lab.paths import runs_dir
 from k24lab.lab.runs import RunFolder, run_folder

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from k24lab.analysis import load as results
-from k24lab.analysis.find_runs import find_run, find_runs, variants
 from k24lab.analysis.mask_tables import run_pairs, snapshot_table
 from k24lab.errors import RunError, RunWarning
 from k24lab.lab import paths
+from k24lab.lab.find_runs import find_run, find_runs, variants
 
 METRICS = [{"t_env": 0, "test_return_mean": -1.0}, {"t_env": 100, "loss_td": 0.5}]
 

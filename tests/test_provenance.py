@@ -15,7 +15,7 @@ from k24lab.errors import RunError, RunWarning
 from k24lab.lab import provenance
 from k24lab.lab.paths import CHECKOUT
 from k24lab.lab.runs import find_folder
-from k24lab.lab.show import describe_run
+from k24lab.lab.status import describe_run
 from k24lab.lab.train import train
 from k24lab.ops import library as kernels
 
@@ -174,7 +174,7 @@ def test_a_run_is_shown_with_settings_results_and_origin(run):
         assert part in text, text
     assert "logit_scale" not in text  # the method's own
     (run / "DONE").unlink()
-    assert "begun, " in describe_run(run)
+    assert "stopped, " in describe_run(run)
 
 
 def test_a_run_that_is_not_there_or_in_two_groups_is_an_error(run, home, monkeypatch):
@@ -196,7 +196,7 @@ def test_a_run_that_is_not_there_or_in_two_groups_is_an_error(run, home, monkeyp
 
 def test_figures_name_the_runs_that_they_come_from_and_their_code(run, home):
     from k24lab.analysis import export, load as results
-    from k24lab.analysis.find_runs import find_runs
+    from k24lab.lab.find_runs import find_runs
     from k24lab.lab.importer import import_runs
 
     found = find_runs("group")

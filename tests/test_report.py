@@ -8,11 +8,10 @@ from html.parser import HTMLParser
 import pytest
 
 from k24lab.analysis import load as results, stats
-from k24lab.analysis.find_runs import find_runs, read_run
 from k24lab.errors import RunError
+from k24lab.lab.find_runs import find_runs, read_run
 from k24lab.lab.train import train
-from k24lab.rendering import html
-from k24lab.rendering.report import write_report
+from k24lab.rendering.report import Part, render_page, write_report
 
 VOID = {"meta", "img"}
 
@@ -86,7 +85,7 @@ def test_a_run_without_masks_and_one_that_goes_on_have_pages_that_say_so(group, 
     page = Page(write_report(str(group[0])))
     assert "The run is not finished" in page.content and "policy.npz does not exist" in page.content
     page = Page(write_report("mine"))
-    assert "3 finished" in page.content and "1 begun" in page.content
+    assert "3 finished" in page.content and "1 stopped" in page.content
     assert "1 of 4 runs in" in page.content and "unfinished and left out" in page.content
 
 
@@ -110,5 +109,6 @@ def test_what_is_no_run_and_no_group_is_one_line(group, home):
 
 
 def test_text_is_shown_as_it_is():
-    assert html.note("<a> & b") == '<p class="note">&lt;a&gt; &amp; b</p>'
-    assert "&lt;script&gt;" in html.page("<script>", "", [])
+    page = render_page("<script>", "a & b", {"<i>": [Part("note", "<a> & b")], "empty": []})
+    assert '<p class="note">&lt;a&gt; &amp; b</p>' in page and "empty" not in page
+    assert "&lt;script&gt;" in page and "<script>" not in page and "<i>" not in page

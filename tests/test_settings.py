@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 
 from k24lab.analysis import aggregate, comparison_plots, load as results, mask_tables, settings, stats
-from k24lab.analysis.find_runs import find_runs
 from k24lab.analysis.similarity import hamming_distance
 from k24lab.errors import RunError
 from k24lab.lab.config import build_config
+from k24lab.lab.find_runs import find_runs
 from k24lab.lab.train import train
 
 

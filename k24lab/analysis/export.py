@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from k24lab.analysis.find_runs import Run
 from k24lab.analysis.load import RETURN
 from k24lab.analysis.stats import difference_interval, mean_interval, values_by_variant
 from k24lab.analysis.style import method_style, save_text, variant_styles
 from k24lab.errors import RunError
 from k24lab.lab import provenance
 from k24lab.lab.config import Config
+from k24lab.lab.find_runs import Run
 
 MARL_EVAL_NAMES = {RETURN: "return", "test_battle_won_mean": "win_rate"}
 ORIGIN = ("k24lab", "commit", "changed", "packages", "cpu", "gpu", "imported")  # of provenance.jsonl

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, UInt8
 
-from k24lab.analysis.find_runs import Run, read_json, variants
 from k24lab.errors import RunError, warn
+from k24lab.lab.find_runs import Run, read_json, variants
 
 RETURN = "test_return_mean"  # mean return of the greedy team over an evaluation's episodes
 

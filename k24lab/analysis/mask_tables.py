@@ -8,12 +8,12 @@ import pandas as pd
 from jaxtyping import Float, Integer
 
 from k24lab.analysis import similarity
-from k24lab.analysis.find_runs import Run, variants, varying_fields
 from k24lab.analysis.load import Patterns, has_patterns, last_patterns, load_policies, load_summaries
 from k24lab.analysis.similarity import ALL_LAYERS, all_layers, hamming_distance, mean_pair, probability_similarity
 from k24lab.analysis.stats import final_table, mean_interval
 from k24lab.core.pattern_table import PATTERN_NAMES
 from k24lab.errors import RunError
+from k24lab.lab.find_runs import Run, variants, varying_fields
 
 
 def snapshot_table(snapshots: Mapping[int, Mapping[str, Patterns]]) -> pd.DataFrame:

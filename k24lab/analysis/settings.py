@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 
 from k24lab.analysis.aggregate import area_under_curve
-from k24lab.analysis.find_runs import Run
 from k24lab.analysis.load import RETURN, load_metrics, load_summaries
 from k24lab.analysis.stats import long_table
 from k24lab.errors import RunError, unknown
+from k24lab.lab.find_runs import Run
 
 # Mean height of a run's learning curve: how early it learned, and how much.
 OVER_TRAINING = "test_return_over_training"

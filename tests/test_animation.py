@@ -1,4 +1,4 @@
-"""`k24lab replay`: scenes are what the worlds hold, the policy is the trained one, and the film is whole."""
+"""`k24lab replay`: scenes are what the environments hold, the policy is the trained one, and the animation is whole."""
 
 import dataclasses
 import importlib.util
@@ -15,15 +15,14 @@ from test_envs_pettingzoo import World
 
 from k24lab.envs.registry import drawable, make_env
 from k24lab.envs.scene import Episode, Scene, Thing
-from k24lab.errors import ConfigError, K24Error, RunError
+from k24lab.errors import ConfigError, RunError
 from k24lab.inference.freeze import load_learner
 from k24lab.lab.runs import CHECKPOINT, RunFolder
 from k24lab.lab.train import Trainer, train
-from k24lab.rendering import replay as replay_module, video
-from k24lab.rendering.replay import record, replay
-from k24lab.rendering.scene_plots import agent_color
-from k24lab.rendering.stage import Stage
-from k24lab.rendering.video import write_video
+from k24lab.rendering import animation
+from k24lab.rendering.animation import record, replay, write_animation
+from k24lab.rendering.draw_episode import HEIGHT, SCENE, EpisodeDrawing
+from k24lab.rendering.draw_scene import agent_color
 
 SMAX = pytest.mark.skipif(importlib.util.find_spec("jaxmarl") is None, reason="JaxMARL is not installed: extra smax")
 SMALL = {"dpi": 40, "episodes": 1}
@@ -34,7 +33,7 @@ def make_run(tiny_config):
     """Train a tiny run: its folder."""
 
     def make(**changes) -> Path:
-        return train(tiny_config(**{"t_max": 200, "method": "k24"} | changes), "films", progress=False)
+        return train(tiny_config(**{"t_max": 200, "method": "k24"} | changes), "animations", progress=False)
 
     return make
 
@@ -138,7 +137,7 @@ def test_a_scene_of_smax_has_both_sides_and_their_health():
 
 
 @pytest.mark.parametrize("method", ["k24", "k24-literal", "fups-id", "nops", "kaleidoscope", "multih"])
-def test_the_film_is_of_the_runs_own_evaluation(method, make_run):
+def test_the_animation_is_of_the_runs_own_evaluation(method, make_run):
     folder = make_run(method=method)
     learner, config, t_env = load_learner(folder)
     trainer = Trainer(config, RunFolder(folder, config))
@@ -153,7 +152,7 @@ def test_the_film_is_of_the_runs_own_evaluation(method, make_run):
         assert episode.actions == tuple(tuple(names[a] for a in row) for row in own.actions[e].tolist())
 
 
-def test_more_episodes_than_the_run_was_tested_on_come_from_further_worlds(make_run):
+def test_more_episodes_than_the_run_was_tested_on_come_from_further_starts(make_run):
     learner, config, _ = load_learner(make_run(test_episodes=2))
     starts = [where(episode.scenes[0], "agent") for episode in record(learner, config, 0, 5, 0)]
     assert len({tuple(start.flatten().tolist()) for start in starts}) == 5
@@ -167,25 +166,25 @@ def test_a_gif_has_a_picture_for_every_moment_and_the_same_bytes_each_time(make_
     path, said = replay(str(folder), dpi=40, episodes=2)
     assert path == home / "figures" / f"replay_{folder.name}.gif"
     assert said.startswith("2 episodes, returns ") and said.endswith("; trained 200 env steps")
-    with Image.open(path) as film:
-        assert (film.n_frames, film.size) == (2 * 26, (292, 193))
+    with Image.open(path) as gif:
+        assert (gif.n_frames, gif.size) == (2 * 26, (292, 193))
         times = []
-        for k in range(film.n_frames):
-            film.seek(k)
-            times.append(film.info["duration"])
+        for k in range(gif.n_frames):
+            gif.seek(k)
+            times.append(gif.info["duration"])
         assert times == ([100] * 25 + [1200]) * 2
-        assert film.convert("RGB").getpixel((1, 1)) == (255, 255, 255)
+        assert gif.convert("RGB").getpixel((1, 1)) == (255, 255, 255)
     first = path.read_bytes()
     assert replay(folder.name, dpi=40, episodes=2)[0].read_bytes() == first
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 @pytest.mark.parametrize("task", ["mpe2/simple_tag", "mpe2/simple_speaker_listener", "vmas/balance:episode_limit=5"])
-def test_worlds_are_filmed(task, make_run, tmp_path):
+def test_environments_are_animated(task, make_run, tmp_path):
     folder = make_run(task=task, test_episodes=2, n_envs=2)
-    path, _ = replay(str(folder), tmp_path / "new" / "film.GIF", **SMALL)
-    with Image.open(path) as film:
-        assert film.n_frames == 1 + load_learner(folder)[0].spec.episode_limit
+    path, _ = replay(str(folder), tmp_path / "new" / "animation.GIF", **SMALL)
+    with Image.open(path) as gif:
+        assert gif.n_frames == 1 + load_learner(folder)[0].spec.episode_limit
 
 
 class Silent(World):
@@ -208,17 +207,17 @@ class Painter(Silent):
         return np.full((20, 30, 3), (200, 30, 60), np.uint8)
 
 
-def test_a_world_that_draws_itself_is_filmed_and_one_that_does_not_is_named(make_run, tmp_path):
-    painter, silent = (f"pettingzoo/test_replay_video:{name}" for name in ("Painter", "Silent"))
+def test_an_environment_that_draws_itself_is_animated_and_one_that_does_not_is_named(make_run, tmp_path):
+    painter, silent = (f"pettingzoo/test_animation:{name}" for name in ("Painter", "Silent"))
     assert drawable(painter) == f"{painter}:render_mode=rgb_array"
     assert drawable(f"{painter}:episode_limit=2") == f"{painter}:episode_limit=2,render_mode=rgb_array"
     for task in ("rolenav:n_agents=4", silent, "mpe2/simple_spread"):
         assert drawable(task) == task
     tiny = {"test_episodes": 1, "n_envs": 1, "method": "fups", "t_max": 30}
     folder = make_run(task=painter, **tiny)
-    with Image.open(replay(str(folder), tmp_path / "a.gif", **SMALL)[0]) as film:
-        assert film.n_frames == 4
-        colors = {color: count for count, color in film.convert("RGB").getcolors(1 << 20)}
+    with Image.open(replay(str(folder), tmp_path / "a.gif", **SMALL)[0]) as gif:
+        assert gif.n_frames == 4
+        colors = {color: count for count, color in gif.convert("RGB").getcolors(1 << 20)}
     assert colors[200, 30, 60] > 10_000
     folder = make_run(task=silent, **tiny)
     with pytest.raises(ConfigError, match=r"task 'pettingzoo/.*Silent': .* cannot be drawn: .*rgb_array"):
@@ -230,40 +229,65 @@ def scene_of(*things: Thing) -> Scene:
     return Scene(things, low=(-1.0, -1.0), high=(1.0, 1.0))
 
 
-def pixel(picture: np.ndarray, x: float, y: float) -> tuple[int, ...]:
-    """Of the world's square of side 2 (and a margin), in a picture of 100 dpi."""
-    from k24lab.rendering.stage import HEIGHT, WORLD
-
+def pixel(frame: np.ndarray, x: float, y: float) -> tuple[int, ...]:
+    """Of the scene's square of side 2 (and a margin), in a frame of 100 dpi."""
     reach = 1 + 1.6 * 2 * 0.030
-    left, bottom, side, _ = WORLD
+    left, bottom, side, _ = SCENE
     column = (left + side * (x + reach) / (2 * reach)) * 100
     row = (HEIGHT - bottom - side * (y + reach) / (2 * reach)) * 100
-    return tuple(picture[int(row), int(column)].tolist())
+    return tuple(frame[int(row), int(column)].tolist())
 
 
-def test_pictures_show_agents_where_they_are_in_their_colours_and_the_dead_as_crosses():
+def test_frames_show_agents_where_they_are_in_their_colours_and_the_dead_as_crosses():
     alive = scene_of(Thing("agent", 0.5, 0.5, radius=0.2, owners=(0,)), Thing("agent", -0.5, -0.5, owners=(1,)))
     dead = scene_of(alive.things[0], dataclasses.replace(alive.things[1], alive=False))
     episode = Episode((alive, dead), (("→", "←"),), np.ones(1, np.float32), limit=3)
-    stage = Stage(episode, "title", "", dpi=100)
-    first, last = stage.picture(0), stage.picture(1)
+    drawing = EpisodeDrawing(episode, "title", "", dpi=100)
+    first, last = drawing.frame(0), drawing.frame(1)
     color = tuple(int(agent_color(0)[k : k + 2], 16) for k in (1, 3, 5))
     assert pixel(first, 0.62, 0.62) == pixel(last, 0.62, 0.62) == color
     assert pixel(first, -0.54, -0.5) != (255, 255, 255) and pixel(last, -0.55, -0.5) == (255, 255, 255)
-    assert np.array_equal(stage.picture(0), first)  # nothing of a later moment stays
+    assert np.array_equal(drawing.frame(0), first)  # nothing of a later moment stays
 
 
-def broken(k: int):
-    if k > 3:
-        raise KeyboardInterrupt
-    return np.full((10, 12, 3), 40 * k, np.uint8)
+def test_obstacles_objects_lines_goals_and_health_have_their_colours():
+    scene = scene_of(
+        Thing("obstacle", -0.5, 0.5, radius=0.2),
+        Thing("object", 0.5, 0.5, box=(0.6, 0.1), angle=np.pi / 2),
+        Thing("object", 0.0, 0.0, box=(1.0, 0.0), angle=np.pi / 4),
+        Thing("landmark", 0.0, -0.7, radius=0.2),
+        Thing("goal", -0.5, -0.5, radius=0.1, owners=(0, 1)),
+        Thing("agent", 0.5, -0.5, radius=0.2, owners=(2,), label="medic", health=0.5),
+    )
+    names = ("idle",) * 3
+    frame = EpisodeDrawing(Episode((scene, scene), (names,), np.ones(1, np.float32), 1), "", "", dpi=100).frame(0)
+    assert pixel(frame, -0.5, 0.5) == (208, 208, 208)
+    assert pixel(frame, 0.5, 0.75) == (154, 154, 154) and pixel(frame, 0.75, 0.5) == (
+        255,
+        255,
+        255,
+    )  # it stands upright
+    assert pixel(frame, 0.3, 0.3) == (64, 64, 64) and pixel(frame, 0.0, -0.7) == (255, 255, 255)
+    colors = [tuple(int(agent_color(i)[k : k + 2], 16) for k in (1, 3, 5)) for i in range(3)]
+    rim = 0.1 + 0.03 * 0.45
+    assert pixel(frame, -0.5 - rim, -0.5) == colors[0] and pixel(frame, -0.5 + rim, -0.5) == colors[1]
+    assert pixel(frame, 0.5 - 0.23, -0.5) == colors[2] and pixel(frame, 0.5 + 0.23, -0.5) == (237, 237, 237)
 
 
-def test_an_interrupted_film_leaves_what_was_there(tmp_path):
-    (tmp_path / "film.gif").write_bytes(b"old")
+def still(value: int) -> np.ndarray:
+    return np.full((4, 6, 3), value, np.uint8)
+
+
+def interrupted():
+    yield from map(still, range(3))
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_animation_leaves_what_was_there(tmp_path):
+    (tmp_path / "a.gif").write_bytes(b"old")
     with pytest.raises(KeyboardInterrupt):
-        write_video(tmp_path / "film.gif", broken, [1] * 10, 10)
-    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("film.gif", b"old")]
+        write_animation(tmp_path / "a.gif", interrupted(), [1] * 10, 10)
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("a.gif", b"old")]
 
 
 def fake_ffmpeg(folder: Path, body: str) -> None:
@@ -272,15 +296,17 @@ def fake_ffmpeg(folder: Path, body: str) -> None:
     program.chmod(0o755)
 
 
-def test_an_mp4_is_piped_to_ffmpeg_with_each_picture_as_often_as_it_is_held(tmp_path, monkeypatch):
+def test_an_mp4_is_piped_to_ffmpeg_with_each_frame_as_often_as_it_is_held(tmp_path, monkeypatch):
     fake_ffmpeg(tmp_path, "open(sys.argv[-1], 'wb').write(sys.stdin.buffer.read())")
     monkeypatch.setenv("PATH", str(tmp_path))
-    write_video(tmp_path / "film.mp4", lambda k: np.full((4, 6, 3), k, np.uint8), [1, 3], 10)
-    assert (tmp_path / "film.mp4").read_bytes() == bytes([0] * 72 + [1] * 72 * 3)
+    write_animation(tmp_path / "a.mp4", map(still, range(2)), [1, 3], 10)
+    assert (tmp_path / "a.mp4").read_bytes() == bytes([0] * 72 + [1] * 72 * 3)
+    with pytest.raises(KeyboardInterrupt):
+        write_animation(tmp_path / "b.mp4", interrupted(), [1] * 10, 10)
     fake_ffmpeg(tmp_path, "sys.exit('no such encoder')")
     with pytest.raises(RunError, match="ffmpeg ended with 1: no such encoder"):
-        write_video(tmp_path / "other.mp4", lambda k: np.zeros((400, 600, 3), np.uint8), [1, 3], 10)
-    assert {file.name for file in tmp_path.iterdir()} == {"ffmpeg", "film.mp4"}
+        write_animation(tmp_path / "b.mp4", iter([np.zeros((400, 600, 3), np.uint8)] * 2), [1, 3], 10)
+    assert {file.name for file in tmp_path.iterdir()} == {"ffmpeg", "a.mp4"}
 
 
 @pytest.mark.skipif(
@@ -297,8 +323,7 @@ def test_without_ffmpeg_an_mp4_is_refused_before_anything_is_played(make_run, tm
     folder = make_run()
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    monkeypatch.setattr(video.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(replay_module, "load_learner", lambda folder: pytest.fail("too late"))
+    monkeypatch.setattr(animation, "load_learner", lambda folder: pytest.fail("too late"))
     with pytest.raises(ConfigError, match=r"an \.mp4 needs ffmpeg: install it, or pip install 'k24lab\[video\]'"):
         replay(str(folder), tmp_path / "a.mp4")
 
@@ -309,7 +334,7 @@ BAD = [
     ({"fps": 0}, "fps = 0 must be in 1 … 50"),
     ({"fps": 51}, "fps = 51 must be in 1 … 50"),
     ({"dpi": 10}, "dpi = 10 must be in 40 … 400"),
-    ({"output": Path("film.avi")}, "output = 'film.avi' must be a file that ends in .gif or .mp4"),
+    ({"output": Path("team.avi")}, "output = 'team.avi' must be a file that ends in .gif or .mp4"),
 ]
 
 
@@ -341,17 +366,17 @@ def test_an_unfinished_run_plays_as_its_last_checkpoint(tiny_config, monkeypatch
     monkeypatch.setattr(Trainer, "_save_checkpoint", save)
     config = tiny_config(t_max=1600)
     with pytest.raises(KeyboardInterrupt):
-        train(config, "films", progress=False)
-    (folder,) = (tmp_path / "runs" / "films").iterdir()
+        train(config, "animations", progress=False)
+    (folder,) = (tmp_path / "runs" / "animations").iterdir()
     assert "; trained 400 of 1.6k env steps" in replay(str(folder), **SMALL)[1]
 
 
-def test_too_many_pictures_for_a_gif(tmp_path):
-    with pytest.raises(K24Error, match="3001 pictures are too many for a GIF"):
-        write_video(tmp_path / "a.gif", broken, [1] * 3001, 10)
+def test_too_many_frames_for_a_gif(tmp_path):
+    with pytest.raises(RunError, match=r"3001 frames are too many for a GIF \(3000\): fewer episodes, or \.mp4"):
+        write_animation(tmp_path / "a.gif", interrupted(), [1] * 3001, 10)
 
 
-def test_the_command_writes_the_film_and_says_what_it_shows(k24lab, make_run, home):  # noqa: F811
+def test_the_command_writes_the_animation_and_says_what_it_shows(k24lab, make_run, home):  # noqa: F811
     folder = make_run()
     code, out, _ = k24lab("replay", folder.name, "--episodes", 1, "--dpi", 40)
     assert code == 0 and out.splitlines()[0].startswith("1 episode, return ")

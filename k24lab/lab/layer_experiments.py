@@ -1,7 +1,6 @@
 """Small experiments on the masked layer alone, for the notebook 01_masks."""
 
 import itertools
-from typing import Any
 
 import pandas as pd
 import torch
@@ -113,9 +112,8 @@ def _set_temperature(network: _MaskedMLP, config: Config, progress: float) -> No
 
 
 def _optimizer(network: _MaskedMLP, config: Config | None) -> torch.optim.Optimizer:
-    named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
-    alphas = [p for name, p in named if name.endswith("hetero_alpha")]
-    groups: list[dict[str, Any]] = [{"params": [p for name, p in named if not name.endswith("hetero_alpha")]}]
-    if alphas and config is not None:
-        groups.append({"params": alphas, "lr": LR * config.alpha_lr_factor})
-    return torch.optim.Adam(groups, lr=LR)
+    """Adam; with masks, hetero_alpha learns `alpha_lr_factor` times faster."""
+    factor = config.alpha_lr_factor if config else 1.0
+    named = [(name.endswith("hetero_alpha"), p) for name, p in network.named_parameters() if p.requires_grad]
+    groups = [{"params": [p], "lr": LR * (factor if is_alpha else 1.0)} for is_alpha, p in named]
+    return torch.optim.Adam(groups)

@@ -48,15 +48,15 @@ def test_update_table_has_a_row_a_variant_and_a_column_a_part():
 def test_loop_table_has_a_row_a_method_and_leaves_no_run(home):
     table = measure_loop(LOOP, ("fups", "k24"))
     assert list(table.columns) == ["method", "env_steps_per_s"]
-    assert list(table["method"]) == ["the world alone", "fups", "k24"]
+    assert list(table["method"]) == ["the environments alone", "fups", "k24"]
     assert (table["env_steps_per_s"] > 0).all()
     assert not (home / "runs").exists()
 
 
-def test_world_alone_counts_the_steps_of_running_environments(monkeypatch):
+def test_environments_alone_count_the_steps_of_those_that_run(monkeypatch):
     seconds = iter(range(100))
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: float(next(seconds)))  # one second an episode
-    assert bench.measure_world(build_config(LOOP)) == 5 * 5  # environments times steps
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: float(next(seconds)))  # one second for all
+    assert bench.measure_environment(build_config(LOOP)) == 4 * 5 * 5  # episodes, environments, steps
 
 
 def test_peak_memory_is_that_of_the_largest_tensors(tiny_config):

@@ -9,9 +9,7 @@ from k24lab.inference.costs import (
     agent_layers,
     bound_table,
     kernel_shape,
-    masked_share,
     multiply_add_table,
-    speedup_bound,
     team_bytes,
     team_memory,
 )
@@ -32,19 +30,25 @@ def test_reference_network_counts():
     assert sum(weights.values()) == 34432
 
 
+def bounds_of(layers):
+    return bound_table(layers).set_index("masked")
+
+
 def test_gru_holds_71_percent_and_bounds_fc_masks_to_1_17():
-    assert 1 - masked_share(REFERENCE, "fc") == pytest.approx(24576 / 34432)
-    assert round(1 - masked_share(REFERENCE, "fc"), 2) == 0.71
-    assert speedup_bound(REFERENCE, "fc") == pytest.approx(34432 / (24576 + 9856 / 2))
-    assert round(speedup_bound(REFERENCE, "fc"), 2) == 1.17
-    assert speedup_bound(REFERENCE, "all") == 2.0
-    assert speedup_bound(REFERENCE, "none") == 1.0
+    bounds = bounds_of(REFERENCE)
+    assert 1 - bounds["masked_share"]["fc"] == pytest.approx(24576 / 34432)
+    assert round(1 - bounds["masked_share"]["fc"], 2) == 0.71
+    assert bounds["bound"]["fc"] == pytest.approx(34432 / (24576 + 9856 / 2))
+    assert round(bounds["bound"]["fc"], 2) == 1.17
+    assert bounds["bound"]["all"] == 2.0
+    assert bounds["bound"]["none"] == 1.0
 
 
 def test_padding_is_executed_and_costs_a_little():
     # fc1: 21 inputs are 6 groups, so 12 multiply-adds a row; all else is a multiple of 4.
-    assert speedup_bound(REFERENCE, "fc", padded=True) == pytest.approx(34432 / (24576 + 64 * 12 + 2 * 2048 + 160))
-    assert speedup_bound(REFERENCE, "all", padded=True) == pytest.approx(34432 / (12288 + 64 * 12 + 2 * 2048 + 160))
+    bounds = bounds_of(REFERENCE)["bound_padded"]
+    assert bounds["fc"] == pytest.approx(34432 / (24576 + 64 * 12 + 2 * 2048 + 160))
+    assert bounds["all"] == pytest.approx(34432 / (12288 + 64 * 12 + 2 * 2048 + 160))
 
 
 @pytest.mark.parametrize(("in_features", "groups", "kept"), [(1, 1, 2), (3, 1, 2), (4, 1, 2), (5, 2, 4), (21, 6, 12)])
@@ -55,7 +59,7 @@ def test_groups_of_one_row(in_features, groups, kept):
 
 def test_table_agrees_with_bounds():
     executed = multiply_add_table(REFERENCE).groupby("masked")["share"].sum()
-    bounds = bound_table(REFERENCE).set_index("masked")
+    bounds = bounds_of(REFERENCE)
     for masked in MASKED_KINDS:
         assert 1 / executed[masked] == pytest.approx(bounds["bound_padded"][masked])
         assert bounds["bound_padded"][masked] <= bounds["bound"][masked] <= 2.0
@@ -64,8 +68,7 @@ def test_table_agrees_with_bounds():
 @pytest.mark.parametrize("hidden_dim", [1, 2, 3, 5, 64, 257])
 @pytest.mark.parametrize("obs_dim", [1, 2, 3, 4, 7, 100])
 def test_more_masks_never_lower_the_bound(obs_dim, hidden_dim):
-    layers = agent_layers(obs_dim, hidden_dim, n_actions=3)
-    bounds = [speedup_bound(layers, masked) for masked in ("none", "fc", "all")]
+    bounds = bounds_of(agent_layers(obs_dim, hidden_dim, n_actions=3))["bound"][["none", "fc", "all"]].to_list()
     assert bounds == sorted(bounds)
     assert bounds[0] == 1.0 and bounds[-1] == pytest.approx(2.0)
 
@@ -102,33 +105,16 @@ def test_memory_grows_with_agents_and_orders_the_storages(dtype):
     assert table.drop(columns="one shared dense network").diff().dropna().gt(0).all(axis=None)
 
 
-@pytest.mark.parametrize(
-    ("backend", "dtype", "shape", "expected"),
-    [
-        ("cutlass", "fp16", (5, 21), (32, 64)),
-        ("cutlass", "fp16", (64, 64), (64, 64)),
-        ("cutlass", "fp16", (33, 65), (64, 128)),
-        ("cusparselt", "fp16", (5, 21), (16, 32)),
-        ("cutlass", "int8", (17, 21), (32, 128)),
-        ("cusparselt", "int8", (33, 1), (64, 32)),
-    ],
-)
-def test_kernel_shape_is_the_next_multiple(backend, dtype, shape, expected):
-    assert kernel_shape(*shape, backend, dtype) == expected
+@pytest.mark.parametrize(("shape", "expected"), [((5, 21), (16, 32)), ((64, 64), (64, 64)), ((33, 65), (48, 80))])
+def test_kernel_shape_is_the_next_multiple(shape, expected):
+    assert kernel_shape(*shape) == expected
 
 
-def test_kernel_tiles_are_torchs():
+def test_kernel_tile_is_torchs():
     torch = pytest.importorskip("torch")
-    sparse = torch.sparse
-    classes = {
-        "cutlass": sparse.SparseSemiStructuredTensorCUTLASS,
-        "cusparselt": sparse.SparseSemiStructuredTensorCUSPARSELT,
-    }
-    dtypes = {"fp16": torch.float16, "int8": torch.int8}
-    for backend, tensor_class in classes.items():
-        for dtype, torch_dtype in dtypes.items():
-            limits = tensor_class._DTYPE_SHAPE_CONSTRAINTS[torch_dtype]
-            assert kernel_shape(1, 1, backend, dtype) == (limits.sparse_min_rows, limits.sparse_min_cols)
+    for dtype in (torch.float16, torch.bfloat16):
+        limits = torch.sparse.SparseSemiStructuredTensorCUSPARSELT._DTYPE_SHAPE_CONSTRAINTS[dtype]
+        assert kernel_shape(1, 1) == (limits.sparse_min_rows, limits.sparse_min_cols)
 
 
 def test_packed_bytes_are_torchs():
@@ -143,12 +129,13 @@ def test_packed_bytes_are_torchs():
     ("call", "message"),
     [
         (lambda: agent_layers(0, 64, 5), "obs_dim = 0"),
-        (lambda: speedup_bound(REFERENCE, "fcs"), "did you mean 'fc'"),
         (lambda: team_bytes(REFERENCE, 0, "a dense network each"), "n_agents = 0"),
+        (
+            lambda: team_memory(REFERENCE, [2], "fp16", "fcs"),
+            "unknown choice of masked layers 'fcs'; did you mean 'fc'",
+        ),
         (lambda: team_bytes(REFERENCE, 2, "dense"), "unknown storage 'dense'"),
         (lambda: team_bytes(REFERENCE, 2, "a dense network each", "fp8"), "unknown dtype 'fp8'"),
-        (lambda: kernel_shape(0, 4, "cutlass"), "at least 1"),
-        (lambda: kernel_shape(4, 4, "cutlass", "fp32"), "unknown 2:4 kernel 'cutlass/fp32'"),
     ],
 )
 def test_errors_name_value_and_choices(call, message):

@@ -1,8 +1,10 @@
 """Watching runs while they train, whoever trains them, and training one beside the kernel of a notebook."""
 
+import base64
 import contextlib
 import subprocess
 import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,23 +12,20 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from k24lab.analysis import stats
-from k24lab.analysis.find_runs import find_runs
 from k24lab.analysis.load import load_metrics
-from k24lab.analysis.style import metric_label, paper_style
+from k24lab.analysis.style import paper_style, screen_png
 from k24lab.errors import RunError
 from k24lab.lab.backends import STOP_SECONDS, Command, command_of, end
 from k24lab.lab.checks import check_usable
 from k24lab.lab.config import Config
+from k24lab.lab.find_runs import find_runs
 from k24lab.lab.runs import RunFolder, canonical, find_or_name, is_locked
 from k24lab.lab.status import RunStatus, run_status
 from k24lab.lab.sweep import last_line
-from k24lab.rendering.live_plots import live_figure
-from k24lab.rendering.metric_lines import Followed
-from k24lab.rendering.png_widget import make_screen
+from k24lab.rendering.run_progress import ENDED, RunProgress, progress_figure
 
 TEST_RETURN = "test_return_mean"
 SECONDS = 3.0  # between two looks at the folders
-ENDED = ("finished", "failed")
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def watch(
     Raises:
         RunError: no runs, a metric that no run logs (the nearest name is given), a baseline without runs of the tasks.
     """
-    return _follow(Followed(source, metric), baseline, seconds, timeout)
+    return _follow(RunProgress(source, metric), baseline, seconds, timeout)
 
 
 def train_live(
@@ -94,14 +93,15 @@ def train_live(
     """
     run = start(config, name)
     try:
-        watched = _follow(Followed(run.folder, metric), baseline, seconds, None, run)
-        run.check(watched.ended == "interrupted")
+        watched = _follow(RunProgress(run.folder, metric), baseline, seconds, None, run)
+        if watched.ended != "interrupted":
+            run.check_finished()
     finally:
         run.stop()
     return watched
 
 
-def start(config: Config, name: str = "default") -> "Background":
+def start(config: Config, name: str = "default") -> "BackgroundRun":
     """Start a run, or go on with it, in a process beside this one, and return at once: `watch(run.folder)` looks at it.
 
     It ends with this process, so that a kernel that dies or is restarted leaves no run behind. Nothing is started for a
@@ -114,101 +114,102 @@ def start(config: Config, name: str = "default") -> "Background":
     check_usable(config)  # an invalid setting creates no run folder
     run = RunFolder(*find_or_name(config, name))
     if run.done or is_locked(run.path):
-        return Background(run.path, None)
+        return BackgroundRun(run.path, None)
     command = Command(command_of(run.path, None), run.path / "log.txt", config.n_threads)
-    return Background(run.path, command.start())
+    return BackgroundRun(run.path, command.start())
 
 
-class Background:
-    """A run that trains beside this process."""
+class BackgroundRun:
+    """A run that trains beside this process; `process` is None where nothing was started for it."""
 
     def __init__(self, folder: Path, process: "subprocess.Popen[bytes] | None"):
-        self.folder, self._process = folder, process
+        self.folder, self.process = folder, process
 
     @property
     def ended(self) -> bool:
         """Whether the process that was started for it has ended, in whichever way."""
-        return self._process is not None and self._process.poll() is not None
+        return self.process is not None and self.process.poll() is not None
 
     def stop(self) -> None:
         """Stop it, if it was started here; its last checkpoint stays."""
-        if self._process is not None and not self.ended:
-            end(self._process)
+        if self.process is not None and not self.ended:
+            end(self.process)
 
-    def check(self, interrupted: bool = False) -> None:
+    def check_finished(self) -> None:
         """Raise RunError if it ended without having finished."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            if self._process is not None and not interrupted:
-                self._process.wait(STOP_SECONDS)  # it writes DONE just before its end
+        if self.process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(STOP_SECONDS)  # it writes DONE just before its end
         status = run_status(self.folder)
         if status.state == "failed":
             raise RunError(f"{self.folder}: {status.error} (details in log.txt)")
-        if status.state != "finished" and not interrupted:
-            code = self._process.returncode if self._process else None
+        if status.state != "finished":
+            code = self.process.returncode if self.process else None
             raise RunError(f"{self.folder}: ended with exit code {code}: {last_line(self.folder)}")
 
     def __repr__(self) -> str:
-        return f"Background({self.folder.name}, {run_status(self.folder).state})"
+        return f"BackgroundRun({self.folder.name}, {run_status(self.folder).state})"
 
 
 def _follow(
-    runs: Followed,
+    runs: RunProgress,
     baseline: str | Path | None,
     seconds: float,
     timeout: float | None,
-    own: "Background | None" = None,
+    own: BackgroundRun | None = None,
 ) -> Watched:
     """Look, show what is new, wait; until all runs have ended, `own` has, time is over, or an interrupt stops `own`."""
-    view = _View(runs, baseline)
+    means = pd.DataFrame(columns=["task", "variant", "t_env", "mean"])
+    if baseline is not None:
+        means = stats.curves(load_metrics(find_runs(baseline, task=list(runs.tasks()))), runs.metric)
+    view = _View(runs, means)
     deadline = float("inf") if timeout is None else time.monotonic() + timeout
     reason = ""
     try:
         while not reason:
-            # Before the look, which would miss what a run writes between it and its end.
-            ended, late = own is not None and own.ended, time.monotonic() >= deadline
-            runs.look()
+            # Before the update, which would miss what a run writes between it and its end.
+            exited, late = own is not None and own.ended, time.monotonic() >= deadline
+            changed = runs.update()
             if all(status.state in ENDED for status in runs.statuses):
                 reason = "all have ended"
-            elif ended:
-                reason = "its process has ended"
-            elif late:
-                reason = "time is over"
-            view.show(reason)
+            else:
+                reason = "its process has ended" if exited else "time is over" if late else ""
+            if changed or reason or not view.n_updates:
+                view.show(reason)
             if not reason:
                 time.sleep(min(seconds, max(0.0, deadline - time.monotonic())))
     except KeyboardInterrupt:
         reason = "interrupted"
         if own is not None:
             own.stop()
-            runs.look()  # what is left standing must not call it running
+            runs.update()  # what is left standing must not call it running
         view.show(reason)
     return Watched(runs.statuses, runs.curves(), view.figure, reason, view.n_updates)
 
 
 class _View:
-    """What is shown of some runs."""
+    """A figure and a text that are updated in place in a notebook's outputs; in any other Python, lines of text."""
 
-    def __init__(self, runs: Followed, baseline: str | Path | None):
-        self.runs, self.screen, self.n_updates = runs, make_screen(), 0
-        self.figure, self._state = Figure(), object()
-        self._baseline = _baseline(baseline, runs)
+    def __init__(self, runs: RunProgress, baseline: pd.DataFrame):
+        self._runs, self._baseline = runs, baseline
+        self.figure, self.n_updates = Figure(), 0
+        self._ids = uuid.uuid4().hex, uuid.uuid4().hex
 
     def show(self, reason: str) -> None:
-        """Show it, if there is something new; a `reason` to end is."""
-        if self.runs.state() == self._state and not reason:
-            return
-        self._state, self.n_updates = self.runs.state(), self.n_updates + 1
-        headline = self.runs.counts() + (f" · {reason}" if reason else "")
+        """Show how far the runs are, and the reason to end if there is one."""
+        from IPython import get_ipython
+        from IPython.display import display
+
+        headline, lines = self._runs.headline() + (f" · {reason}" if reason else ""), self._runs.lines()
+        in_notebook = hasattr(get_ipython(), "kernel")
         with paper_style():
-            if self.screen.figures or reason:
-                label = metric_label(self.runs.metric)
-                self.figure = live_figure(self.runs.curves(), self._baseline, self.runs.t_max(), label)
-            self.screen.show(self.figure if self.screen.figures else None, headline, self.runs.lines())
-
-
-def _baseline(group: str | Path | None, runs: Followed) -> pd.DataFrame:
-    """Mean curves of the group's finished runs of the same tasks; empty for none."""
-    if group is None:
-        return pd.DataFrame(columns=["task", "variant", "t_env", "mean"])
-    metrics = load_metrics(find_runs(group, task=runs.tasks()))
-    return stats.curves(metrics, runs.metric)
+            if in_notebook or reason:
+                self.figure = progress_figure(self._runs, self._baseline)
+            picture = base64.b64encode(screen_png(self.figure)).decode() if in_notebook else ""
+        if in_notebook:
+            outputs = {"text/plain": headline, "image/png": picture}, {"text/plain": "\n".join([headline, *lines])}
+            for id_, output in zip(self._ids, outputs, strict=True):
+                display(output, raw=True, display_id=id_, update=self.n_updates > 0)
+        else:
+            print(time.strftime("%H:%M:%S"), headline, *[f"| {' '.join(line.split())}" for line in lines], flush=True)
+        self.n_updates += 1

@@ -17,9 +17,8 @@ from processes import gone
 from k24lab.errors import ConfigError, RunError
 from k24lab.lab.config import build_config
 from k24lab.lab.runs import FAILED, RunFolder, is_locked, run_folder
-from k24lab.rendering import live
-from k24lab.rendering.live import start, train_live, watch
-from k24lab.rendering.png_widget import Lines
+from k24lab.rendering import live_training
+from k24lab.rendering.live_training import start, train_live, watch
 
 RUN = [sys.executable, "-c"]
 
@@ -48,6 +47,11 @@ def curves_of(figure, panel=0):
     return [line.get_xydata().tolist() for line in figure.axes[panel].lines if line.get_marker() == "None"]
 
 
+def clock_with(sleep, monotonic=time.monotonic):
+    """In place of the module `time`."""
+    return SimpleNamespace(sleep=sleep, monotonic=monotonic, strftime=time.strftime)
+
+
 @pytest.fixture
 def script(monkeypatch):
     """What happens while `watch` waits: one step each time; waits without a step fail."""
@@ -59,7 +63,7 @@ def script(monkeypatch):
             waits.append(seconds)
             left.pop(0)()
 
-        monkeypatch.setattr(live, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+        monkeypatch.setattr(live_training, "time", clock_with(sleep))
         return waits
 
     return install
@@ -98,9 +102,9 @@ def test_run_that_grows_is_drawn_when_there_is_something_new_until_it_is_done(ma
     assert curves_of(seen.figure) == [[[0, 1], [400, 2], [800, 3]]]
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
-    assert "1 running of 1 run | k24 seed 0 running ░░░░░░░░░░░░ 0% of 1600 test return 1.00" in lines[0]
-    assert "running ███░░░░░░░░░ 25% of 1600 test return 2.00" in lines[1] and "left" in lines[1]
-    assert "running ██████░░░░░░ 50% of 1600 test return 3.00" in lines[2]
+    assert "1 running of 1 run | k24 seed 0 running ░░░░░░░░░░░░ 0% of 1.6k test return 1.00" in lines[0]
+    assert "running ███░░░░░░░░░ 25% of 1.6k test return 2.00" in lines[1] and "left" in lines[1]
+    assert "running ██████░░░░░░ 50% of 1.6k test return 3.00" in lines[2]
     assert "1 finished of 1 run · all have ended" in lines[3] and "100%" in lines[3]
 
 
@@ -109,7 +113,7 @@ def test_failing_run_is_shown_with_its_error(make_run, script, capsys):
     script(lambda: (run.path / FAILED).write_text("ValueError: boom\n"))
     seen = watch("group")
     assert seen.ended == "all have ended" and seen.statuses[0].error == "ValueError: boom"
-    assert "failed ░░░░░░░░░░░░ 0% of 1600 test return 1.00 ValueError: boom" in capsys.readouterr().out
+    assert "failed ░░░░░░░░░░░░ 0% of 1.6k test return 1.00 ValueError: boom" in capsys.readouterr().out
 
 
 def test_time_is_over(make_run, monkeypatch):
@@ -121,10 +125,10 @@ def test_time_is_over(make_run, monkeypatch):
         waits.append(seconds)
         clock[0] += seconds
 
-    monkeypatch.setattr(live, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: clock[0]))
+    monkeypatch.setattr(live_training, "time", clock_with(sleep, lambda: clock[0]))
     seen = watch(run.path, seconds=3.0, timeout=7.0)
     assert waits == [3.0, 3.0, 1.0]
-    assert (seen.ended, seen.n_updates, seen.statuses[0].state) == ("time is over", 2, "begun")
+    assert (seen.ended, seen.n_updates, seen.statuses[0].state) == ("time is over", 2, "stopped")
 
 
 def test_interrupt_leaves_the_last_figure_and_no_error(make_run, script):
@@ -209,7 +213,7 @@ class Kernel:
 
     def __init__(self, monkeypatch):
         self.shown = []
-        monkeypatch.setattr("IPython.core.getipython.get_ipython", lambda: self)
+        monkeypatch.setattr("IPython.get_ipython", lambda: self)
         monkeypatch.setattr("IPython.display.display", lambda bundle, **how: self.shown.append((bundle, how)))
 
 
@@ -223,11 +227,6 @@ def test_notebook_has_one_figure_and_one_text_that_are_updated(make_run, script,
     assert all(base64.b64decode(picture).startswith(b"\x89PNG") for picture in pictures) and len(set(pictures)) == 2
     assert kernel.shown[-1][0]["text/plain"].startswith("1 finished of 1 run · all have ended\nk24  seed 0  finished")
     assert plt.get_fignums() == []
-
-
-def test_plain_python_without_ipython_gets_lines(monkeypatch):
-    monkeypatch.setitem(sys.modules, "IPython.core.getipython", None)
-    assert isinstance(live.make_screen(), Lines)
 
 
 # Training beside the kernel.
@@ -247,7 +246,7 @@ def test_run_is_trained_in_a_process_of_its_own_and_watched(tiny_config):
 @pytest.fixture
 def as_run(monkeypatch):
     """Let a piece of Python stand for the training of a run."""
-    return lambda code: monkeypatch.setattr(live, "command_of", lambda path, _: [*RUN, code.format(path=path)])
+    return lambda code: monkeypatch.setattr(live_training, "command_of", lambda path, _: [*RUN, code.format(path=path)])
 
 
 def test_run_that_dies_is_an_error_with_its_last_words(tiny_config, as_run):
@@ -265,9 +264,9 @@ def test_run_that_fails_is_an_error_with_its_reason(tiny_config, as_run):
 def test_interrupt_stops_what_train_live_started_before_it_shows_the_end(tiny_config, as_run, monkeypatch):
     as_run("import time; time.sleep(100)")
     started, ended = [], []
-    monkeypatch.setattr(live, "start", lambda *given: started.append(start(*given)) or started[0])
-    monkeypatch.setattr(Lines, "show", lambda *_: ended.append(started[0].ended))
-    monkeypatch.setattr(live, "time", SimpleNamespace(sleep=lambda _: interrupt(), monotonic=time.monotonic))
+    monkeypatch.setattr(live_training, "start", lambda *given: started.append(start(*given)) or started[0])
+    monkeypatch.setattr(live_training._View, "show", lambda *_: ended.append(started[0].ended))
+    monkeypatch.setattr(live_training, "time", clock_with(lambda _: interrupt()))
     assert train_live(tiny_config(), "mine").ended == "interrupted"
     assert ended == [False, True]
 
@@ -285,7 +284,7 @@ def test_run_in_the_background_can_be_stopped(tiny_config, as_run):
     run = start(tiny_config(), "mine")
     assert not run.ended
     run.stop()
-    assert run.ended and repr(run) == f"Background({run.folder.name}, waiting)"
+    assert run.ended and repr(run) == f"BackgroundRun({run.folder.name}, waiting)"
 
 
 def test_nothing_is_started_for_a_run_that_another_process_trains(tiny_config, as_run, make_run):
@@ -308,9 +307,9 @@ def test_run_ends_with_the_kernel_that_started_it(home):
     code = f"""
 import time
 from k24lab.lab.config import build_config
-from k24lab.rendering.live import start
+from k24lab.rendering.live_training import start
 run = start(build_config({TINY | {"t_max": 10**7}!r}), "mine")
-print(run._process.pid, flush=True)
+print(run.process.pid, flush=True)
 time.sleep(600)
 """
     kernel = subprocess.Popen(
@@ -324,4 +323,4 @@ time.sleep(600)
         kernel.send_signal(signal.SIGKILL)
     assert gone([pid])
     (status,) = watch("mine", timeout=0.0).statuses
-    assert status.state in ("waiting", "begun")  # and not running, nor failed
+    assert status.state in ("waiting", "stopped")  # and not running, nor failed
