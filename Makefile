@@ -56,7 +56,7 @@ results: setup  ## every run behind figures/README.md (some hours on 2 cores), t
 	$(RUN) k24lab notebooks 09_what_separates --runs separate
 	$(RUN) k24lab notebooks 01_masks
 	$(RUN) k24lab notebooks 06_ampere_speedup --runs rolenav8
-	$(RUN) k24lab figures $(TASKS) --name 08_paper
+	$(RUN) k24lab figures $(TASKS) --name paper
 
 results-smax: setup  ## the study of SMAX (installs half a gigabyte more; one to two hours on 2 cores)
 	$(RUN) pip install --quiet --disable-pip-version-check -e '.[smax]'

@@ -59,10 +59,11 @@ COMMANDS = {
         "k24lab notebooks 03_mask_patterns --runs rolenav3"  # make demo runs the other one
     ),
     "k24lab figures rolenav3 vmas_dispersion vmas_het_mass": Not("the next line runs the same notebooks"),
-    "k24lab figures mine --variant random24 --name 08_ours": "k24lab figures mine --variant fups --name 08_ours",
+    "k24lab figures mine --variant random24 --name ours": "k24lab figures mine --variant fups --name ours",
     "k24lab export rolenav3 --output output/rolenav3.json": None,
-    "k24lab import figures/05_rolenav3_runs.jsonl --name rolenav3": (
-        "k24lab import figures/05_rolenav3_runs.jsonl --name imported"  # small runs have the name rolenav3 here
+    # Small runs have the name rolenav3 here.
+    "k24lab import figures/rolenav3/05_ablations_runs.jsonl --name rolenav3": (
+        "k24lab import figures/rolenav3/05_ablations_runs.jsonl --name imported"
     ),
     "k24lab export runs/rolenav3/rolenav-k24-s0-… --format onnx --output output/team.onnx": None,
     "k24lab bench train": Not("takes most of a minute at its smallest: tests/test_bench_train.py runs its parts"),
@@ -168,7 +169,7 @@ def test_the_two_make_targets(checkout):
     for line in ("k24lab sweep notebooks/grids/demo.yaml", "k24lab notebooks --runs demo", "pytest -n 2 tests"):
         assert f" {line}\n" in said
     assert f" {'pytest --nbmake -n 2 notebooks'}\n" in said  # the README's own command, from the folder above
-    assert (checkout / "output" / "05_demo_curves.png").is_file()
+    assert (checkout / "output" / "demo" / "05_ablations_curves.png").is_file()
 
 
 def test_notebooks_by_papermill_and_pytest(checkout):
@@ -183,7 +184,7 @@ def test_the_command_line(checkout):
     (checkout / "build" / "rolenav3.yaml").write_text(yaml.safe_dump(grid))
     run_block(block_of("k24lab doctor"), checkout)
     drawn = {path.name for path in (checkout / "output").iterdir()}
-    assert {"report_rolenav3.html", "08_ours_aggregates.png", "rolenav3.json", "team.onnx"} <= drawn
+    assert {"report_rolenav3.html", "ours", "rolenav3.json", "team.onnx"} <= drawn
 
 
 def test_export_for_tensorrt(checkout):
