@@ -112,7 +112,7 @@ def test_scenarios_that_are_no_team_tasks_are_refused_with_the_reason():
             make_env(f"vmas/{name}", n_envs=2)
     with pytest.raises(ConfigError, match="two sides with opposed rewards"):
         make_env("vmas/simple_tag", n_envs=2)
-    with pytest.raises(ConfigError, match="did you mean 'navigation'"):
+    with pytest.raises(ConfigError, match="did you mean 'vmas/navigation'"):
         make_env("vmas/navigaton", n_envs=2)
     assert {f"vmas/{name}" for name in VMAS_TASKS} <= set(task_names())
     assert not {f"vmas/{name}" for name in REFUSED} & set(task_names())
@@ -376,7 +376,7 @@ def test_global_generators_are_left_as_they_were():
     play(env, seed=5)
     assert global_state() == before
     python_state = random.getstate()
-    with env._own_randomness():
+    with env._random.in_use():
         random.random()
     assert random.getstate() == python_state
 

@@ -3,8 +3,8 @@
 import torch
 
 from k24lab.envs.base import EnvSpec
-from k24lab.envs.contract import check_repeatable
 from k24lab.envs.registry import make_env
+from k24lab.envs.task_doctor import check_repeatable
 from k24lab.errors import ConfigError
 from k24lab.lab.config import Config
 from k24lab.lab.memory import check_memory

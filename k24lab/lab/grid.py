@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from k24lab.envs.base import EnvSpec
-from k24lab.envs.factories import find_factory
+from k24lab.envs.pettingzoo_import import find_factory
 from k24lab.envs.registry import canonical_task, make_env
 from k24lab.envs.tasks import format_task, parse_task
 from k24lab.errors import ConfigError, unknown
