@@ -15,24 +15,23 @@ from k24lab.envs.scene import Scene
 from k24lab.envs.single_env import Row, SingleEnv
 from k24lab.errors import ConfigError, K24Error, RunError, told, warn
 
-Rows = dict[str, np.ndarray]  # an array [E, ...] for each field of Step that the task has
-
 
 class Vector(VecEnv):
     """What both vectors share: the check of actions, and steps made of rows."""
+
+    _rows: np.ndarray  # [E] of `row_type`: what the environments returned last
 
     def __init__(self, sample: SingleEnv, n_envs: int):
         if n_envs < 1:
             raise ConfigError(f"n_envs = {n_envs}: must be at least 1")
         self.spec = replace(sample.spec, n_envs=n_envs)
         self._agents = list(sample.agents)
-        self._rows: Rows = {}
         self._running = False  # false before the first reset and after an error: only a reset helps
 
     def reset(self, seed: int) -> Step:
         """Start E new episodes; environment e is reset with `SeedSequence([seed, e])`."""
         self._running = False
-        self._rows = self._start(seed)
+        self._start(seed)
         self._running = True
         return self._step()
 
@@ -49,19 +48,19 @@ class Vector(VecEnv):
         ended = torch.from_numpy(self._rows["terminated"] | self._rows["truncated"])
         check_actions(chosen, torch.from_numpy(self._rows["avail_actions"]), ended, self._agents)
         self._running = False
-        self._rows = self._advance(chosen.numpy())
+        self._advance(chosen.numpy())
         self._running = True
         return self._step()
 
     @abstractmethod
-    def _start(self, seed: int) -> Rows: ...
+    def _start(self, seed: int) -> None: ...
 
     @abstractmethod
-    def _advance(self, actions: Int[np.ndarray, "E N"]) -> Rows: ...
+    def _advance(self, actions: Int[np.ndarray, "E N"]) -> None: ...
 
     def _step(self) -> Step:
         """The rows as tensors of their own: a step that is kept must not change with the next one."""
-        return Step(**{name: torch.from_numpy(rows.copy()) for name, rows in self._rows.items()})
+        return Step(**{name: torch.from_numpy(self._rows[name].copy()) for name in self._rows.dtype.names or ()})
 
 
 class SerialVector(Vector):
@@ -75,7 +74,8 @@ class SerialVector(Vector):
         except BaseException:
             close_all(self.envs)  # nobody else knows them
             raise
-        self._group = EnvGroup(self.envs, self.spec)
+        self._rows = np.zeros(n_envs, row_type(self.spec))
+        self._group = EnvGroup(self.envs, self._rows)
 
     def scene(self, e: int) -> Scene:
         """What environment e looks like now."""
@@ -90,35 +90,33 @@ class SerialVector(Vector):
         self._running = False
         close_all(self.envs)
 
-    def _start(self, seed: int) -> Rows:
-        return self._group.reset(seed)
+    def _start(self, seed: int) -> None:
+        self._group.reset(seed)
 
-    def _advance(self, actions: Int[np.ndarray, "E N"]) -> Rows:
-        return self._group.step(actions)
+    def _advance(self, actions: Int[np.ndarray, "E N"]) -> None:
+        self._group.step(actions)
 
 
 class EnvGroup:
     """Some environments and their rows: all of a SerialVector's, or those of one worker."""
 
-    def __init__(self, envs: Sequence[SingleEnv], spec: EnvSpec, first: int = 0):
-        """`first` is the index of the first of these environments among all E."""
+    def __init__(self, envs: Sequence[SingleEnv], rows: np.ndarray, first: int = 0):
+        """`rows` are those of these environments alone; `first` is the index of the first of them among all E."""
         self._envs, self._first = envs, first
-        self._rows = _empty_rows(spec, len(envs))
+        self._rows = {name: rows[name] for name in rows.dtype.names or ()}
 
-    def reset(self, seed: int) -> Rows:
+    def reset(self, seed: int) -> None:
         """Start all episodes; raises RunError where an environment raises."""
         for i, env in enumerate(self._envs):
             own = np.random.SeedSequence([seed, self._first + i]).generate_state(1)[0]
             self._write(i, env.reset, int(own))
-        return self._rows
 
-    def step(self, actions: Int[np.ndarray, "E N"]) -> Rows:
+    def step(self, actions: Int[np.ndarray, "E N"]) -> None:
         """One step of those that have not ended; the rows of the others stay, with zero reward."""
         self._rows["reward"][:] = 0
         ended = self._rows["terminated"] | self._rows["truncated"]
         for i in np.flatnonzero(~ended).tolist():
             self._write(i, self._envs[i].step, actions[i])
-        return self._rows
 
     def _write(self, i: int, act: Callable[[Any], Row], argument: Any) -> None:
         try:
@@ -136,22 +134,21 @@ class EnvGroup:
             raise RunError(f"environment {self._first + i}: {told(error)}") from error
 
 
-def _empty_rows(spec: EnvSpec, n_envs: int) -> Rows:
+def row_type(spec: EnvSpec) -> np.dtype:
+    """What is kept of one environment: the fields of Step that the task has."""
     n_agents = spec.n_agents
-    rows: Rows = {
-        "obs": np.zeros((n_envs, n_agents, spec.obs_dim), np.float32),
-        "state": np.zeros((n_envs, spec.state_dim), np.float32),
-        "avail_actions": np.zeros((n_envs, n_agents, spec.action_dim), bool),
-        "reward": np.zeros(n_envs, np.float32),
-        "terminated": np.zeros(n_envs, bool),
-        "truncated": np.zeros(n_envs, bool),
-        "alive": np.zeros((n_envs, n_agents), bool),
-    }
-    if spec.n_unit_types:
-        rows["unit_type"] = np.zeros((n_envs, n_agents), np.int64)
-    if spec.has_win:
-        rows["won"] = np.zeros(n_envs, bool)
-    return rows
+    fields: list[Any] = [
+        ("obs", np.float32, (n_agents, spec.obs_dim)),
+        ("state", np.float32, (spec.state_dim,)),
+        ("avail_actions", np.bool_, (n_agents, spec.action_dim)),
+        ("reward", np.float32),
+        ("terminated", np.bool_),
+        ("truncated", np.bool_),
+        ("alive", np.bool_, (n_agents,)),
+    ]
+    fields += [("unit_type", np.int64, (n_agents,))] if spec.n_unit_types else []
+    fields += [("won", np.bool_)] if spec.has_win else []
+    return np.dtype(fields, align=True)
 
 
 def close_all(envs: Iterable[SingleEnv]) -> None:

@@ -19,7 +19,7 @@ from jaxtyping import Int
 
 from k24lab.envs.base import EnvSpec
 from k24lab.envs.single_env import SingleEnv
-from k24lab.envs.vector_env import EnvGroup, Rows, Vector, close_all
+from k24lab.envs.vector_env import EnvGroup, Vector, close_all, row_type
 from k24lab.errors import ConfigError, K24Error, RunError
 
 START_TIMEOUT = 300.0  # seconds that a worker may take to load what it needs and build its environments
@@ -30,7 +30,7 @@ CONTEXT = multiprocessing.get_context("forkserver")  # torch is loaded once, and
 
 
 class SubprocessVector(Vector):
-    """E environments in worker processes of one thread each.
+    """E environments in worker processes of one thread each, which write into memory that they share with this one.
 
     - An environment that raises ends in one RunError with its traceback; so does a worker that dies or does not answer
       in time. A run then goes on from its last checkpoint.
@@ -61,9 +61,12 @@ class SubprocessVector(Vector):
             super().__init__(sample, n_envs)
         finally:
             close_all([sample])
+        memory = CONTEXT.RawArray("B", n_envs * row_type(self.spec).itemsize)
+        self._rows = np.frombuffer(memory, row_type(self.spec))
         shares = np.array_split(np.arange(n_envs), min(workers, n_envs))
         self._workers = [
-            _Worker(i, slice(int(share[0]), int(share[-1]) + 1), (make, self.spec)) for i, share in enumerate(shares)
+            _Worker(i, slice(int(share[0]), int(share[-1]) + 1), (make, self.spec, memory))
+            for i, share in enumerate(shares)
         ]
         self._timeout = timeout
         self._finalizer = weakref.finalize(self, _stop, self._workers)
@@ -73,14 +76,14 @@ class SubprocessVector(Vector):
         self._running = False
         _stop(self._workers)
 
-    def _start(self, seed: int) -> Rows:
-        return self._exchange("reset", [seed] * len(self._workers))
+    def _start(self, seed: int) -> None:
+        self._exchange("reset", [seed] * len(self._workers))
 
-    def _advance(self, actions: Int[np.ndarray, "E N"]) -> Rows:
-        return self._exchange("step", [actions[worker.share] for worker in self._workers])
+    def _advance(self, actions: Int[np.ndarray, "E N"]) -> None:
+        self._exchange("step", [actions[worker.share] for worker in self._workers])
 
-    def _exchange(self, command: str, arguments: Sequence[Any]) -> Rows:
-        """Give a command to all workers, started if need be, and return their rows."""
+    def _exchange(self, command: str, arguments: Sequence[Any]) -> None:
+        """Give a command to all workers, started if need be, and wait until all have done it."""
         try:
             idle = [worker for worker in self._workers if worker.process is None]
             for worker in idle:
@@ -89,11 +92,11 @@ class SubprocessVector(Vector):
                 worker.receive(START_TIMEOUT)
             for worker, argument in zip(self._workers, arguments, strict=True):
                 worker.send((command, argument))
-            answers = [worker.receive(self._timeout) for worker in self._workers]
+            for worker in self._workers:
+                worker.receive(self._timeout)
         except BaseException:
             _stop(self._workers)  # also after an interrupt: an answer that was not read must not meet the next reset
             raise
-        return {name: np.concatenate([rows[name] for rows in answers]) for name in answers[0]}
 
 
 class _Worker:
@@ -122,8 +125,8 @@ class _Worker:
         except OSError as error:
             raise self._death() from error
 
-    def receive(self, timeout: float) -> Rows:
-        """The answer to the last command.
+    def receive(self, timeout: float) -> None:
+        """Wait until the last command is done.
 
         Raises:
             RunError: its environments raised, it has died, or it does not answer.
@@ -131,12 +134,11 @@ class _Worker:
         try:
             if not self.connection.poll(timeout):
                 raise RunError(f"{self} has not answered for {timeout:g} s")
-            rows, problem = self.connection.recv()
+            problem = self.connection.recv()
         except (EOFError, OSError) as error:
             raise self._death() from error
         if problem:
             raise RunError(f"worker {self.index}: {problem}")
-        return rows
 
     def stop(self, patience: float) -> None:
         """End the process: kindly for `patience` seconds, then by force."""
@@ -168,9 +170,14 @@ def _stop(workers: Sequence[_Worker]) -> None:
 
 
 def _work(
-    make: Callable[[], SingleEnv], spec: EnvSpec, share: slice, connection: Connection, environ: dict[str, str]
+    make: Callable[[], SingleEnv],
+    spec: EnvSpec,
+    memory: Any,
+    share: slice,
+    connection: Connection,
+    environ: dict[str, str],
 ) -> None:
-    """What a worker does: commands in; out come rows, or the traceback of an exception."""
+    """What a worker does: commands in; out comes nothing, or the traceback of an exception."""
     threading.Thread(target=_end_with_main, daemon=True).start()
     os.environ.update(environ)  # the server that this process was forked from may have an older one
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent decides
@@ -178,8 +185,8 @@ def _work(
     envs: list[SingleEnv] = []
     try:
         connection.send(_answer(lambda: envs.extend(make() for _ in range(share.start, share.stop))))
-        group = EnvGroup(envs, spec, share.start)
-        commands: dict[str, Callable[..., Rows]] = {"reset": group.reset, "step": group.step}
+        group = EnvGroup(envs, np.frombuffer(memory, row_type(spec))[share], share.start)
+        commands: dict[str, Callable[..., None]] = {"reset": group.reset, "step": group.step}
         while True:
             command, argument = connection.recv()
             connection.send(_answer(commands[command], argument))
@@ -189,16 +196,17 @@ def _work(
         close_all(envs)
 
 
-def _answer(act: Callable[..., Any], *arguments: Any) -> tuple[Rows, str]:
-    """The rows, and no text; or no rows, and what went wrong."""
+def _answer(act: Callable[..., None], *arguments: Any) -> str:
+    """Nothing if all went well, else what went wrong."""
     try:
-        return act(*arguments) or {}, ""
+        act(*arguments)
     except K24Error as error:
         if error.__cause__ is None:  # a sentence of ours: no code of the environment's has to be looked at
-            return {}, str(error)
-        return {}, f"{error}\n\n{traceback.format_exc()}"
+            return str(error)
+        return f"{error}\n\n{traceback.format_exc()}"
     except BaseException as error:  # what sys.exit raises would end the worker without a word
-        return {}, f"{error}\n\n{traceback.format_exc()}"
+        return f"{error}\n\n{traceback.format_exc()}"
+    return ""
 
 
 def _end_with_main() -> None:
