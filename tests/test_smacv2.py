@@ -125,7 +125,8 @@ class Stub:
 
 @pytest.fixture
 def stub(monkeypatch):
-    monkeypatch.setattr(smacv2, "_load", lambda: (Stub, lambda started: contextlib.nullcontext()))
+    monkeypatch.setattr(smacv2, "_wrapper_class", lambda: Stub)
+    monkeypatch.setattr(smacv2, "_tie_games", lambda started: contextlib.nullcontext())
     monkeypatch.setattr(Stub, "games", [])
 
     def make(script=None, **options) -> SMACv2:

@@ -126,11 +126,11 @@ def _load(name: str) -> tuple[Callable[..., ParallelEnv], list[Parameter]]:
         raise ConfigError(f"task 'mpe2/{name}' needs mpe2 ({error}): pip install 'mpe2>=1.1'") from error
     options = [option for option in factory_options(raw_env) if option.name not in SCREEN_OPTIONS]
     if name in WITH_PREY:
-        return partial(_with_prey, raw_env), [*options, Parameter("prey", Parameter.KEYWORD_ONLY, default="flee")]
-    return lambda **given: Mpe2ParallelEnv(raw_env(**given)), options
+        options.append(Parameter("prey", Parameter.KEYWORD_ONLY, default="flee"))
+    return partial(_build, raw_env, name in WITH_PREY), options
 
 
-def _with_prey(raw_env: Callable[..., Any], prey: str = "flee", **options: Any) -> ParallelEnv:
+def _build(raw_env: Callable[..., Any], has_prey: bool, prey: str = "flee", **options: Any) -> ParallelEnv:
     if prey not in PREY:
         raise ConfigError(unknown("prey", prey, PREY))
-    return Mpe2ParallelEnv(raw_env(**options), PREY[prey])
+    return Mpe2ParallelEnv(raw_env(**options), PREY[prey] if has_prey else None)

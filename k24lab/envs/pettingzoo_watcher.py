@@ -16,14 +16,6 @@ MASK_WORDS = ("avail", "legal", "mask", "valid")  # in the names that others giv
 
 
 @dataclass
-class Seen:
-    """Where something was seen first, and how often."""
-
-    place: str
-    times: int = 0
-
-
-@dataclass
 class Findings:
     """What is known of a task after some episodes."""
 
@@ -32,16 +24,16 @@ class Findings:
     lengths: list[int] = field(default_factory=list)  # env steps of each episode
     returns: list[float] = field(default_factory=list)
     n_terminated: int = 0
-    problems: dict[str, Seen] = field(default_factory=dict)  # what should not be
-    notes: dict[str, Seen] = field(default_factory=dict)  # what is allowed, and worth knowing
+    problems: dict[str, list[str]] = field(default_factory=dict)  # what should not be -> places where it was seen
+    notes: dict[str, list[str]] = field(default_factory=dict)  # the same of what is allowed, and worth knowing
 
     def problem(self, text: str, place: str = "") -> None:
         """Something that should not be."""
-        self.problems.setdefault(text, Seen(place)).times += 1
+        self.problems.setdefault(text, []).append(place)
 
     def note(self, text: str, place: str = "") -> None:
         """Something that is allowed."""
-        self.notes.setdefault(text, Seen(place)).times += 1
+        self.notes.setdefault(text, []).append(place)
 
 
 class Watcher:

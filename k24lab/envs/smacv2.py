@@ -176,8 +176,8 @@ class _Lost(Exception):
 class _Game:
     """The package's wrapper with global random generators of its own, and the processes that it has started."""
 
-    def __init__(self, wrapper: Any, launching: Callable[[list[Any]], contextlib.AbstractContextManager[None]]):
-        self.wrapper, self._launching = wrapper, launching
+    def __init__(self, wrapper: Any):
+        self.wrapper = wrapper
         self._processes: list[Any] = []  # subprocess.Popen
         self.random = PrivateRandomState()
         wrapper.env.full_restart = _raise_lost  # what it does when it has lost the connection hides the loss
@@ -189,7 +189,7 @@ class _Game:
             generator.rng = np.random.default_rng(sequence.spawn(1)[0])
         env = self.wrapper.env
         env._seed = seed  # of the game, if this launches it
-        with self.random.in_use(), self._launching(self._processes):
+        with self.random.in_use(), _tie_games(self._processes):
             seed_everything(int(sequence.generate_state(1)[0]))
             self.wrapper.reset()  # returns nothing where it had to try twice
         env._episode_count = 1  # or a reset before the end of the first episode launches a second game
@@ -236,19 +236,19 @@ def _generators(distributions: Any) -> Iterator[Any]:
 
 def capability_config(race: str, n_agents: int, n_enemies: int) -> dict[str, Any]:
     """The published distributions of teams and positions (Ellis et al. 2023, appendix); the package writes into it."""
-    team: dict[str, Any] = {
+    team = {
         "dist_type": "weighted_teams",
         "unit_types": list(UNIT_TYPES[race]),
         "weights": list(WEIGHTS),
+        "exception_unit_types": list(NEVER_ALONE.get(race, ())),
+        "observe": True,
     }
-    team |= {"exception_unit_types": list(NEVER_ALONE.get(race, ())), "observe": True}
     positions = {"dist_type": "surrounded_and_reflect", "p": 0.5, "map_x": MAP_SIZE, "map_y": MAP_SIZE}
     return {"n_units": n_agents, "n_enemies": n_enemies, "team_gen": team, "start_positions": positions}
 
 
 def _open(race: str, n_agents: int, n_enemies: int, options: dict[str, Any]) -> _Game:
-    wrapper_class, launching = _load()
-    wrapper = wrapper_class(
+    wrapper = _wrapper_class()(
         map_name=f"10gen_{race}",
         capability_config=capability_config(race, n_agents, n_enemies),
         obs_own_pos=True,
@@ -256,15 +256,11 @@ def _open(race: str, n_agents: int, n_enemies: int, options: dict[str, Any]) -> 
         continuing_episode=True,  # all that it does: info then says when the time limit ended the episode
         **options,
     )
-    return _Game(wrapper, launching)
+    return _Game(wrapper)
 
 
-def _load() -> tuple[Callable[..., Any], Callable[[list[Any]], contextlib.AbstractContextManager[None]]]:
-    """The package's wrapper, and what to do while it launches games.
-
-    Raises:
-        ConfigError: package or game are not there.
-    """
+def _wrapper_class() -> Callable[..., Any]:
+    """The package's wrapper; raises ConfigError if package or game are not there."""
     os.environ.setdefault(*PYTHON_PROTOBUF)  # the messages were generated for an old protobuf
     try:
         with warnings.catch_warnings():
@@ -276,7 +272,7 @@ def _load() -> tuple[Callable[..., Any], Callable[[list[Any]], contextlib.Abstra
         raise ConfigError(f"smacv2 tasks need another protobuf: set {'='.join(PYTHON_PROTOBUF)}") from error
     if missing := next(missing_game_files(), None):
         raise ConfigError(f"smacv2 tasks need StarCraft II: {missing}; see `k24lab doctor smacv2`")
-    return wrapper, _tie_games
+    return wrapper
 
 
 @contextlib.contextmanager

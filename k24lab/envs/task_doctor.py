@@ -20,7 +20,7 @@ from torch import Tensor
 from k24lab.envs.base import Step, VecEnv
 from k24lab.envs.pettingzoo import PettingZooEnv
 from k24lab.envs.pettingzoo_checks import call
-from k24lab.envs.pettingzoo_watcher import Findings, Seen, Watcher
+from k24lab.envs.pettingzoo_watcher import Findings, Watcher
 from k24lab.envs.registry import make_env
 from k24lab.envs.vector_env import SerialVector
 from k24lab.errors import ConfigError, RunError, told, warn
@@ -92,12 +92,12 @@ def report(task: str, found: Findings) -> str:
     return "\n".join([*lines, *([] if found.problems else ["  no problems"])])
 
 
-def _section(title: str, seen: dict[str, Seen]) -> Iterator[str]:
+def _section(title: str, seen: dict[str, list[str]]) -> Iterator[str]:
     if seen:
         yield f"  {title}"
-    for text, first in list(seen.items())[:MOST_SHOWN]:
-        often = [f"first in {first.place}"] if first.place else []
-        often += [f"{first.times} times"] if first.times > 1 else []
+    for text, places in list(seen.items())[:MOST_SHOWN]:
+        often = [f"first in {places[0]}"] if places[0] else []
+        often += [f"{len(places)} times"] if len(places) > 1 else []
         yield f"    - {text}" + (f" ({'; '.join(often)})" if often else "")
     if len(seen) > MOST_SHOWN:
         yield f"    and {len(seen) - MOST_SHOWN} more"

@@ -83,14 +83,17 @@ class VmasEnv(VecEnv):
                 opponents among the agents, or observations and actions that cannot be batched.
         """
         self._make_scenario, self._options = make_scenario, options
-        self._n_envs, self._limit, self._device = _checked(n_envs, episode_limit, device)
+        for key, value in (("n_envs", n_envs), ("episode_limit", episode_limit)):
+            if type(value) is not int or value < 1:
+                raise ConfigError(f"{key} = {value!r}: must be a whole number, at least 1")
+        self._n_envs, self._limit, self._device = n_envs, episode_limit, device
         self._random = PrivateRandomState()
         self._t = 0  # env steps
         self._last: Step | None = None  # None before the first reset
         try:
             obs = self._start(seed=0)
         except (AssertionError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
-            raise ConfigError(f"VMAS refuses the options {options}: {type(e).__name__}: {e}") from e
+            raise ConfigError(f"VMAS refuses the options {options} on {device!r}: {type(e).__name__}: {e}") from e
         _check_agents(self._env.agents, obs, self._env.action_space)
         obs_dims = tuple(o.shape[1] for o in obs)
         self.spec = EnvSpec(
@@ -198,16 +201,6 @@ def _freeze(now: Step, last: Step, ended: Bool[Tensor, " E"]) -> Step:
         terminated=torch.where(ended, last.terminated, now.terminated),
         truncated=torch.where(ended, last.truncated, now.truncated),
     )
-
-
-def _checked(n_envs: int, episode_limit: int, device: str) -> tuple[int, int, torch.device]:
-    for key, value in (("n_envs", n_envs), ("episode_limit", episode_limit)):
-        if type(value) is not int or value < 1:
-            raise ConfigError(f"{key} = {value!r}: must be a whole number, at least 1")
-    try:
-        return n_envs, episode_limit, torch.empty(0, device=device).device
-    except (AssertionError, RuntimeError, TypeError) as error:
-        raise ConfigError(f"device = {device!r} cannot be used here (allowed: 'cpu', 'cuda', ...): {error}") from error
 
 
 def _check_agents(agents: list[Any], obs: list[Any], spaces: Any) -> None:
