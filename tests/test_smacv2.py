@@ -424,6 +424,8 @@ def test_workers_give_the_same_battles_and_a_killed_one_takes_its_games_with_it(
         games = [pid for pid in launched(game.logs) if pid not in before]
         os.kill(workers._workers[0].process.pid, signal.SIGKILL)
         assert len(games) == 2 and gone(games)
+        with pytest.raises(RunError, match=r"worker 0 .* has died \(exit code -9\)"):
+            workers.reset(4)
         assert all(torch.equal(a, b) for a, b in zip(vector_play(workers), expected, strict=True))
     finally:
         serial.close()
