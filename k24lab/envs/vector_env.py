@@ -44,7 +44,7 @@ class Vector(VecEnv):
         """
         if not self._running:
             raise ValueError("step before the first reset, or after an error")
-        chosen = actions.cpu()
+        chosen = actions.cpu().long()
         ended = torch.from_numpy(self._rows["terminated"] | self._rows["truncated"])
         check_actions(chosen, torch.from_numpy(self._rows["avail_actions"]), ended, self._agents)
         self._running = False

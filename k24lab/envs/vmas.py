@@ -95,6 +95,7 @@ class VmasEnv(VecEnv):
         except (AssertionError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
             raise ConfigError(f"VMAS refuses the options {options} on {device!r}: {type(e).__name__}: {e}") from e
         _check_agents(self._env.agents, obs, self._env.action_space)
+        self._names = [agent.name for agent in self._env.agents]
         obs_dims = tuple(o.shape[1] for o in obs)
         self.spec = EnvSpec(
             n_envs=n_envs,
@@ -131,7 +132,7 @@ class VmasEnv(VecEnv):
         # A copy, for VMAS reshapes in place; ended environments play on unseen, and must not steer the shared
         # randomness.
         chosen = actions.to(self._device).masked_fill(ended[:, None], 0)
-        check_actions(chosen, self._available, ended, [agent.name for agent in self._env.agents])
+        check_actions(chosen, self._available, ended, self._names)
         with self._random.in_use(), torch.inference_mode():
             obs, rewards, terminated, _ = self._env.step(list(chosen.split(1, dim=1)))
         self._t += 1

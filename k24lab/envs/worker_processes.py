@@ -77,21 +77,21 @@ class SubprocessVector(Vector):
         _stop(self._workers)
 
     def _start(self, seed: int) -> None:
-        self._exchange("reset", [seed] * len(self._workers))
+        self._exchange([b"reset %d" % seed] * len(self._workers))
 
     def _advance(self, actions: Int[np.ndarray, "E N"]) -> None:
-        self._exchange("step", [actions[worker.share] for worker in self._workers])
+        self._exchange([b"step " + actions[worker.share].tobytes() for worker in self._workers])
 
-    def _exchange(self, command: str, arguments: Sequence[Any]) -> None:
-        """Give a command to all workers, started if need be, and wait until all have done it."""
+    def _exchange(self, commands: Sequence[bytes]) -> None:
+        """Give each worker its command, started if need be, and wait until all have done theirs."""
         try:
             idle = [worker for worker in self._workers if worker.process is None]
             for worker in idle:
                 worker.start()
             for worker in idle:
                 worker.receive(START_TIMEOUT)
-            for worker, argument in zip(self._workers, arguments, strict=True):
-                worker.send((command, argument))
+            for worker, command in zip(self._workers, commands, strict=True):
+                worker.send(command)
             for worker in self._workers:
                 worker.receive(self._timeout)
         except BaseException:
@@ -118,10 +118,9 @@ class _Worker:
             self.process = CONTEXT.Process(target=_work, args=arguments, name=f"k24lab {self}", daemon=True)
             self.process.start()
 
-    def send(self, message: tuple[str, Any]) -> None:
-        """Give a command with its argument."""
+    def send(self, command: bytes) -> None:
         try:
-            self.connection.send(message)
+            self.connection.send_bytes(command)
         except OSError as error:
             raise self._death() from error
 
@@ -134,7 +133,7 @@ class _Worker:
         try:
             if not self.connection.poll(timeout):
                 raise RunError(f"{self} has not answered for {timeout:g} s")
-            problem = self.connection.recv()
+            problem = self.connection.recv_bytes().decode()
         except (EOFError, OSError) as error:
             raise self._death() from error
         if problem:
@@ -184,29 +183,31 @@ def _work(
     torch.set_num_threads(1)
     envs: list[SingleEnv] = []
     try:
-        connection.send(_answer(lambda: envs.extend(make() for _ in range(share.start, share.stop))))
+        connection.send_bytes(_answer(lambda: envs.extend(make() for _ in range(share.start, share.stop))))
         group = EnvGroup(envs, np.frombuffer(memory, row_type(spec))[share], share.start)
-        commands: dict[str, Callable[..., None]] = {"reset": group.reset, "step": group.step}
         while True:
-            command, argument = connection.recv()
-            connection.send(_answer(commands[command], argument))
+            command, _, argument = connection.recv_bytes().partition(b" ")
+            if command == b"reset":
+                connection.send_bytes(_answer(group.reset, int(argument)))
+            else:
+                connection.send_bytes(_answer(group.step, np.frombuffer(argument, np.int64).reshape(len(envs), -1)))
     except (EOFError, OSError):  # the parent has closed its end, or is gone
         pass
     finally:
         close_all(envs)
 
 
-def _answer(act: Callable[..., None], *arguments: Any) -> str:
+def _answer(act: Callable[..., None], *arguments: Any) -> bytes:
     """Nothing if all went well, else what went wrong."""
     try:
         act(*arguments)
     except K24Error as error:
         if error.__cause__ is None:  # a sentence of ours: no code of the environment's has to be looked at
-            return str(error)
-        return f"{error}\n\n{traceback.format_exc()}"
+            return str(error).encode()
+        return f"{error}\n\n{traceback.format_exc()}".encode()
     except BaseException as error:  # what sys.exit raises would end the worker without a word
-        return f"{error}\n\n{traceback.format_exc()}"
-    return ""
+        return f"{error}\n\n{traceback.format_exc()}".encode()
+    return b""
 
 
 def _end_with_main() -> None:
