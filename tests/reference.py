@@ -15,6 +15,7 @@ from torch import Tensor
 from k24lab.envs.base import EnvSpec
 from k24lab.lab.config import Config
 from k24lab.marl.replay import EpisodeBatch
+from k24lab.methods import get_method
 
 Key = tuple[int, int, int]  # index of a value (0 with a mixer, else the agent), episode, time step
 LAYERS = ("fc1", "rnn_input", "rnn_hidden", "fc2", "fc3", "fc4")
@@ -57,7 +58,7 @@ def tensors_of(state: Mapping[str, Tensor], learn: bool) -> dict[str, Tensor]:
 
 def network_of(config: Config, batch: EpisodeBatch, b: int, n: int) -> int:
     """Which mask or network agent n of episode b uses."""
-    if not config.separate:
+    if not get_method(config.method).separate:
         return 0
     return int(batch.unit_type[b, n]) if config.per_type else n
 
@@ -166,7 +167,7 @@ class Update:
         self.online, self.seen = self._play(self.agent, self.draw.masks)
         with torch.no_grad():
             self.target, _ = self._play(self.target_agent, best.masks)
-        self.result = self._result(state["diversity"])
+        self.result = self._result(state.get("diversity"))
 
     def _play(self, tensors: dict[str, Tensor], masks: dict[str, list[Tensor]]) -> tuple[dict[Key, Tensor], dict]:
         """Q-values of every agent at every step of every episode, the one after the last included."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from k24lab.lab.config import Config
+from k24lab.methods import get_method
 
 PATTERNS = tuple(itertools.combinations(range(4), 2))  # kept entries of a group: 1100, 1010, 1001, 0110, 0101, 0011
 FIRST, SECOND = torch.tensor(PATTERNS).T
@@ -130,7 +131,7 @@ def drawn_masks(
     if not names:
         return Draw({}, None, decay)
     n_masks = len(tensors[f"layers.{names[0]}.hetero_alpha"])
-    fixed = not config.learns_masks or (config.after_anneal == "frozen" and settled(config, t_env))
+    fixed = not get_method(config.method).learns_masks or (config.after_anneal == "frozen" and settled(config, t_env))
     noise = "none" if fixed or generator is None or settled(config, t_env) else config.noise
     temperature = temperature_at(config, t_env)
     logits = [

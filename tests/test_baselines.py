@@ -107,7 +107,7 @@ def test_what_a_reset_starts_anew_is_as_in_a_new_layer():
 def test_learner_resets_all_layers_but_the_first_and_logs_what_is_dropped(tiny_config, tiny_spec, random_episodes):
     config = tiny_config(method="kaleidoscope", reset_interval=100, reset_ratio=1.0, t_max=10_000, lr=1e-9)
     learner = build_learner(config, tiny_spec)
-    layers = learner.agent.threshold_layers
+    layers = learner.scheme.layers
     assert list(layers) == ["fc1", "fc2", "fc3", "fc4"]
     with torch.no_grad():
         for layer in layers.values():
@@ -117,7 +117,7 @@ def test_learner_resets_all_layers_but_the_first_and_logs_what_is_dropped(tiny_c
     assert all(metrics[f"sparsity_layer_{name}"] >= 1 / len(layer.weight) for name, layer in layers.items())
     assert learner.update(random_episodes(), t_env=150, log=True)["n_resets"] == 0  # what was before the step
     dropped = {name: layer.dropped_by_all()[0].all().item() for name, layer in layers.items()}
-    assert dropped == {"fc1": True, "fc2": False, "fc3": False, "fc4": False} and learner.n_resets == 1
+    assert dropped == {"fc1": True, "fc2": False, "fc3": False, "fc4": False} and learner.scheme.n_resets == 1
 
 
 @given(st.integers(1, 13), st.integers(1, 5), st.integers(0, 10**6))

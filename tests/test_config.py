@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from k24lab.errors import ConfigError, K24Error, unknown
-from k24lab.lab.config import METHOD_DEFAULTS, METHODS, NOT_HASHED, Config, build_config
+from k24lab.lab.config import NOT_HASHED, Config, build_config
+from k24lab.methods import METHODS
 
 
 def test_unknown_keys_are_all_named_with_the_nearest_right_name():
@@ -109,8 +110,8 @@ def test_several_values_out_of_range_are_reported_together():
 @pytest.mark.parametrize("method", METHODS)
 def test_method_defaults_apply_and_a_users_value_wins(method):
     config = build_config({"method": method})
-    assert all(getattr(config, key) == value for key, value in METHOD_DEFAULTS[method].items())
-    others = {f.name: f.default for f in dataclasses.fields(Config)} | METHOD_DEFAULTS[method] | {"method": method}
+    assert all(getattr(config, key) == value for key, value in METHODS[method].settings.items())
+    others = {f.name: f.default for f in dataclasses.fields(Config)} | METHODS[method].settings | {"method": method}
     assert dataclasses.asdict(config) == others
     mine = {"hidden_dim": 7, "hetero_init_scale": 0.3, "reset_trigger": "adaptive", "agent_id": False}
     config = build_config(mine | {"method": method})
@@ -118,14 +119,14 @@ def test_method_defaults_apply_and_a_users_value_wins(method):
 
 
 def test_every_method_has_defaults_and_they_are_fields():
-    assert tuple(METHOD_DEFAULTS) == METHODS
+    assert all(method.name == name for name, method in METHODS.items())
     names = {f.name for f in dataclasses.fields(Config)}
-    assert all(set(changes) <= names for changes in METHOD_DEFAULTS.values())
+    assert all(set(method.settings) <= names for method in METHODS.values())
 
 
 def test_methods_say_whether_they_have_and_learn_masks():
-    masked = {m for m in METHODS if build_config({"method": m}).masked}
-    learned = {m for m in METHODS if build_config({"method": m}).learns_masks}
+    masked = {name for name, method in METHODS.items() if method.masks == "each" and method.pattern == "2:4"}
+    learned = {name for name, method in METHODS.items() if method.learns_masks}
     assert masked == {"k24", "k24-alpha", "k24-literal", "random24"}
     assert learned == masked - {"random24"} | {"kaleidoscope"}
 

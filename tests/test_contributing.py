@@ -24,6 +24,10 @@ layer = build_agent(config, 40, 5, 3).layers["fc2"]
 kept = (layer.effective()[0] != 0).float().mean(dim=(1, 2))
 assert len(kept) == 3 and ((0.3 < kept) & (kept < 0.7)).all(), kept
 print(train(config, progress=False))
+from k24lab.inference.method_costs import method_costs
+costs = method_costs(40, 64, 5, 3, methods=["unstructured50", "fups"]).set_index("method")
+assert costs.loc["unstructured50", "kept"] == 0.5 and costs.loc["fups", "kept"] == 1
+assert costs.loc["unstructured50", "memory_bytes"] > costs.loc["fups", "memory_bytes"]
 """
 
 
@@ -38,11 +42,14 @@ def test_the_task_trains(tiny_config, tmp_path, monkeypatch):
     assert (path / "DONE").exists()
 
 
-def test_the_method_trains_once_the_patch_is_applied(tmp_path):
+def test_the_method_is_one_file_and_one_line(tmp_path):
     package = tmp_path / "k24lab"
     shutil.copytree(CHECKOUT / "k24lab", package, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "a.diff").write_text(BLOCKS["A method"])
-    subprocess.run(["git", "apply", "--unidiff-zero", "a.diff"], cwd=tmp_path, check=True)
+    (package / "methods" / "unstructured50.py").write_text(BLOCKS["A method"])
+    listed = (package / "methods" / "__init__.py").read_text()
+    listed = listed.replace("        MultiHead(),\n", "        MultiHead(),\n        Unstructured50(),\n")
+    line = "from k24lab.methods.unstructured50 import Unstructured50\n"
+    (package / "methods" / "__init__.py").write_text(listed.replace("\nMETHODS:", f"{line}\nMETHODS:"))
     settings = TINY | {"method": "unstructured50"}
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "K24LAB_HOME": str(tmp_path)}
     script = TRAIN_AND_LOOK.replace("{settings}", repr(settings))

@@ -130,6 +130,7 @@ def test_diversity_of_base_zero_is_off(tiny_config, tiny_spec, random_episodes, 
     monkeypatch.setattr(learner, "_mean_loss", lambda td_error, filled: (td_error * 0).sum())
     metrics = learner.update(random_episodes(), t_env=0)
     assert metrics["div_coef"] == 0 and metrics["div_loss"] > 0
+    assert learner.scheme.regulariser(torch.tensor(0.3), 1.0)[0] == 0
     assert not any(layer.hetero_alpha.grad.any() for layer in learner.masked_layers.values())
 
 

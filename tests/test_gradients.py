@@ -22,9 +22,10 @@ from k24lab.core.diversity import _SumOverPairs
 from k24lab.core.layers import SemiStructuredLinear24
 from k24lab.core.masks import PADDING_SCORE, draw_masks
 from k24lab.core.patterns import PATTERNS_24
-from k24lab.marl.agent import LayerWeights, _Linear, apply_linear, unroll
+from k24lab.marl.agent import unroll
 from k24lab.ops import calls as ops, library as kernels
 from k24lab.ops.gru import _BatchedGRU, batched_gru
+from k24lab.ops.linear import LayerWeights, _Linear, linear
 from k24lab.ops.mask_draws import _Draw
 
 IMPLEMENTATIONS = ["torch", "kernels"]  # float64 without the C kernels, float32 with them
@@ -93,7 +94,7 @@ def linear_case(own_weight: bool, own_bias: bool, relu: bool, packed: bool) -> C
 
     def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         own = ops.pack(weight.detach()) if packed else None
-        y = apply_linear(LayerWeights(weight, bias, own), x, relu=relu)
+        y = linear(LayerWeights(weight, bias, own), x, relu=relu)
         return (y.flatten(2) * up.to(y)).sum()
 
     def formula(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -8,13 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from k24lab.core import masks
 from k24lab.core.config import MaskConfig
-from k24lab.core.layers import SemiStructuredLinear24, weighted_abs_sum
+from k24lab.core.layers import SemiStructuredLinear24
 from k24lab.core.masks import argmax_masks, draw_masks
 from k24lab.errors import ConfigError
 from k24lab.lab.train import train
 from k24lab.marl.learner import build_learner
-from k24lab.ops import acting, calls as ops, gru, library as kernels, mask_draws as fused
+from k24lab.ops import acting, calls as ops, gru, library as kernels
+from k24lab.ops.linear import weighted_abs_sum
 
 SUFFIXES = importlib.machinery.EXTENSION_SUFFIXES
 RUN_HERE = kernels.BUILDS.get(torch.backends.cpu.get_cpu_capability(), ())
@@ -160,20 +162,23 @@ def test_drawn_masks_equal_torchs_in_value_and_gradient(build, without, changes,
     layers = make_layers(**changes)
     wanted = [layer.hetero_alpha for layer in layers] + [layer.weight for layer in layers]
     weights = [torch.randn(3, layer.out_features, layer.in_features) for layer in layers]
-    for_law = torch.randn(6, 3, 5 * 5 + 3 * 16 + 4 * 2)
+    for_probs = torch.randn(6, 3, 5 * 5 + 3 * 16 + 4 * 2)
 
     def run():
         generator = torch.Generator().manual_seed(5)
         draw = draw_masks(layers, temperature, 10.0, noise, generator)
-        by_mask = sum((mask * w).sum() for mask, w in zip(draw.masks, weights, strict=True))
+        of_masks = sum((mask * w).sum() for mask, w in zip(draw.masks, weights, strict=True))
+        of_probs = (draw.pattern_probs * for_probs).sum()
         grads = [
             torch.autograd.grad(loss, wanted, retain_graph=True, materialize_grads=True)
-            for loss in (by_mask, (draw.pattern_probs * for_law).sum(), by_mask + (draw.pattern_probs * for_law).sum())
+            for loss in (of_masks, of_probs, of_masks + of_probs)
         ]
         return draw, [g for part in grads for g in part]
 
-    assert fused.possible(layers, noise)
-    (fast, fast_grads), (slow, slow_grads) = run(), without(run)
+    with pytest.MonkeyPatch.context() as patch:  # the fast path leaves torch's formula out
+        patch.setattr(masks, "network_logits", lambda *given: pytest.fail("the kernels were not used"))
+        fast, fast_grads = run()
+    slow, slow_grads = without(run)
     assert torch.equal(fast.pattern_index, slow.pattern_index)
     assert all(torch.equal(a, b) for a, b in zip(fast.masks, slow.masks, strict=True))
     torch.testing.assert_close(fast.pattern_probs, slow.pattern_probs, atol=1e-6, rtol=1e-4)

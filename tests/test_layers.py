@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from k24lab.core.config import MaskConfig
-from k24lab.core.layers import EMAActivationTracker, SemiStructuredLinear24
+from k24lab.core.layers import DenseLinear, EMAActivationTracker, SemiStructuredLinear24
 from k24lab.core.masks import PADDING_SCORE, argmax_masks, draw_masks
 from k24lab.core.patterns import PATTERNS_24
 from k24lab.errors import ConfigError
@@ -212,6 +212,15 @@ def test_bfloat16_parameters_give_bfloat16_outputs_and_finite_gradients(noise):
     y.float().square().sum().backward()
     for parameter in layer.parameters():
         assert parameter.grad.dtype == torch.bfloat16 and parameter.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("n_networks", [1, 3])
+def test_dense_layers_start_as_torchs_do(n_networks):
+    torch.manual_seed(0)
+    layer = DenseLinear(100, 200, n_networks)
+    for parameter in (layer.weight, layer.bias):
+        assert len(parameter) == n_networks and 0.095 < parameter.abs().max() <= 0.1
+        assert parameter.std().item() == pytest.approx(0.1 / 3**0.5, rel=0.1)
 
 
 def test_deep_copy_is_equal_and_independent():

@@ -1,5 +1,6 @@
 import copy
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,10 +9,10 @@ from torch import nn
 
 from k24lab.core.masks import draw_masks
 from k24lab.errors import RunError
-from k24lab.lab.config import METHODS
 from k24lab.marl.agent import unroll
 from k24lab.marl.learner import K24QLearner
 from k24lab.marl.replay import PER_EPISODE, EpisodeBatch
+from k24lab.methods import METHODS, get_method
 
 LAYERS = ("fc1", "rnn_input", "rnn_hidden", "fc2", "fc3", "fc4")
 VALUE_METRICS = {"loss_td", "loss", "grad_norm", "q_taken_mean", "target_mean", "td_error_abs", "dead_units"}
@@ -50,7 +51,7 @@ def test_every_method_learns_under_every_mixer_with_finite_numbers(method, mixer
     assert learner.n_updates == 1
     after = learner.agent.state_dict()
     for name, parameter in learner.agent.named_parameters():
-        learned = "hetero_alpha" not in name or learner.config.learns_masks
+        learned = "hetero_alpha" not in name or get_method(learner.config.method).learns_masks
         assert torch.equal(after[name], before[name]) != learned, name
         assert parameter.isfinite().all()
 
@@ -60,11 +61,11 @@ def test_all_metrics_of_the_specification_are_logged(method, make_learner, rando
     learner = make_learner(method=method, mask_rnn=method != "kaleidoscope")
     first = learner.update(random_episodes(), t_env=200, log=True)
     metrics = learner.update(random_episodes(), t_env=400, log=True)
-    expected = VALUE_METRICS | (MASK_METRICS if learner.config.masked else set())
-    expected |= {"div_loss", "div_coef"} if learner.config.learns_masks else set()
+    expected = VALUE_METRICS | (MASK_METRICS if learner.masked_layers else set())
+    expected |= {"div_loss", "div_coef"} if get_method(learner.config.method).learns_masks else set()
     assert expected <= metrics.keys()
     others = {"n_resets", *(f"sparsity_layer_fc{k}" for k in range(1, 5))} if method == "kaleidoscope" else set()
-    assert learner.config.masked or MASK_METRICS & metrics.keys() == others & MASK_METRICS
+    assert learner.masked_layers or MASK_METRICS & metrics.keys() == others & MASK_METRICS
     assert first.keys() == metrics.keys() - {"mask_flip_rate"}  # nothing to compare with at first
 
 
@@ -109,12 +110,12 @@ def test_dead_units_are_those_that_no_step_of_the_batch_makes_positive(method, m
 def test_flip_rate_is_the_share_of_groups_whose_argmax_changed(make_learner, random_episodes):
     learner = make_learner()
     learner.update(random_episodes(), t_env=200, log=True)
-    before = learner.logged_index.clone()
+    before = learner.scheme.logged_index.clone()
     with torch.no_grad():
-        for alpha in learner.alphas:
+        for alpha in learner.scheme.alphas:
             alpha.normal_(std=3.0)
     metrics = learner.update(random_episodes(), t_env=400, log=True)
-    assert metrics["mask_flip_rate"] == pytest.approx((learner.logged_index != before).float().mean().item())
+    assert metrics["mask_flip_rate"] == pytest.approx((learner.scheme.logged_index != before).float().mean().item())
     assert metrics["mask_flip_rate"] > 0.3
 
 
@@ -123,7 +124,7 @@ def test_train_eval_gap_is_the_share_of_greedy_actions_that_the_drawn_mask_chang
     episodes.alive[:, 2:, 1] = episodes.alive[:, 1:, 2] = False
     layers = learner.masked_layers
     generator = torch.Generator().set_state(learner.generator.get_state())
-    draw = draw_masks(list(layers.values()), learner.temperature(200), 1.0, "literal", generator)
+    draw = draw_masks(list(layers.values()), learner.scheme.temperature(200), 1.0, "literal", generator)
     x, hidden = episodes.obs.permute(2, 3, 1, 0).contiguous(), torch.zeros(3, 16, 5)
     best = [
         unroll(weights, x, hidden)
@@ -188,7 +189,7 @@ def test_padding_changes_nothing_of_the_adaptive_reset(make_learner, random_epis
     a, b = (make_learner(torch.float64, reset_trigger="adaptive") for _ in range(2))
     a.update(episodes, t_env=200)
     b.update(lengthened(episodes, 9), t_env=200)
-    torch.testing.assert_close(b.reset_trigger.previous_policy, a.reset_trigger.previous_policy)
+    torch.testing.assert_close(b.scheme.reset_trigger.previous_policy, a.scheme.reset_trigger.previous_policy)
 
 
 @pytest.mark.parametrize("scope", ["mask", "shared"])
@@ -368,9 +369,9 @@ def test_learner_goes_on_bit_for_bit_where_it_was_saved(changes, make_learner, r
 
 def test_temperature_and_logit_scale_follow_their_schedules(make_learner):
     learner = make_learner(t_max=1000, temperature_min=0.1, logit_scale=2.0, logit_scale_final=12.0)
-    assert [learner.temperature(t) for t in (0, 400, 800, 1000)] == pytest.approx([5.0, 1.0, 0.1, 0.1])
-    assert [learner.logit_scale(t) for t in (0, 500, 1000, 2000)] == pytest.approx([2.0, 7.0, 12.0, 12.0])
-    assert make_learner().logit_scale(900) == 10.0
+    assert [learner.scheme.temperature(t) for t in (0, 400, 800, 1000)] == pytest.approx([5.0, 1.0, 0.1, 0.1])
+    assert [learner.scheme.logit_scale(t) for t in (0, 500, 1000, 2000)] == pytest.approx([2.0, 7.0, 12.0, 12.0])
+    assert make_learner().scheme.logit_scale(900) == 10.0
 
 
 @pytest.mark.parametrize("method", ["k24", "nops", "kaleidoscope"])
@@ -398,6 +399,26 @@ def test_the_layer_whose_gradient_breaks_is_named_first(make_learner, random_epi
     layer = dict(learner.agent.named_parameters())["layers.fc2.weight"]
     layer.register_hook(lambda gradient: gradient * torch.inf)
     with pytest.raises(RunError, match=r"not finite are gradient of layers\.fc2\.weight;"):
+        learner.update(random_episodes(), 200)
+
+
+def test_a_gradient_with_a_single_number_that_is_not_finite_is_named(make_learner, random_episodes):
+    learner = make_learner(method="fups")
+    layer = dict(learner.agent.named_parameters())["layers.fc1.weight"]
+    first = torch.zeros_like(layer)
+    first.view(-1)[0] = torch.inf
+    layer.register_hook(lambda gradient: gradient + first)
+    with pytest.raises(RunError, match=r"not finite are gradient of layers\.fc1\.weight;"):
+        learner.update(random_episodes(), 200)
+
+
+def test_of_many_broken_layers_those_nearest_to_the_loss_are_named(make_learner, random_episodes):
+    learner = make_learner(method="fups")
+    with torch.no_grad():
+        for parameter in learner.agent.parameters():
+            parameter.fill_(torch.nan)
+    named = ", ".join(f"layers.{name}" for name in ("fc4.bias", "fc4.weight", "fc3.bias", "fc3.weight"))
+    with pytest.raises(RunError, match=f"not finite are {re.escape(named)};"):
         learner.update(random_episodes(), 200)
 
 

@@ -9,7 +9,7 @@ import torch
 from k24lab.core.masks import draw_masks
 from k24lab.errors import RunWarning
 from k24lab.inference.freeze import freeze_run
-from k24lab.lab import studies
+from k24lab.lab import layer_experiments
 from k24lab.lab.config import ADDED, build_config, stored_config
 from k24lab.lab.train import train
 from k24lab.marl.agent import unroll
@@ -35,7 +35,7 @@ def expected_targets(learner, episodes, masks, t_env):
     q_values = []
     for agent in (learner.agent, learner.target_agent):
         layers = agent.masked_layers
-        draw = draw_masks(list(layers.values()), learner.temperature(t_env), 10.0, noise, generator)
+        draw = draw_masks(list(layers.values()), learner.scheme.temperature(t_env), 10.0, noise, generator)
         weights = agent.weights(dict(zip(layers, draw.masks, strict=True)))
         if agent is learner.target_agent and masks == "argmax":
             weights = agent.argmax_weights()
@@ -109,8 +109,8 @@ def test_the_temperature_reaches_its_minimum_where_the_document_has_it(make_lear
     learner = make_learner(t_max=1000)
     # progress = t / (0.8 t_max), and linear in progress until 0.8
     for t_env in (0, 100, 400, 639):
-        assert learner.temperature(t_env) == pytest.approx(5 - 4.9 * (t_env / 800) / 0.8)
-    assert learner.temperature(640) == learner.temperature(1000) == pytest.approx(0.1)
+        assert learner.scheme.temperature(t_env) == pytest.approx(5 - 4.9 * (t_env / 800) / 0.8)
+    assert learner.scheme.temperature(640) == learner.scheme.temperature(1000) == pytest.approx(0.1)
 
 
 def test_the_learning_rate_is_constant_and_that_of_the_coefficients_too(make_learner, random_episodes):
@@ -180,7 +180,9 @@ def test_a_team_that_acts_with_drawn_masks_is_frozen_with_a_warning(tiny_config)
 @pytest.mark.parametrize(("method", "drawn"), [("k24-literal", True), ("k24", False)])
 def test_the_regression_is_tested_with_the_masks_that_the_method_acts_with(method, drawn, monkeypatch):
     tested = []
-    forward = studies._MaskedMLP.forward
-    monkeypatch.setattr(studies._MaskedMLP, "forward", lambda net, x: tested.append(net.training) or forward(net, x))
-    studies.three_functions(method, seed=0, steps=2, hidden_dim=8)
+    forward = layer_experiments._MaskedMLP.forward
+    monkeypatch.setattr(
+        layer_experiments._MaskedMLP, "forward", lambda net, x: tested.append(net.training) or forward(net, x)
+    )
+    layer_experiments.three_functions(method, seed=0, steps=2, hidden_dim=8)
     assert tested == [True, True, drawn]

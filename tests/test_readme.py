@@ -9,8 +9,8 @@ import pytest
 from k24lab.envs.base import EnvSpec
 from k24lab.inference.method_costs import method_costs
 from k24lab.lab import grid
-from k24lab.lab.config import METHODS
 from k24lab.lab.paths import project_root
+from k24lab.methods import METHODS
 
 ROOT = project_root()  # before a test moves it
 README = (ROOT / "README.md").read_text()

@@ -72,7 +72,7 @@ def test_the_adaptive_reset_compares_mean_policies_of_the_first_ten_steps(method
     changes = {"method": method, "mixer": "qmix", "reset_trigger": "adaptive", "kl_threshold": 1e9}
     compared = Compared(implementation, changes, lengths=LONG)
     policy = compared.reference.policy
-    compared.close(compared.learner.reset_trigger.previous_policy, policy, "policy")
+    compared.close(compared.learner.scheme.reset_trigger.previous_policy, policy, "policy")
     q_values, avail = compared.reference.q_values, episodes(2, lengths_of=LONG).avail_actions
     opposite = torch.stack(
         [torch.softmax(torch.where(avail[b, t, n], -q, -torch.inf), 0) for (n, b, t), q in q_values.items()]
@@ -89,7 +89,7 @@ def test_the_adaptive_reset_is_due_once_the_divergence_from_the_last_policy_pass
     assert abs(moved - kl(last, now)) > 0.02 * moved > 0  # the direction matters
     learner = make(settings | {"kl_threshold": share * moved}, torch.float64)
     learner.update(episodes(2), t_env=1300)
-    assert learner.n_resets == expected
+    assert learner.scheme.n_resets == expected
 
 
 @pytest.mark.parametrize("method", ["k24", "k24-literal", "kaleidoscope"])
@@ -98,9 +98,9 @@ def test_adaptive_resets_are_a_thousand_steps_apart(method):
     learner = make(settings, torch.float64)
     resets = []
     for t_env in (500, 999, 1000, 1500, 1999, 2000, 2999, 3100):
-        before = learner.n_resets
+        before = learner.scheme.n_resets
         learner.update(episodes(t_env), t_env)
-        resets += [t_env] * (learner.n_resets - before)
+        resets += [t_env] * (learner.scheme.n_resets - before)
     assert resets == [1000, 2000, 3100]
 
 
@@ -110,9 +110,9 @@ def test_periodic_resets_come_at_their_interval_and_not_within_one_of_the_end(me
     learner = make(settings, torch.float64)
     resets = []
     for t_env in range(250, 1001, 50):
-        before = learner.n_resets
+        before = learner.scheme.n_resets
         learner.update(episodes(t_env), t_env)
-        resets += [t_env] * (learner.n_resets - before)
+        resets += [t_env] * (learner.scheme.n_resets - before)
     assert resets == [300, 600]  # of 1000: 900 would be too late
 
 

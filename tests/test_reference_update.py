@@ -7,8 +7,8 @@ import torch
 from reference import Offsets, Reference, Update, adam, clipped, learning_rate
 from reference_cases import LATE, LENGTHS, SPEC, T_ENV, Compared, episodes, make
 
-from k24lab.lab.config import METHODS
 from k24lab.marl.learner import K24QLearner
+from k24lab.methods import METHODS, get_method
 
 
 def check(implementation: str, changes: dict, patch: pytest.MonkeyPatch, t_env: int = T_ENV) -> Compared:
@@ -95,7 +95,10 @@ def by_group(learner: K24QLearner) -> list[dict[str, torch.nn.Parameter]]:
     named = {f"agent.{n}": p for n, p in learner.agent.named_parameters()}
     named |= {f"mixer.{n}": p for n, p in learner.mixer.named_parameters()}
     apart = {n: p for n, p in named.items() if "hetero_alpha" in n}
-    return [{n: p for n, p in named.items() if n not in apart}, *([apart] if learner.config.learns_masks else [])]
+    return [
+        {n: p for n, p in named.items() if n not in apart},
+        *([apart] if get_method(learner.config.method).learns_masks else []),
+    ]
 
 
 @pytest.mark.parametrize("implementation", ["float64", "kernels"])

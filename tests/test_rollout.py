@@ -1,4 +1,4 @@
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 
 import pytest
@@ -8,9 +8,9 @@ from k24lab.envs.base import EnvSpec, Step, VecEnv
 from k24lab.envs.rolenav import RoleNav
 from k24lab.errors import RunError
 from k24lab.marl.agent import build_agent, step
+from k24lab.marl.batching import AgentRows
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.marl.rollout import agent_inputs, collect, epsilon_greedy
-from k24lab.marl.rows import AgentRows
 
 LENGTHS = (2, 5, 3, 6)
 LIMIT = 6
@@ -92,6 +92,16 @@ def test_stored_actions_are_those_that_the_world_got_and_were_available(tiny_con
     assert torch.equal(batch.actions, torch.stack(env.seen, dim=1))
     available = batch.avail_actions[:, :-1].gather(-1, batch.actions.unsqueeze(-1)).squeeze(-1)
     assert available[batch.filled].all()
+
+
+def test_won_episodes_are_those_that_the_environment_says_at_the_end(tiny_config, monkeypatch):
+    won = torch.tensor([True, False, False, True])
+    env = CountingEnv()
+    observe = env._observe
+    monkeypatch.setattr(
+        env, "_observe", lambda reward: replace(observe(reward), won=won & (env.t == torch.tensor(LENGTHS)))
+    )
+    assert torch.equal(play(env, tiny_config).won, won)
 
 
 def test_rollout_stops_when_all_episodes_have_ended(tiny_config):

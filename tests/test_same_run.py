@@ -21,11 +21,12 @@ from k24lab.envs.registry import canonical_task, make_env
 from k24lab.envs.tasks import canonical_text
 from k24lab.errors import ConfigError, RunError
 from k24lab.lab import notebooks, train as training
-from k24lab.lab.config import METHODS, Config, build_config, merge_settings, stored_config
+from k24lab.lab.config import Config, build_config, merge_settings, stored_config
 from k24lab.lab.grid import load_grid
 from k24lab.lab.paths import CHECKOUT
 from k24lab.lab.runs import RunFolder, canonical, read_config, run_folder
 from k24lab.lab.train import train
+from k24lab.methods import METHODS
 
 SETTINGS = [
     {},
@@ -166,7 +167,7 @@ def test_two_spellings_of_a_task_are_one_run(one, other, tmp_path):
         assert [(c.task, c.t_max) for c in load_grid(tmp_path / "grid.yaml").configs] == [(one, 64_000)] * 2
         data["grids"][1]["seed"] = 0
         (tmp_path / "grid.yaml").write_text(yaml.safe_dump(data))
-        with pytest.raises(ConfigError, match="seed 0 stands there twice"):
+        with pytest.raises(ConfigError, match="seed 0 is given twice"):
             load_grid(tmp_path / "grid.yaml")
 
 

@@ -8,9 +8,9 @@ import torch
 from k24lab.envs.base import EnvSpec
 from k24lab.errors import ConfigError
 from k24lab.lab.config import LEARNER_DEFAULTS, build_config
-from k24lab.marl.agent import K24RNNAgent, K24TypeRNNAgent, step
+from k24lab.marl.agent import step
+from k24lab.marl.batching import AgentRows, SharedRows, TypeRows
 from k24lab.marl.learner import K24NQLearner, K24QLearner, build_learner
-from k24lab.marl.rows import AgentRows, SharedRows, TypeRows
 
 N_TYPES = 3
 
@@ -73,6 +73,12 @@ def test_a_mask_sees_the_units_of_its_type_and_zeros():
     assert split[:, :3].tolist() == [[1, 0, 0], [0, 0, 0], [2, 3, 4]]
 
 
+def test_a_single_unit_comes_back_where_it_was():
+    x = torch.randn(1, 2, 1, 3)
+    rows = TypeRows(torch.tensor([[1]]), N_TYPES)
+    assert torch.equal(rows.merge(rows.split(x)), x.permute(2, 1, 0, 3))
+
+
 # --- agent and learner -----------------------------------------------------------------------------------------
 
 
@@ -87,9 +93,9 @@ def test_q_values_equal_a_slow_reference_unit_by_unit(changes, make, typed_spec,
 
 
 def test_types_share_a_mask_across_agents_and_agents_do_not(make, tiny_config, typed_spec):
-    assert isinstance(make().agent, K24TypeRNNAgent) and make().n_masks == N_TYPES
+    assert all(layer.n_masks == N_TYPES for layer in make().masked_layers.values()) and make().n_masks == N_TYPES
     per_agent = K24QLearner(tiny_config(mask_per="agent"), typed_spec)
-    assert type(per_agent.agent) is K24RNNAgent and per_agent.n_masks == typed_spec.n_agents
+    assert all(layer.n_masks == typed_spec.n_agents for layer in per_agent.masked_layers.values())
     assert make(method="fups").n_masks == typed_spec.n_agents  # shared: nothing belongs to a type
 
 
@@ -141,7 +147,7 @@ NQ_LIKE = LEARNER_DEFAULTS["nq"] | {"batch_size": 8, "buffer_size": 64}
 
 
 def test_a_world_without_types_is_an_error_that_says_so(tiny_config, tiny_spec):
-    with pytest.raises(ConfigError, match="mask_per = 'type' needs an environment with unit types; this task has none"):
+    with pytest.raises(ConfigError, match="mask_per = 'type' needs an environment with unit types; 'rolenav' has none"):
         K24QLearner(tiny_config(mask_per="type"), tiny_spec)
 
 

@@ -9,17 +9,23 @@ from torch import Tensor, nn
 from k24lab.core.config import MaskConfig
 from k24lab.core.masks import argmax_masks, draw_masks
 from k24lab.errors import ConfigError
-from k24lab.ops import calls as ops, library as kernels
 
 SELECTION_DECAY = 0.99  # of the running selection frequency, per drawn mask
 SMALLEST_WEIGHT = 1e-30  # smaller ones score as this does, without a gradient
 
 
-def weighted_abs_sum(x: Float[Tensor, "K in columns"], weight: Float[Tensor, "K columns"]) -> Float[Tensor, "K in"]:
-    """Sum of |x| over the columns with the given weights: the mean |x| where they add up to one."""
-    if kernels.usable(x):
-        return ops.abs_sum(x, weight)
-    return torch.bmm(x.abs(), weight.unsqueeze(2)).squeeze(2)
+class DenseLinear(nn.Module):
+    """`n_networks` independent dense layers (1: shared by all agents)."""
+
+    def __init__(self, in_features: int, out_features: int, n_networks: int = 1):
+        super().__init__()
+        bound = 1 / math.sqrt(in_features)  # as torch.nn.Linear
+        self.weight = nn.Parameter(torch.empty(n_networks, out_features, in_features).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(n_networks, out_features).uniform_(-bound, bound))
+
+    def effective(self) -> tuple[Float[Tensor, "K out in"], Float[Tensor, "K out"]]:
+        """What each network computes with."""
+        return self.weight, self.bias
 
 
 class EMAActivationTracker(nn.Module):
@@ -56,7 +62,7 @@ class EMAActivationTracker(nn.Module):
 
     @torch.no_grad()
     def soften(self, share: float) -> None:
-        """Move every entry by `share` of the way to the mean of its mask (METHOD section 5)."""
+        """Move every entry by `share` of the way to the mean of its mask."""
         self.ema_activation.lerp_(self.ema_activation.mean(dim=1, keepdim=True).expand_as(self.ema_activation), share)
 
 
@@ -103,8 +109,12 @@ class SemiStructuredLinear24(nn.Module):
         # How often each entry was selected of late: what the revival of hetero_alpha goes by.
         self.register_buffer("selection_frequency", torch.full_like(alpha, 0.5))
 
+    def effective(self, mask: Float[Tensor, "M out in"]) -> tuple[Float[Tensor, "M out in"], Float[Tensor, "1 out"]]:
+        """What each agent computes with under the given masks."""
+        return self.weight * mask, self.bias.unsqueeze(0)
+
     def scores(self, weight_gradient: bool = True) -> Float[Tensor, "M out in"]:
-        """`S[m,o,i]`, at least in float32 (METHOD section 1); without `weight_gradient` only hetero_alpha learns."""
+        """`S[m,o,i]`, at least in float32; without `weight_gradient` only hetero_alpha learns."""
         p, q = self.config.score_weight_power, self.config.score_ema_power
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         scores = torch.sigmoid(self.hetero_alpha.to(dtype))

@@ -9,10 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-PATTERNS_24 = ((1, 1, 0, 0), (1, 0, 1, 0), (1, 0, 0, 1), (0, 1, 1, 0), (0, 1, 0, 1), (0, 0, 1, 1))
-PATTERN_NAMES = tuple("".join(map(str, pattern)) for pattern in PATTERNS_24)
-N_PATTERNS = len(PATTERNS_24)
-GROUP_SIZE = 4
+from k24lab.core.pattern_table import GROUP_SIZE, N_PATTERNS, PATTERN_NAMES as PATTERN_NAMES, PATTERNS_24
 
 
 def pattern_matrix(like: Tensor) -> Float[Tensor, "6 4"]:
@@ -60,7 +57,7 @@ def expected_masks(probs: Float[Tensor, "6 M groups"]) -> Float[Tensor, "M group
 def sample_index(probs: Float[Tensor, "6 M groups"], uniform: Float[Tensor, "M groups"]) -> Int[Tensor, "M groups"]:
     """Draw one pattern per group with the given probabilities.
 
-    Inverse transform sampling: the law of Gumbel-max for a sixth of the random numbers.
+    Inverse transform sampling: the distribution of Gumbel-max with a sixth of the random numbers.
     """
     cumulative = probs.cumsum(dim=0)
     u = uniform * cumulative[-1]  # rounding may leave the total a little off 1

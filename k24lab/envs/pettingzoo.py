@@ -18,8 +18,7 @@ from k24lab.envs.pettingzoo_checks import (
     scalar,
 )
 from k24lab.envs.pettingzoo_spaces import Unfit, action_mask, discrete, encoder
-from k24lab.envs.scene import Scene
-from k24lab.envs.scenes import mpe_action, mpe_scene
+from k24lab.envs.scene import Scene, mpe_action, mpe_scene
 from k24lab.envs.single_env import Row, SingleEnv
 from k24lab.errors import ConfigError, RunError
 

@@ -1,63 +1,71 @@
 """What each method costs: trained parameters, weights that an agent uses, multiply-adds and memory."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from k24lab.inference.costs import (
-    DTYPE_BYTES,
-    GROUP,
-    KEPT,
-    MASKED_KINDS,
-    Layer,
-    agent_layers,
-    team_bytes,
-)
-from k24lab.lab.config import METHODS, Config, build_config
-
-HEAD = "fc4"
+from k24lab.errors import ConfigError, unknown
+from k24lab.inference.costs import DTYPE_BYTES, GROUP, KEPT, Layer, agent_layers
+from k24lab.lab.config import build_config
+from k24lab.methods import METHODS, get_method
+from k24lab.methods.base import LAYERS
 
 
 def method_costs(
-    obs_dim: int, hidden_dim: int, n_actions: int, n_agents: int, methods: Sequence[str] = METHODS, dtype: str = "fp16"
+    obs_dim: int,
+    hidden_dim: int,
+    n_actions: int,
+    n_agents: int,
+    methods: Sequence[str] = tuple(METHODS),
+    dtype: str = "fp16",
 ) -> pd.DataFrame:
     """One row per method with its default masks, for a team of `n_agents`.
 
     Columns: method; parameters (all that is trained, biases and mask coefficients included); kept (share of the matrix
     weights that an agent computes with, NaN where training decides it); multiply_adds (per agent and env step, as
     hardware executes them: 2:4 halves them, weights that are zero without structure are multiplied); memory_bytes (of
-    the team's weights and masks at inference in `dtype`, 2:4 packed).
+    the team's weights and masks at inference in `dtype`: 2:4 packed, other masks one bit per weight and mask).
 
     Raises:
         ConfigError: a size below 1, an unknown method or dtype.
     """
+    if dtype not in DTYPE_BYTES:
+        raise ConfigError(unknown("dtype", dtype, DTYPE_BYTES))
+    if n_agents < 1:
+        raise ConfigError(f"n_agents = {n_agents}: must be at least 1")
     rows = []
-    for method in methods:
-        config = build_config({"method": method, "hidden_dim": hidden_dim})
-        layers = agent_layers(obs_dim + (n_agents if config.agent_id else 0), hidden_dim, n_actions)
-        rows.append(_costs(config, layers, n_agents, dtype))
+    for name in methods:
+        method, config = get_method(name), build_config({"method": name, "hidden_dim": hidden_dim})
+        input_dim = obs_dim + (n_agents if config.agent_id else 0)
+        layers = dict(zip(LAYERS, agent_layers(input_dim, hidden_dim, n_actions), strict=True))
+        masked = [layers[layer] for layer in method.masked_layers(config)]
+        networks = {layer: n_agents if layer in method.own_layers else 1 for layer in LAYERS}
+        n_masks = {"none": 0, "one": 1, "each": n_agents}[method.masks]
+        numbers = sum(networks[layer] * (each.weights + each.out_features) for layer, each in layers.items())
+        two_four, itemsize = method.pattern == "2:4", DTYPE_BYTES[dtype]
+        rows.append(
+            {
+                "method": name,
+                "parameters": numbers + (n_masks * _weights(masked) if method.learns_masks else 0),
+                "kept": _kept(masked, _weights(layers.values()), two_four, method.kept),
+                "multiply_adds": sum(x.kept if two_four and x in masked else x.weights for x in layers.values()),
+                "memory_bytes": numbers * itemsize + _mask_bytes(masked, n_masks, two_four, itemsize),
+            }
+        )
     return pd.DataFrame(rows)
 
 
-def _costs(config: Config, layers: Sequence[Layer], n_agents: int, dtype: str) -> dict[str, object]:
-    method = config.method
-    two_four = config.masked or method == "magnitude24"
-    masked = ("all" if config.mask_rnn else "fc") if two_four or method == "kaleidoscope" else "none"
-    in_masks = [layer for layer in layers if layer.kind in MASKED_KINDS[masked]]
-    weights, biases = sum(layer.weights for layer in layers), sum(layer.out_features for layer in layers)
-    head = next(layer for layer in layers if layer.name == HEAD)
-    own_head = (n_agents - 1) * (head.weights + head.out_features) if method == "multih" else 0
-    networks = n_agents if method == "nops" else 1
-    coefficients = n_agents * sum(layer.weights for layer in in_masks) if config.learns_masks else 0
-    dropped = sum(map(_dropped, in_masks)) if two_four else 0
-    kept = float("nan") if method == "kaleidoscope" else 1 - dropped / weights
-    return {
-        "method": method,
-        "parameters": networks * (weights + biases) + own_head + coefficients,
-        "kept": kept,
-        "multiply_adds": sum(layer.kept if two_four and layer in in_masks else layer.weights for layer in layers),
-        "memory_bytes": _memory(config, layers, n_agents, dtype, masked, own_head),
-    }
+def _weights(layers: Iterable[Layer]) -> int:
+    return sum(layer.weights for layer in layers)
+
+
+def _kept(masked: Sequence[Layer], n_weights: int, two_four: bool, share: float | None) -> float:
+    """Share of all weights that an agent computes with; of masked ones without 2:4 the method says which share."""
+    if not masked:
+        return 1.0
+    if two_four:
+        return 1 - sum(map(_dropped, masked)) / n_weights
+    return float("nan") if share is None else 1 - (1 - share) * _weights(masked) / n_weights
 
 
 def _dropped(layer: Layer) -> int:
@@ -66,14 +74,8 @@ def _dropped(layer: Layer) -> int:
     return layer.out_features * (full * (GROUP - KEPT) + max(0, rest - KEPT))
 
 
-def _memory(config: Config, layers: Sequence[Layer], n_agents: int, dtype: str, masked: str, own_head: int) -> int:
-    one_dense = team_bytes(layers, 1, "one shared dense network", dtype)
-    if config.masked:
-        return team_bytes(layers, n_agents, "a packed 2:4 network each", dtype, masked)
-    if config.method == "magnitude24":
-        return team_bytes(layers, 1, "a packed 2:4 network each", dtype, masked)
-    if config.method == "kaleidoscope":  # a bit per weight and agent says what is zero
-        bits = n_agents * sum(layer.weights for layer in layers if layer.kind in MASKED_KINDS[masked])
-        return one_dense + -(-bits // 8)
-    networks = n_agents if config.method == "nops" else 1
-    return networks * one_dense + own_head * DTYPE_BYTES[dtype]
+def _mask_bytes(masked: Sequence[Layer], n_masks: int, two_four: bool, itemsize: int) -> int:
+    """Bytes beyond the dense network: a packed matrix for each mask in place of the dense one, or a bit per weight."""
+    if two_four:
+        return sum(n_masks * layer.packed_bytes(itemsize) - layer.dense_bytes(itemsize) for layer in masked)
+    return -(-n_masks * _weights(masked) // 8)

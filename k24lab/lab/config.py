@@ -8,66 +8,18 @@ import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from k24lab.envs.tasks import canonical_text
 from k24lab.errors import ConfigError, unknown
 from k24lab.marl.config import TrainingConfig
+from k24lab.methods import METHODS, get_method
 from k24lab.values import convert
 
-Method = Literal[
-    "k24", "k24-alpha", "k24-literal", "random24", "magnitude24", "kaleidoscope", "fups", "fups-id", "nops", "multih"
-]
-METHODS: tuple[str, ...] = get_args(Method)
-
-# What a method changes of the defaults below; a user's own value still wins.
-METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
-    "k24": {},
-    # The recommended recipe (study `notebooks/grids/regimes.yaml`): masks that start at random and are moved by the TD
-    # loss alone, slowly; learning always uses the masks that act.
-    "k24-alpha": {
-        "score_weight_power": 0.0,
-        "score_ema_power": 0.0,
-        "noise": "none",
-        "diversity_coef": 0.0,
-        "alpha_lr_factor": 5.0,
-    },
-    # The original design document, as far as settings express it; README.md lists what differs all the same.
-    "k24-literal": {
-        "noise": "literal",
-        "target_masks": "drawn",
-        "acting_masks": "drawn",
-        "ema_scope": "shared",
-        "hetero_init_scale": 0.01,
-        "alpha_lr_factor": 1.0,
-        "score_gradient": "all",
-        "temperature_schedule": "linear",
-        "anneal_end": 0.64,  # it scales the time by 0.8 twice
-        "after_anneal": "drawn",
-        "diversity_coef": 0.1,
-        "diversity_coef_max": None,
-        "reset_trigger": "periodic",
-        "reset_target": "random",
-        "mask_rnn": False,
-        "td_loss": "mse",
-        "grad_clip": "all",
-        "lr_final": None,
-    },
-    "random24": {"score_weight_power": 0.0, "score_ema_power": 0.0},
-    "magnitude24": {},
-    # Its repository's settings where they are its own (Li et al., NeurIPS 2024); network and learner as for all.
-    "kaleidoscope": {
-        "diversity_coef": 0.5,
-        "diversity_coef_max": None,
-        "after_anneal": "drawn",  # it anneals nothing: resets go on to the end
-        "reset_trigger": "periodic",
-        "mask_rnn": False,
-    },
-    "fups": {},
-    "fups-id": {"agent_id": True},
-    "nops": {},
-    "multih": {},
-}
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[tuple(METHODS)]
 
 # What a learner changes: `nq` has the optimiser settings of pymarl2 (Hu et al., 2021) and TD(lambda) targets.
 LEARNER_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -91,14 +43,14 @@ class Config(TrainingConfig):
     """One run: what is learned, where, with which seed and for how long."""
 
     task: str = "rolenav"  # name[:key=value,...], e.g. rolenav:n_agents=8
-    method: Method = "k24"
+    method: MethodName = "k24"
     log_interval: int = 2_000  # env steps
     test_interval: int = 10_000  # env steps
     test_episodes: int = 100  # rounded up to whole batches of n_envs where environments are processes
     checkpoint_interval: int = 20_000  # env steps
     snapshot_interval: int = 10_000  # env steps between stored masks
     n_threads: int = 1  # of torch; on few cores one thread a process is fastest
-    n_workers: int = 0  # processes for worlds that step one environment at a time (mpe2, PettingZoo, SMACv2)
+    n_workers: int = 0  # processes, for libraries that step one environment at a time (mpe2, PettingZoo, SMACv2)
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
@@ -150,10 +102,7 @@ def _range_problems(config: Config) -> list[str]:
     for name in ("batch_size", "n_envs"):
         if getattr(config, name) > config.buffer_size:
             problems.append(f"{name} = {getattr(config, name)!r} must not exceed buffer_size = {config.buffer_size!r}")
-    if config.method == "random24" and (config.score_weight_power or config.score_ema_power):
-        problems.append(
-            "score_weight_power and score_ema_power must be 0 with method = 'random24': its masks are fixed"
-        )
+    problems += get_method(config.method).problems(config)
     if not re.fullmatch(r"cpu|cuda(:\d+)?", config.device):
         problems.append(f"device = {config.device!r} must be 'cpu', 'cuda' or 'cuda:<number>'")
     if config.per_type and config.agent_id:
@@ -164,8 +113,6 @@ def _range_problems(config: Config) -> list[str]:
         value = getattr(config, name)
         if value is not None and value <= 0:
             problems.append(f"{name} = {value!r} must be above 0 or None")
-    if config.method == "kaleidoscope" and config.mask_rnn:
-        problems.append("mask_rnn = True is not part of method = 'kaleidoscope': it masks fc1 to fc4")
     return problems
 
 
@@ -221,8 +168,8 @@ def stored_config(fields: Mapping[str, Any]) -> Config:
 
 
 def _with_defaults(values: dict[str, Any]) -> Config:
-    defaults = LEARNER_DEFAULTS[values.get("learner", "q")] | METHOD_DEFAULTS[values.get("method", "k24")]
-    return Config(**(defaults | values))
+    of_method = get_method(values.get("method", "k24")).settings
+    return Config(**{**LEARNER_DEFAULTS[values.get("learner", "q")], **of_method, **values})
 
 
 def _converted(params: Mapping[str, Any]) -> dict[str, Any]:

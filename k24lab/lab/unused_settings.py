@@ -1,35 +1,17 @@
 """Which settings change nothing of what a run learns, given its other settings."""
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
 
-from k24lab.core.config import MaskConfig
 from k24lab.envs.tasks import format_task, parse_task
 from k24lab.lab.config import NOT_HASHED, Config, build_config
-
-OF_MASKS = frozenset({field.name for field in dataclasses.fields(MaskConfig)} | {"alpha_lr_factor", "grad_clip"})
-
-# What the methods without learned 2:4 masks use of these; all others use all of them.
-USED: dict[str, frozenset[str]] = {
-    "random24": frozenset({"hetero_init_scale", "mask_rnn", "mask_per", "score_weight_power", "score_ema_power"}),
-    "magnitude24": frozenset({"mask_rnn"}),
-    "kaleidoscope": frozenset(
-        "mask_rnn mask_per diversity_coef diversity_coef_max diversity_history after_anneal anneal_end reset_trigger "
-        "reset_interval reset_ratio kl_threshold".split()
-    ),
-    "fups": frozenset(),
-    "fups-id": frozenset(),
-    "nops": frozenset({"mask_per"}),
-    "multih": frozenset({"mask_per"}),
-}
-
-# Methods that are another one with settings of their own.
-FAMILY = {"k24-alpha": "k24", "k24-literal": "k24", "fups-id": "fups"}
+from k24lab.methods import METHODS, get_method
+from k24lab.methods.base import Switch
+from k24lab.methods.k24 import ALL_MASK_SETTINGS
 
 # Settings and their values under which others have no effect, and which.
-SWITCHES: tuple[tuple[dict[str, tuple[object, ...]], str], ...] = (
+SWITCHES: tuple[Switch, ...] = (
     ({"learner": ("q",)}, "td_lambda"),
     ({"mixer": ("vdn", "none")}, "mixing_embed_dim"),
     ({"target_update": ("polyak",)}, "target_update_interval"),
@@ -47,8 +29,6 @@ SWITCHES: tuple[tuple[dict[str, tuple[object, ...]], str], ...] = (
     ({"temperature_schedule": ("linear", "constant")}, "temperature_mid"),
     ({"temperature_schedule": ("constant",)}, "temperature_min anneal_start"),
     ({"temperature_schedule": ("constant",), "after_anneal": ("drawn",)}, "anneal_end"),
-    ({"method": ("kaleidoscope",), "after_anneal": ("drawn",)}, "anneal_end"),
-    ({"method": ("kaleidoscope",), "reset_trigger": ("off",)}, "after_anneal anneal_end"),
     ({"score_ema_power": (0.0,)}, "ema_scope ema_decay reset_ema_share"),
     # Where the diversity learns too, "td" adds up the same gradients in another order.
     ({"score_weight_power": (0.0,), "diversity_coef": (0.0,)}, "score_gradient"),
@@ -60,8 +40,9 @@ def unused_fields(config: Mapping[str, Any]) -> set[str]:
 
     Of a method that the package does not know all are used.
     """
-    unused = set(OF_MASKS - USED.get(str(config.get("method")), OF_MASKS))
-    for when, idle in SWITCHES:
+    method = METHODS.get(str(config.get("method")))
+    unused = set(ALL_MASK_SETTINGS).difference(method.mask_settings) if method else set()
+    for when, idle in SWITCHES + (method.switches if method else ()):
         if all(config.get(key) in values for key, values in when.items()):
             unused.update(idle.split())
     return unused
@@ -80,7 +61,7 @@ def same_run_key(config: Config) -> str:
     may be given twice. For comparisons alone; names and hashes of runs are those of their configurations.
     """
     same = {key: value for key, value in vars(config).items() if key not in NOT_HASHED}
-    same["method"] = FAMILY.get(config.method, config.method)
+    same["method"] = get_method(config.method).family or config.method
     if config.lr_final == config.lr:
         same["lr_final"] = None
     if config.logit_scale_final == config.logit_scale:
@@ -89,7 +70,7 @@ def same_run_key(config: Config) -> str:
         same["epsilon_anneal_steps"] = 0
     if config.after_anneal == "argmax" and config.noise == "none" and config.reset_trigger == "off":
         same["after_anneal"] = "drawn"  # what is drawn are the argmax masks, and no reset has to end
-    if config.after_anneal == "frozen" and config.method == "kaleidoscope":
+    if config.after_anneal == "frozen" and get_method(config.method).pattern != "2:4":
         same["after_anneal"] = "argmax"  # there is no hetero_alpha to pin
     kind, _, index = config.device.partition(":")
     same["device"] = f"{kind}:{int(index or 0)}" if kind == "cuda" else kind

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from k24lab.core.config import MaskConfig
+from k24lab.methods import get_method
 
 Learner = Literal["q", "nq"]
 
@@ -48,21 +49,6 @@ class TrainingConfig(MaskConfig, LearnerConfig):
     device: str = "cpu"
 
     @property
-    def masked(self) -> bool:
-        """Whether the method gives every agent its own 2:4 mask."""
-        return self.method.startswith("k24") or self.method == "random24"
-
-    @property
-    def learns_masks(self) -> bool:
-        """Whether masks are trained by coefficients of their own: hetero_alpha, or Kaleidoscope's thresholds."""
-        return self.method.startswith("k24") or self.method == "kaleidoscope"
-
-    @property
-    def separate(self) -> bool:
-        """Whether agents (or unit types) have masks, heads or networks of their own, instead of one network for all."""
-        return self.masked or self.method in ("kaleidoscope", "nops", "multih")
-
-    @property
     def per_type(self) -> bool:
         """Whether masks (or separate networks) belong to unit types, not to agents."""
-        return self.mask_per == "type" and self.separate
+        return self.mask_per == "type" and get_method(self.method).separate

@@ -105,11 +105,11 @@ def gru_backward(
 ) -> tuple[Float[Tensor, "K G T R"], Float[Tensor, "K H T R"], Float[Tensor, "K H R"]]:
     """Gradients to gate_x, to the hidden side of gate n (r and z share theirs), and to the first state."""
     k, size, steps, batch = grad.shape
-    by_x, by_n = grad.new_empty(k, 3 * size, steps, batch), grad.new_empty(k, size, steps, batch)
-    by_h0 = grad.new_empty(k, size, batch)
-    matrix = _matrix(transposed)
-    _check(_call("k24_gru_backward", k, size, steps, batch, grad.contiguous(), h, saved, *matrix, by_x, by_n, by_h0))
-    return by_x, by_n, by_h0
+    grad_x, grad_n = grad.new_empty(k, 3 * size, steps, batch), grad.new_empty(k, size, steps, batch)
+    grad_h0 = grad.new_empty(k, size, batch)
+    grads = (grad_x, grad_n, grad_h0)
+    _check(_call("k24_gru_backward", k, size, steps, batch, grad.contiguous(), h, saved, *_matrix(transposed), *grads))
+    return grads
 
 
 def _matrix(weight: Tensor | Packed) -> tuple[Tensor | int | None, ...]:
@@ -135,12 +135,12 @@ def abs_sum(x: Float[Tensor, "K in columns"], weight: Float[Tensor, "K columns"]
 
 
 def draw(
-    scores: Float[Tensor, "M groups 4"], temperature: float, uniform: Float[Tensor, "M groups"] | None, law: bool
+    scores: Float[Tensor, "M groups 4"], temperature: float, uniform: Float[Tensor, "M groups"] | None, with_probs: bool
 ) -> tuple[Float[Tensor, "M groups 4"], Float[Tensor, "6 M groups"] | None, Int[Tensor, "M groups"]]:
-    """Masks, law (if `law` or `uniform`) and pattern of each group; the best pattern without `uniform`."""
+    """Masks, distribution (if asked for or sampled from) and pattern of each group; the best one without `uniform`."""
     scores = scores.contiguous()
     index = torch.empty(scores.shape[:2], dtype=torch.int32)
-    probs = scores.new_empty(6, *index.shape) if law or uniform is not None else None
+    probs = scores.new_empty(6, *index.shape) if with_probs or uniform is not None else None
     mask = torch.empty_like(scores)
     _call("k24_draw", index.numel(), scores, float(temperature), uniform, index, mask, probs)
     return mask, probs, index
@@ -149,15 +149,15 @@ def draw(
 def draw_backward(
     probs: Float[Tensor, "6 M groups"],
     temperature: float,
-    by_mask: Float[Tensor, "M groups 4"] | None,
-    by_probs: Float[Tensor, "6 M groups"] | None,
+    grad_mask: Float[Tensor, "M groups 4"] | None,
+    grad_probs: Float[Tensor, "6 M groups"] | None,
 ) -> Float[Tensor, "M groups 4"]:
-    """Gradient to the scores, straight-through: that of the expected mask and of the law."""
-    by_mask = probs.new_zeros(*probs.shape[1:], 4) if by_mask is None else by_mask.contiguous()
-    by_probs = None if by_probs is None else by_probs.contiguous()
-    by_scores = torch.empty_like(by_mask)
-    _call("k24_draw_backward", probs[0].numel(), float(temperature), probs, by_mask, by_probs, by_scores)
-    return by_scores
+    """Gradient to the scores, straight-through: that of the expected mask and of the distribution."""
+    grad_mask = probs.new_zeros(*probs.shape[1:], 4) if grad_mask is None else grad_mask.contiguous()
+    grad_probs = None if grad_probs is None else grad_probs.contiguous()
+    grad_scores = torch.empty_like(grad_mask)
+    _call("k24_draw_backward", probs[0].numel(), float(temperature), probs, grad_mask, grad_probs, grad_scores)
+    return grad_scores
 
 
 def scores(
@@ -189,16 +189,16 @@ def scores_backward(
     with_weight: bool,
     scale: Float[Tensor, " M"],
     offset: int,
-    by_scores: Float[Tensor, "M groups 4"],
+    grad_scores: Float[Tensor, "M groups 4"],
     for_weight: Float[Tensor, "M groups 4"] | None,
 ) -> tuple[Float[Tensor, "M out in"], Float[Tensor, "out in"] | None]:
-    """Gradients to alpha from `by_scores`, and to the weight from `for_weight` (None: no gradient)."""
+    """Gradients to alpha from `grad_scores`, and to the weight from `for_weight` (None: no gradient)."""
     weight, alpha = weight.contiguous(), alpha.contiguous()
-    by_alpha = torch.empty_like(alpha)
-    by_weight = None if for_weight is None or not with_weight else torch.empty_like(weight)
-    given = (*alpha.shape, weight, alpha, ema, _per_mask(ema), int(with_weight), scale, by_scores.shape[1], offset)
-    _call("k24_scores_backward", *given, by_scores, for_weight, by_alpha, by_weight)
-    return by_alpha, by_weight
+    grad_alpha = torch.empty_like(alpha)
+    grad_weight = None if for_weight is None or not with_weight else torch.empty_like(weight)
+    given = (*alpha.shape, weight, alpha, ema, _per_mask(ema), int(with_weight), scale, grad_scores.shape[1], offset)
+    _call("k24_scores_backward", *given, grad_scores, for_weight, grad_alpha, grad_weight)
+    return grad_alpha, grad_weight
 
 
 def _per_mask(ema: Tensor | None) -> int:

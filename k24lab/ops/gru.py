@@ -10,19 +10,20 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from k24lab.ops import calls as ops, library as kernels
+from k24lab.ops import calls
+from k24lab.ops.library import usable
 
 tanh_backward, sigmoid_backward = torch.ops.aten.tanh_backward.grad_input, torch.ops.aten.sigmoid_backward.grad_input
 
 
 def _states(
-    gate_x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, packed: ops.Packed | None, save: bool
+    gate_x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, packed: calls.Packed | None, save: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Hidden states before and after every step (h[:, :, t] enters step t), and what the backward pass needs."""
     h = hidden.new_empty(*hidden.shape[:2], gate_x.shape[2] + 1, hidden.shape[2])
     h[:, :, 0] = hidden
-    if kernels.usable(gate_x):
-        return h, ops.gru(gate_x, bias, weight if packed is None else packed, h, save)
+    if usable(gate_x):
+        return h, calls.gru(gate_x, bias, weight if packed is None else packed, h, save)
     return h, _torch_gru(gate_x, bias, weight, h)
 
 
@@ -31,7 +32,7 @@ class _BatchedGRU(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, gate_x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, packed: ops.Packed | None, save: bool
+        ctx: Any, gate_x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, packed: calls.Packed | None, save: bool
     ) -> Tensor:
         h, saved = _states(gate_x, hidden, weight, bias, packed, save)
         ctx.sparse = packed is not None
@@ -42,18 +43,18 @@ class _BatchedGRU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         h, saved, weight, bias = ctx.saved_tensors
-        if kernels.usable(h):
-            by_x, by_n, by_hidden = ops.gru_backward(
-                grads[0], h, saved, ops.pack_transposed(weight) if ctx.sparse else weight.mT
+        if usable(h):
+            grad_x, grad_n, grad_hidden = calls.gru_backward(
+                grads[0], h, saved, calls.pack_transposed(weight) if ctx.sparse else weight.mT
             )
         else:
-            by_x, by_n, by_hidden = _torch_gru_backward(grads[0], h, saved, weight)
-        r_and_z, n, before = by_x[:, : 2 * h.shape[1]].flatten(2), by_n.flatten(2), h[:, :, :-1].flatten(2)
-        by_weight = torch.empty(*by_x.shape[:2], h.shape[1], dtype=h.dtype, device=h.device)
-        for gates, part in ((r_and_z, by_weight[:, : 2 * h.shape[1]]), (n, by_weight[:, 2 * h.shape[1] :])):
+            grad_x, grad_n, grad_hidden = _torch_gru_backward(grads[0], h, saved, weight)
+        r_and_z, n, before = grad_x[:, : 2 * h.shape[1]].flatten(2), grad_n.flatten(2), h[:, :, :-1].flatten(2)
+        grad_weight = torch.empty(*grad_x.shape[:2], h.shape[1], dtype=h.dtype, device=h.device)
+        for gates, part in ((r_and_z, grad_weight[:, : 2 * h.shape[1]]), (n, grad_weight[:, 2 * h.shape[1] :])):
             torch.bmm(gates, before.mT, out=part)
-        by_bias = torch.cat([r_and_z.sum(dim=2), n.sum(dim=2)], dim=1)
-        return by_x, by_hidden, by_weight.sum_to_size(weight.shape), by_bias.sum_to_size(bias.shape), None, None
+        grad_bias = torch.cat([r_and_z.sum(dim=2), n.sum(dim=2)], dim=1)
+        return grad_x, grad_hidden, grad_weight.sum_to_size(weight.shape), grad_bias.sum_to_size(bias.shape), None, None
 
 
 def _torch_gru(gate_x: Tensor, bias: Tensor, weight: Tensor, h: Tensor) -> Tensor:
@@ -74,20 +75,20 @@ def _torch_gru(gate_x: Tensor, bias: Tensor, weight: Tensor, h: Tensor) -> Tenso
 def _torch_gru_backward(grad: Tensor, h: Tensor, saved: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`k24lab.ops.calls.gru_backward` in torch."""
     size = h.shape[1]
-    by_x, by_side = torch.empty_like(saved[:, : 3 * size]), torch.empty_like(saved[:, :size])
+    grad_x, grad_side = torch.empty_like(saved[:, : 3 * size]), torch.empty_like(saved[:, :size])
     carry = torch.zeros_like(h[:, :, 0])
     transposed = weight.mT.expand(len(h), -1, -1)
     for t in range(grad.shape[2] - 1, -1, -1):
         carry = carry + grad[:, :, t]
         r, z, side, n = saved[:, :, t].split(size, dim=1)
         kept = carry * z
-        by_n = tanh_backward(carry - kept, n, grad_input=torch.empty_like(kept))
-        by_r = sigmoid_backward(by_n * side, r, grad_input=torch.empty_like(kept))
-        by_z = sigmoid_backward((h[:, :, t] - n) * carry, z, grad_input=torch.empty_like(kept))
-        by_x[:, :, t] = torch.cat([by_r, by_z, by_n], dim=1)
-        by_side[:, :, t] = by_n * r
-        carry = torch.baddbmm(kept, transposed, torch.cat([by_r, by_z, by_n * r], dim=1))
-    return by_x, by_side, carry
+        grad_n = tanh_backward(carry - kept, n, grad_input=torch.empty_like(kept))
+        grad_r = sigmoid_backward(grad_n * side, r, grad_input=torch.empty_like(kept))
+        grad_z = sigmoid_backward((h[:, :, t] - n) * carry, z, grad_input=torch.empty_like(kept))
+        grad_x[:, :, t] = torch.cat([grad_r, grad_z, grad_n], dim=1)
+        grad_side[:, :, t] = grad_n * r
+        carry = torch.baddbmm(kept, transposed, torch.cat([grad_r, grad_z, grad_n * r], dim=1))
+    return grad_x, grad_side, carry
 
 
 def batched_gru(
@@ -95,7 +96,7 @@ def batched_gru(
     hidden: Float[Tensor, "K H R"],
     weight: Float[Tensor, "Kw G H"],
     bias: Float[Tensor, "Kb G"],
-    packed: ops.Packed | None = None,
+    packed: calls.Packed | None = None,
 ) -> Float[Tensor, "K H T R"]:
     """Hidden states of all time steps; the same numbers as torch.nn.GRU for each network alone.
 

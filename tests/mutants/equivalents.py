@@ -2,37 +2,47 @@
 
 SEQUENCES = "return Episodes(rows.merge(torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]), done)"
 PINNED = "PINNED_ALPHA = -60.0  # its sigmoid, 1e-26, lies below every score of an entry that is kept"
-SPARSITY = 'metrics[f"sparsity_layer_{name}"] = 1.0 - mask.detach().mean().item()'
-VALUES = 'named = {"td_error_abs": td_error.detach().abs(), "q_taken_mean": chosen_q, "target_mean": targets}'
 
+SMALLEST = "SMALLEST_WEIGHT = 1e-30  # smaller ones score as this does, without a gradient"
+POWER = "scores = scores * (size if p == 1 else size.clamp_min(SMALLEST_WEIGHT).pow(p))"
 DISTANCE = "distance = np.sqrt((away**2).sum(axis=1, keepdims=True)) + 1e-6  # on top of a predator: no division by 0"
 
 EQUIVALENTS: dict[tuple[str, str, str], str] = {
+    (
+        "k24lab/ops/mask_draws.py",
+        "ctx.set_materialize_grads(False)",
+        "ctx.set_materialize_grads(True)",
+    ): "A gradient of zeros in place of none gives the same numbers, later.",
+    (
+        "k24lab/core/layers.py",
+        SMALLEST,
+        SMALLEST.replace("1e-30", "2e-30"),
+    ): "Any number below all weights that occur keeps the root of zero from having an infinite derivative.",
+    (
+        "k24lab/core/layers.py",
+        POWER,
+        POWER.replace("p == 1", "p == 2"),
+    ): "A shortcut: the first power is the number itself.",
+    (
+        "k24lab/core/baselines.py",
+        "grouped = group_scores(self.weight.abs().unsqueeze(0), padding=-1.0)",
+        "grouped = group_scores(self.weight.abs().unsqueeze(0), padding=-2.0)",
+    ): "Any negative number lies below every |W|.",
     (
         "k24lab/core/masks.py",
         PINNED,
         PINNED.replace("-60.0", "-120.0"),
     ): "Any coefficient whose sigmoid lies below all scores pins a mask; that of -120 is 0.",
     (
-        "k24lab/marl/sequences.py",
+        "k24lab/marl/batching.py",
         SEQUENCES,
         SEQUENCES.replace("> 1", ">= 1"),
     ): "Concatenating a single part gives the part.",
     (
-        "k24lab/marl/sequences.py",
+        "k24lab/marl/batching.py",
         SEQUENCES,
         SEQUENCES.replace("> 1", "> 0"),
     ): "Concatenating a single part gives the part.",
-    (
-        "k24lab/marl/diagnostics.py",
-        SPARSITY,
-        SPARSITY.replace(".detach()", ""),
-    ): "The number is taken out with item() at once; nothing is differentiated.",
-    (
-        "k24lab/marl/diagnostics.py",
-        VALUES,
-        VALUES.replace(".detach()", ""),
-    ): "The number is taken out with item() at once; nothing is differentiated.",
     (
         "k24lab/envs/mpe2.py",
         DISTANCE,

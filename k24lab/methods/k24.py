@@ -1,0 +1,45 @@
+"""K-2:4: a learnable 2:4 mask for each agent over one shared network."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from k24lab.core.config import MaskConfig
+from k24lab.methods.base import Method
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from k24lab.core.schemes import MaskScheme
+
+# All settings of masks, and those of the learner that treat mask coefficients apart.
+ALL_MASK_SETTINGS = frozenset(
+    {field.name for field in dataclasses.fields(MaskConfig)} | {"alpha_lr_factor", "grad_clip"}
+)
+
+
+class K24(Method):
+    """Masks scored by |W| · EMA(|x|) · sigmoid(alpha), drawn while they learn and pushed apart."""
+
+    name = "k24"
+    label = "K-2:4"
+    color = "#0072B2"
+    mask_settings = ALL_MASK_SETTINGS
+    masks = "each"
+    learns_masks = True
+
+    def layer(self, config: MaskConfig, name: str, in_features: int, out_features: int, n_masks: int) -> nn.Module:
+        """A masked layer, or a dense one for all where `mask_rnn` leaves the GRU without masks."""
+        from k24lab.core.layers import SemiStructuredLinear24
+
+        if name not in self.masked_layers(config):
+            return super().layer(config, name, in_features, out_features, n_masks)
+        return SemiStructuredLinear24(in_features, out_features, n_masks, config=config, learn_masks=self.learns_masks)
+
+    def mask_scheme(self, layers: Mapping[str, nn.Module], config: MaskConfig, t_max: int) -> MaskScheme:
+        """Masks drawn from the scores once an update."""
+        from k24lab.core.schemes import PatternScheme
+
+        return PatternScheme(layers, config, t_max, learns=self.learns_masks)
