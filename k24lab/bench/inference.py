@@ -201,7 +201,9 @@ def agent_by_agent(
     for layers, inputs, state in zip(agents, x, hidden, strict=True):
         (w_x, b_x), (w_h, b_h) = layers["rnn_input"], layers["rnn_hidden"]
         y = torch.gru_cell(F.linear(inputs, *layers["fc1"]).relu_(), state, w_x, w_h, b_x, b_h)
-        q_values.append(F.linear(F.linear(F.linear(y, *layers["fc2"]).relu_(), *layers["fc3"]).relu_(), *layers["fc4"]))
+        y = F.linear(y, *layers["fc2"]).relu_()
+        y = F.linear(y, *layers["fc3"]).relu_()
+        q_values.append(F.linear(y, *layers["fc4"]))
     return q_values
 
 
