@@ -74,7 +74,7 @@ test-cluster: setup  ## grids that are killed midway, on this machine, on a real
 	$(RUN) pytest -s -m cluster tests/test_cluster.py
 
 test-faults: setup  ## 400 kills of runs, 12,000 damaged files and settings, full and read-only disks (as root)
-	K24LAB_FAULTS=100 K24LAB_FUZZ=2000 $(RUN) pytest -s tests/test_faults.py tests/test_fuzz.py tests/test_tensorfile.py tests/test_vector.py
+	K24LAB_FAULTS=100 K24LAB_FUZZ=2000 $(RUN) pytest -s tests/test_faults.py tests/test_fuzz.py tests/test_tensorfile.py tests/test_vector_env.py
 
 test-browser: setup  ## every notebook in JupyterLab and Chromium (which root gets from Debian): runs, shows its figures
 	$(RUN) pip install --quiet --disable-pip-version-check -e '.[browser]' || echo "no playwright: its tests are skipped"
