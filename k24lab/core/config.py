@@ -1,4 +1,4 @@
-"""Settings of the masks."""
+"""Settings of the masks: how they are scored, drawn, kept apart and reset."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,16 +6,18 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class MaskConfig:
-    """How masks are scored, drawn, kept apart and revived (`k24lab.core`)."""
+    """Settings of the masks; docs/method.md has the equations."""
 
     score_weight_power: float = 1.0  # p of |W|^p * EMA^q * sigmoid(hetero_alpha), in [0, 1]
     score_ema_power: float = 1.0  # q, in [0, 1]
-    # What else than hetero_alpha learns through the scores: nothing, |W| from the TD loss, or also from the diversity.
+    # What learns through the scores besides hetero_alpha: nothing ("alpha"), |W| from the TD loss ("td"), or |W| from
+    # the TD loss and the diversity loss ("all").
     score_gradient: Literal["alpha", "td", "all"] = "td"
-    ema_scope: Literal["mask", "shared"] = "mask"  # a running mean of |x| per mask, or one for all
+    ema_scope: Literal["mask", "shared"] = "mask"  # a running mean of |x| for each mask, or one for all masks
     ema_decay: float = 0.99  # per learner update
     hetero_init_scale: float = 2.0  # standard deviation of hetero_alpha at the start
-    noise: Literal["annealed", "literal", "none"] = "annealed"  # how a mask is drawn
+    # How a mask is drawn: from softmax(logits / temperature), by Gumbel-softmax of the raw scores, or the argmax.
+    noise: Literal["annealed", "literal", "none"] = "annealed"
     logit_scale: float = 10.0  # of the normalised pattern logits; no effect with noise="literal"
     logit_scale_final: float | None = None  # reached linearly at t_max; None: constant
     temperature_schedule: Literal["two_phase", "linear", "constant"] = "two_phase"  # constant: temperature_init
@@ -24,24 +26,25 @@ class MaskConfig:
     temperature_min: float = 0.1
     anneal_start: float = 0.0  # share of t_max
     anneal_end: float = 0.8  # share of t_max; the temperature is constant from here on
-    # From anneal_end on learn with the argmax masks that act (no temperature decides groups whose scores are all weak),
-    # with these and no more changes to them, or go on with drawn masks.
+    # Masks that learning uses after anneal_end: the argmax masks, the argmax masks of that moment for good ("frozen"),
+    # or drawn masks as before. Groups whose scores are all small stay undecided at any temperature.
     after_anneal: Literal["argmax", "frozen", "drawn"] = "argmax"
     # Masks of the target network and of acting (tests included): the argmax masks, or masks drawn as learning draws
     # them, anew for each update and for each env step.
     target_masks: Literal["argmax", "drawn"] = "argmax"
     acting_masks: Literal["argmax", "drawn"] = "argmax"
     mask_rnn: bool = True  # mask the two matrices of the GRU as well
-    mask_per: Literal["agent", "type"] = "agent"  # whose masks (and networks of nops): each agent's or each unit type's
-    diversity_coef: float = 1.0  # base of the adaptive coefficient; 0 switches the loss off
-    # Cap of the adaptive coefficient, which grows as the loss falls: without one (None) separation never stops pushing.
+    mask_per: Literal["agent", "type"] = "agent"  # masks (or networks of nops) for each agent, or for each unit type
+    diversity_coef: float = 1.0  # base of the adaptive coefficient; 0 switches the diversity loss off
+    # Largest adaptive coefficient, which grows as the diversity loss falls. Without a limit (None) masks are pushed
+    # apart for ever.
     diversity_coef_max: float | None = 1.0
     diversity_history: int = 100  # updates that the adaptive coefficient averages over
-    # Off: in the study `notebooks/grids/resets.yaml` resets, frequent or rare, gained nothing.
+    # Off by default: resets gained nothing in the study `notebooks/grids/resets.yaml`.
     reset_trigger: Literal["periodic", "adaptive", "off"] = "off"
-    reset_target: Literal["unselected", "random"] = "unselected"  # which hetero_alpha entries are revived
+    reset_target: Literal["unselected", "random"] = "unselected"  # which entries of hetero_alpha are drawn anew
     reset_interval: int = 10_000  # env steps
-    reset_ratio: float = 0.1  # share of the candidates that is revived
-    reset_threshold: float = 0.05  # running selection frequency under which an entry counts as unselected
+    reset_ratio: float = 0.1  # share of the candidates that is drawn anew
+    reset_threshold: float = 0.05  # running selection frequency below which an entry counts as unselected
     reset_ema_share: float = 0.5  # how far the EMA moves towards its mean at a reset
-    kl_threshold: float = 0.1  # of the adaptive trigger (nats); the document's, never passed in our ablation
+    kl_threshold: float = 0.1  # of the adaptive trigger, in nats; never exceeded in our ablation

@@ -32,7 +32,7 @@ class _SumOverPairs(torch.autograd.Function):
 
 
 class PatternOrthogonalityLoss(nn.Module):
-    """`mean over groups and pairs of pi_a . pi_b` in closed form, linear in the number of masks (METHOD section 3).
+    """`mean over groups and pairs of pi_a . pi_b` in closed form, linear in the number of masks.
 
     1/6 for uniform distributions, 0 for disjoint ones and for a single mask.
     """

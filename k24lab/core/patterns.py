@@ -60,7 +60,7 @@ def expected_masks(probs: Float[Tensor, "6 M groups"]) -> Float[Tensor, "M group
 def sample_index(probs: Float[Tensor, "6 M groups"], uniform: Float[Tensor, "M groups"]) -> Int[Tensor, "M groups"]:
     """Draw one pattern per group with the given probabilities.
 
-    Inverse transform sampling: the law of Gumbel-max for a sixth of the random numbers.
+    Inverse transform sampling: the distribution of Gumbel-max with a sixth of the random numbers.
     """
     cumulative = probs.cumsum(dim=0)
     u = uniform * cumulative[-1]  # rounding may leave the total a little off 1

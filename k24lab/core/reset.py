@@ -14,7 +14,7 @@ def revival_candidates(layer: SemiStructuredLinear24, target: str, threshold: fl
     """Entries of hetero_alpha that a reset may revive.
 
     `unselected`: those whose running selection frequency is below `threshold`. `random`: all, as in the
-    design document's code.
+    original design.
     """
     if target == "random":
         return torch.ones_like(layer.selection_frequency, dtype=torch.bool)
@@ -72,7 +72,7 @@ def kl_divergence(p: Float[Tensor, " A"], q: Float[Tensor, " A"]) -> float:
 
 
 class ResetTrigger:
-    """When to reset: every `interval` env steps, or when the policy moved far (METHOD section 5).
+    """When to reset: every `interval` env steps, or when the policy moved far.
 
     Args:
         kind: periodic, adaptive or off.

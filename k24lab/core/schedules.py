@@ -25,7 +25,6 @@ def temperature(
 
     `two_phase`: init -> mid over the first half of [anneal_start, anneal_end], mid -> minimum over the
     second. `linear`: init -> minimum over the whole. Constant before and after. `constant`: init all along.
-    (METHOD section 4; the design document scales the time by 0.8 twice.)
     """
     if schedule == "constant":
         return init

@@ -50,7 +50,7 @@ class Config(TrainingConfig):
     checkpoint_interval: int = 20_000  # env steps
     snapshot_interval: int = 10_000  # env steps between stored masks
     n_threads: int = 1  # of torch; on few cores one thread a process is fastest
-    n_workers: int = 0  # processes for worlds that step one environment at a time (mpe2, PettingZoo, SMACv2)
+    n_workers: int = 0  # processes, for libraries that step one environment at a time (mpe2, PettingZoo, SMACv2)
     tensorboard: bool = False
 
     def __post_init__(self) -> None:

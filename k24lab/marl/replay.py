@@ -22,8 +22,8 @@ class EpisodeBatch:
     reward: Float[Tensor, "B T"]
     terminated: Bool[Tensor, "B T"]
     filled: Bool[Tensor, "B T"]  # False: padding after the end of the episode
-    unit_type: Int[Tensor, "B N"]  # as at reset; 0 where the world has no types
-    won: Bool[Tensor, " B"]  # False where the world has no winner
+    unit_type: Int[Tensor, "B N"]  # as at reset; 0 where the environment has no types
+    won: Bool[Tensor, " B"]  # False where the environment has no winner
 
     @property
     def returns(self) -> Float[Tensor, " B"]:

@@ -79,14 +79,16 @@ def collect(
 
 
 def _finite(batch: EpisodeBatch) -> EpisodeBatch:
-    """The batch; a world that says NaN or infinity would spoil the network many updates later."""
+    """The batch, if all its numbers are finite: others would spoil the network many updates later."""
     for name in ("obs", "state", "reward"):
         values = getattr(batch, name)
         if not values.isfinite().all():
             env, t, *rest = (~values.isfinite()).nonzero()[0].tolist()
             agent = f" of agent {rest[0]}" if name == "obs" else ""
             value = values[(env, t, *rest)].item()
-            raise RunError(f"environment {env}: {name}{agent} is {value} at step {t}; worlds must give finite numbers")
+            raise RunError(
+                f"environment {env}: {name}{agent} is {value} at step {t}; environments must give finite numbers"
+            )
     return batch
 
 

@@ -1,4 +1,4 @@
-"""K-2:4 as the original design document has it, as far as settings express it."""
+"""K-2:4 as it was first designed, as far as settings express it."""
 
 from k24lab.methods.k24 import K24
 

@@ -25,7 +25,7 @@ class Kaleidoscope(Method):
     settings = {
         "diversity_coef": 0.5,
         "diversity_coef_max": None,
-        "after_anneal": "drawn",  # it anneals nothing: resets go on to the end
+        "after_anneal": "drawn",  # nothing is annealed, so resets go on to the end
         "reset_trigger": "periodic",
         "mask_rnn": False,
     }

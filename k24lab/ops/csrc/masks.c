@@ -14,7 +14,7 @@ INLINE void read_groups(vec *planes, const float *groups, int64_t count) {
 
 /* Draw one pattern for each of n groups of four scores: with `uniform` [n] from softmax(score of pattern /
  * temperature) by inverse transform sampling, without it the best one. Writes the index, the 0/1 mask [n, 4], and
- * unless it is NULL the law `probs` [6, n]. */
+ * unless it is NULL the distribution `probs` [6, n]. */
 void k24_draw(int64_t n, const float *scores, float temperature, const float *uniform, int32_t *index, float *mask,
               float *probs) {
     for (int64_t at = 0; at < n; at += LANES) {
@@ -62,7 +62,7 @@ void k24_draw(int64_t n, const float *scores, float temperature, const float *un
 }
 
 /* Gradient of k24_draw to the scores [n, 4], straight-through: `by_mask` [n, 4] to the expected mask, `by_probs` [6, n]
- * to the law (or NULL). */
+ * to the distribution (or NULL). */
 void k24_draw_backward(int64_t n, float temperature, const float *probs, const float *by_mask, const float *by_probs,
                        float *by_scores) {
     for (int64_t at = 0; at < n; at += LANES) {
