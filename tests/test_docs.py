@@ -62,12 +62,12 @@ def test_dotted_names_exist(page):
 
 
 def test_dotted_names_are_found_where_they_stand():
-    text = "`k24lab.core.layers`, `marl.learner`\n::: k24lab.lab.train\nfrom k24lab.inference.actor import Actor, BACKENDS\n"
+    text = "`k24lab.core.layers`, `marl.learner`\n::: k24lab.lab.train\nfrom k24lab.core.masks import Noise, MaskDraw\n"
     names = {
         "k24lab.core.layers",
         "k24lab.lab.train",
-        "k24lab.inference.actor.Actor",
-        "k24lab.inference.actor.BACKENDS",
+        "k24lab.core.masks.Noise",
+        "k24lab.core.masks.MaskDraw",
     }
     assert named_by(text) == names | {"k24lab.marl.learner"} and all(map(exists, names))
     assert not exists("k24lab.core.layers.Nothing")

@@ -41,7 +41,9 @@ class Not(str):
 COMMANDS = {
     "make setup": "make -n setup",
     ". .venv/bin/activate": Not("activates the environment that tests run in"),
-    "k24lab train --task rolenav --method k24 --name first": f"k24lab train --task rolenav --method k24 --name first {FLAGS}",
+    "k24lab train --task rolenav --method k24 --name first": (
+        f"k24lab train --task rolenav --method k24 --name first {FLAGS}"
+    ),
     "k24lab report first": None,
     "k24lab replay runs/first/rolenav-k24-s0-…": "k24lab replay runs/first/rolenav-k24-s0-… --episodes 1",
     "make demo": "make -n demo && k24lab notebooks 05_ablations --runs demo",
