@@ -48,8 +48,8 @@ results: setup  ## every run behind figures/README.md (some hours on 2 cores), t
 	$(RUN) k24lab notebooks 05_ablations --runs alike --parameters reference k24
 	$(RUN) k24lab sweep notebooks/grids/literal.yaml
 	$(RUN) k24lab notebooks 05_ablations --runs literal --parameters reference k24-literal dynamics '[q_taken_mean, target_mean, td_error_abs, train_eval_gap]'
-	$(RUN) k24lab notebooks 10_regimes --runs regimes
-	$(RUN) k24lab notebooks 10_regimes --runs recipe --parameters n_agents 12 n_roles 3 role_width 32 role_alpha_lr_factor 20.0
+	$(RUN) k24lab notebooks 10_settings --runs regimes
+	$(RUN) k24lab notebooks 10_settings --runs recipe --parameters n_agents 12 n_roles 3 role_width 32 role_alpha_lr_factor 20.0
 	$(RUN) k24lab sweep notebooks/grids/types.yaml
 	$(RUN) k24lab notebooks 07_unit_types --runs types
 	$(RUN) k24lab sweep notebooks/grids/separate.yaml

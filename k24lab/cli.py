@@ -1,68 +1,46 @@
-"""The commands of `k24lab`."""
+"""The command line `k24lab`: which command is meant, and how its errors are told."""
 
+import contextlib
 import errno
-import itertools
+import inspect
 import os
+import shutil
 import signal
 import sys
-from collections.abc import Collection
-from pathlib import Path
-from typing import Annotated, Literal
+import textwrap
+from collections.abc import Iterator, Sequence
 
 import tyro
 
-from k24lab.errors import K24Error
-from k24lab.lab.backends import MEMORY_GB, BackendName, Resources, end_with_parent
-from k24lab.lab.config import LEARNER_DEFAULTS, METHODS, Config, build_config
-from k24lab.rendering.commands import replay, report, show
+from k24lab.commands import COMMANDS, only_used_settings, train_with_defaults
+from k24lab.errors import ConfigError, K24Error, unknown
 
 # What is wrong with a disk or a path, not with the package: one line says it.
-DISK_ERRORS = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.EISDIR,
-}
+DISK_ERRORS = "ENOSPC EDQUOT EROFS EACCES EPERM ENOTDIR EEXIST EISDIR".split()
 
 
 def main() -> None:
-    """Run a command; an error of the user's is one line and exit code 2."""
+    """Run the command that `sys.argv` names."""
+    with one_line_errors():
+        _run(sys.argv[1:])
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Tell an error that the user can fix in one line, with exit code 2; interrupted is exit code 130."""
     # What a cluster or a shutdown sends ends a run like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            {
-                "train": _train_command(sys.argv[1:]),
-                "resume": resume,
-                "sweep": sweep,
-                "status": status,
-                "show": show,
-                "replay": replay,
-                "report": report,
-                "notebooks": notebooks,
-                "figures": figures,
-                "export": export,
-                "import": import_,
-                "bench": bench,
-                "doctor": doctor,
-            },
-            prog="k24lab",
-        )
+        yield
         sys.stdout.flush()
     except K24Error as error:
         print(f"k24lab: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except (
-        BrokenPipeError
-    ):  # whoever reads, `head` say, has enough (what workers' pipes raise is handled where they are)
+    except BrokenPipeError:  # the reader, `head` for example, has enough (broken pipes of workers are handled there)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except OSError as error:
-        if error.errno not in DISK_ERRORS:
+        if errno.errorcode.get(error.errno or 0) not in DISK_ERRORS:
             raise
         print(f"k24lab: error: {error.strerror}: {error.filename or 'no file named'}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -71,256 +49,28 @@ def main() -> None:
         raise SystemExit(130) from None
 
 
-def _train_command(argv: list[str]):  # type: ignore[no-untyped-def]
-    """The train command with the defaults of the method and the learner that the command line names."""
-    # An unknown one is left to the parser, which says what is allowed.
-    named = {"method": _named(argv, "--method", METHODS), "learner": _named(argv, "--learner", LEARNER_DEFAULTS)}
-    default = build_config({key: value for key, value in named.items() if value is not None})
-
-    def train(
-        config: Annotated[Config, tyro.conf.OmitArgPrefixes] = default, name: str = "default", quiet: bool = False
-    ) -> None:
-        """Train one run, or go on with it.
-
-        Example: k24lab train --task mpe2/simple_spread --method k24 --mixer qmix --seed 1
-
-        Args:
-            config: the run.
-            name: group of runs, a folder under runs/.
-            quiet: no progress bar and no notes.
-        """
-        from k24lab.lab.train import train as train_run
-        from k24lab.lab.unused_settings import idle_changes
-
-        config = build_config(vars(config))  # like settings of any other origin
-        if not quiet and (idle := idle_changes(config)):
-            print(f"k24lab: note: {', '.join(idle)}: of no effect in this run", file=sys.stderr)
-        print(train_run(config, name, progress=not quiet))
-
-    return train
-
-
-def _named(argv: list[str], flag: str, allowed: Collection[str]) -> str | None:
-    """The value of a flag on a command line, the last one that is given; None where that is not allowed."""
-    given = [
-        b if a == flag else a.removeprefix(f"{flag}=")
-        for a, b in itertools.pairwise([*argv, ""])
-        if a == flag or a.startswith(f"{flag}=")
-    ]
-    return given[-1] if given and given[-1] in allowed else None
-
-
-def resume(run: Annotated[str, tyro.conf.Positional], quiet: bool = False, notebook: str | None = None) -> None:
-    """Go on with a run from its folder.
-
-    Example: k24lab resume runs/default/rolenav-k24-s0-1a2b3c4d
-
-    Args:
-        run: run folder, or its name alone where only one group has it.
-        quiet: no progress bar.
-        notebook: execute the run in this notebook, e.g. 02_train; the copy is kept in the run folder.
-    """
-    from k24lab.lab.runs import find_folder, read_config
-
-    end_with_parent()
-    folder = find_folder(run)
-    if notebook is not None:
-        from k24lab.lab.notebooks import execute_run
-
-        print(execute_run(folder, notebook))
+def _run(arguments: Sequence[str]) -> None:
+    """Parse and run the command that is named; only its parser is built, as that of `train` takes a while."""
+    name, *rest = arguments or [""]
+    if name in ("", "-h", "--help"):
+        print(_overview(), file=sys.stdout if name else sys.stderr)
+        raise SystemExit(0 if name else 2)
+    if name not in COMMANDS:
+        raise ConfigError(unknown("command", name, COMMANDS))
+    if name != "train":
+        tyro.cli(COMMANDS[name], prog=f"k24lab {name}", args=rest)
         return
-    from k24lab.lab.train import train as train_run
-
-    print(train_run(read_config(folder), folder=folder, progress=not quiet))
-
-
-def sweep(
-    grid: Annotated[Path, tyro.conf.Positional],
-    jobs: int | None = None,
-    retry: bool = False,
-    backend: BackendName = "local",
-    hours: float = 24.0,
-    memory_gb: float = MEMORY_GB,
-    gpus: float = 0.0,
-    options: dict[str, str] | None = None,
-) -> None:
-    """Train every run of a grid file that is not finished yet.
-
-    Example: k24lab sweep notebooks/grids/demo.yaml
-    Example: k24lab sweep grid.yaml --backend slurm --jobs 50 --hours 4 --options slurm_partition cpu
-
-    Args:
-        grid: YAML file of the runs, see docs/experiments.md.
-        jobs: runs at a time; by default as many as this machine has cores and memory for, on SLURM and Ray 1000.
-        retry: try runs that failed once more; otherwise they are only listed.
-        backend: processes on this machine, a SLURM job array, or a Ray cluster; the last two need their extras.
-        hours: time limit of a SLURM job, which is queued again when it has passed.
-        memory_gb: memory of a run.
-        gpus: of a run; a fraction shares a GPU on Ray.
-        options: further parameters of submitit or of Ray's tasks.
-    """
-    from k24lab.lab.backends import build_backend
-    from k24lab.lab.checks import check_device
-    from k24lab.lab.grid import load_grid
-    from k24lab.lab.sweep import sweep as sweep_runs
-
-    loaded = load_grid(grid)
-    if backend == "local":  # on a cluster the runs see other devices than this machine
-        for device in {config.device for config in loaded.configs}:
-            check_device(device)
-    resources = Resources(jobs, max(c.n_threads for c in loaded.configs), hours, memory_gb, gpus, options or {})
-    sweep_runs(loaded, build_backend(backend, resources, loaded.name), retry=retry)
+    command = train_with_defaults(rest)
+    helps = {"-h", "--help"}.intersection(rest)
+    with only_used_settings(command.keywords["config"].method) if helps else contextlib.nullcontext():
+        tyro.cli(command, prog="k24lab train", args=rest)
 
 
-def status(grid: Annotated[Path, tyro.conf.Positional]) -> None:
-    """Show how far a grid is: runs finished, running, failed, begun and waiting, and the errors.
-
-    Example: k24lab status notebooks/grids/demo.yaml
-
-    Args:
-        grid: YAML file of the runs, or the name of a group under runs/.
-    """
-    from k24lab.lab.status import print_status
-
-    print_status(grid)
-
-
-def notebooks(
-    names: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
-    runs: str | None = None,
-    jobs: int = os.cpu_count() or 1,
-    parameters: dict[str, str] | None = None,
-) -> None:
-    """Execute notebooks on a group of runs: figures go to output/, the executed copies to executed/.
-
-    Example: k24lab notebooks 03_mask_patterns 05_ablations --runs demo
-    Example: k24lab notebooks 05_ablations --runs ablation --parameters reference k24
-
-    Args:
-        names: notebooks; by default 01, 03, 04, 05 and 06.
-        runs: group of runs for the notebooks that read one; by default demo.
-        jobs: notebooks at a time.
-        parameters: names and values (YAML) for the notebooks' parameters cells.
-    """
-    from k24lab.lab.notebooks import execute_all, parse_parameters
-
-    for path in execute_all(names, runs, jobs, parse_parameters(parameters or {})):
-        print(path)
-
-
-def figures(
-    groups: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
-    variant: str | None = None,
-    name: str | None = None,
-    jobs: int = os.cpu_count() or 1,
-) -> None:
-    """Draw every figure and table of groups of runs, one by one and all together, from their folders alone.
-
-    Example: k24lab figures rolenav3 vmas_dispersion --name 08_mine
-
-    Args:
-        groups: folders under runs/; by default all that have finished runs.
-        variant: what all others are compared with; by default k24, or without it the first that has runs in all tasks.
-        name: begins the names of the files that show all groups together; by default 08_ and the groups' names.
-        jobs: notebooks at a time.
-    """
-    from k24lab.errors import RunError
-    from k24lab.lab.notebooks import paper_figures
-    from k24lab.lab.paths import runs_dir
-
-    found = groups or tuple(sorted({path.parent.parent.name for path in runs_dir().glob("*/*/DONE")}))
-    if not found:
-        raise RunError(f"no finished run in {runs_dir()}")
-    for path in paper_figures(found, jobs, variant, name or "_".join(["08", *(groups or ["all"])])):
-        print(path)
-
-
-def export(
-    what: Annotated[tuple[str, ...], tyro.conf.Positional],
-    output: Path,
-    format: Literal["marl-eval", "safetensors", "onnx"] = "marl-eval",
-    dtype: str = "float32",
-    agent: int | None = None,
-) -> None:
-    """Write the results of groups of runs as JSON (marl-eval), or the trained team of one run for other programs.
-
-    Example: k24lab export rolenav3 vmas_dispersion --output results.json
-    Example: k24lab export runs/demo/rolenav-k24-s0-1a2b3c4d --format onnx --output team.onnx
-
-    Args:
-        what: groups under runs/; with safetensors and onnx one run, by its folder or name.
-        output: the file; one that is there is replaced.
-        format: results in the layout of marl-eval, or the team with constant masks.
-        dtype: of the team's weights: float32 or float16, with safetensors also bfloat16 or int8.
-        agent: export this agent (or unit type) alone, with onnx.
-    """
-    from k24lab.errors import ConfigError
-    from k24lab.lab.exports import export_results, export_team
-
-    if format == "marl-eval":
-        if agent is not None or dtype != "float32":
-            raise ConfigError("agent and dtype are of teams: they need --format safetensors or onnx")
-        export_results(what, output)
-    else:
-        export_team(what, output, format, dtype, agent)
-    print(output)
-
-
-def import_(files: Annotated[tuple[Path, ...], tyro.conf.Positional], name: str | None = None) -> None:
-    """Make run folders of raw summaries, to draw others' results beside one's own.
-
-    Example: k24lab import figures/05_rolenav3_runs.jsonl
-
-    Args:
-        files: raw summaries, as notebook 05_ablations writes them.
-        name: group of the runs; by default the file's name, 05_rolenav3_runs.
-    """
-    from k24lab.lab.importer import import_runs
-
-    for folder in dict.fromkeys(path.parent for path in import_runs(files, name)):
-        print(folder)
-
-
-def bench(what: Annotated[str, tyro.conf.Positional], rounds: int = 10, loops: bool = True) -> None:
-    """Measure speed on this machine, methods interleaved, one thread.
-
-    Example: k24lab bench train
-    Example: k24lab bench inference
-
-    Args:
-        what: train (updates and whole loops), or inference (layers and steps of a team, dense and 2:4).
-        rounds: measurements of each case; the median is reported.
-        loops: with train, also time whole training loops (about a minute).
-    """
-    from k24lab.errors import ConfigError, unknown
-
-    if what not in ("train", "inference"):
-        raise ConfigError(unknown("benchmark", what, ["train", "inference"]))
-    if rounds < 2:
-        raise ConfigError(f"rounds = {rounds} must be at least 2")
-    if what == "train":
-        from k24lab.bench.train import bench_train
-
-        bench_train(rounds, loops)
-    else:
-        from k24lab.bench.inference import bench_inference
-
-        bench_inference(rounds)
-
-
-def doctor(
-    parts: Annotated[tuple[str, ...], tyro.conf.Positional] = (), task: str | None = None, episodes: int = 5
-) -> None:
-    """Show which optional parts are there, and how to get those that are not; or what is wrong with an environment.
-
-    Example: k24lab doctor smacv2
-    Example: k24lab doctor --task pettingzoo/my_module:my_env:size=5
-
-    Args:
-        parts: by default all; fails only if one that is named is missing.
-        task: play random episodes of this task, each twice, and print what its environment does that it should not.
-        episodes: how many, with a task.
-    """
-    from k24lab.lab.doctor import doctor as check
-
-    raise SystemExit(check(parts, task, episodes))
+def _overview() -> str:
+    """The first sentence of every command."""
+    width = max(map(len, COMMANDS))
+    fill = textwrap.TextWrapper(shutil.get_terminal_size().columns, subsequent_indent=" " * (width + 4))
+    lines = ["usage: k24lab COMMAND ...", ""]
+    for name, command in COMMANDS.items():
+        lines += fill.wrap(f"  {name:{width}}  {(inspect.getdoc(command) or '').splitlines()[0]}")
+    return "\n".join([*lines, "", "Arguments and examples of a command: k24lab COMMAND --help"])

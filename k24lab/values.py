@@ -3,11 +3,9 @@
 import math
 from typing import Any, Literal, get_args, get_origin
 
-import numpy as np
-
 from k24lab.errors import unknown
 
-NARROW = {"float16": np.float16, "float32": np.float32}
+NARROW_FLOATS = ("float16", "float32")
 LARGEST_EXACT = 2**53  # whole numbers up to here are floats without loss
 
 
@@ -42,11 +40,12 @@ def convert(kind: Any, value: Any) -> Any:
 
 def _plain(scalar: Any) -> Any:
     """What a 0-d array holds; of a float32 or float16 the shortest decimal that stands for it, as 0.001."""
-    value = scalar.item()
-    kind = NARROW.get(str(getattr(scalar, "dtype", "")).removeprefix("torch."))
-    if kind is None or not isinstance(value, float) or not math.isfinite(value) or value.is_integer():
+    value, kind = scalar.item(), str(getattr(scalar, "dtype", "")).removeprefix("torch.")
+    if kind not in NARROW_FLOATS or not isinstance(value, float) or not math.isfinite(value) or value.is_integer():
         return value
-    return float(str(kind(value)))
+    import numpy as np  # not at the top: the command line starts without numpy
+
+    return float(str(np.dtype(kind).type(value)))
 
 
 def _article(kind: type) -> str:

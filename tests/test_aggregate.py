@@ -95,12 +95,6 @@ def test_probability_of_improvement_is_mann_whitney():
         aggregate.probability_of_improvement(ours[:1], theirs)
 
 
-def test_normalised_scores_run_from_low_to_high():
-    assert aggregate.normalised(np.array([1.0, 2.0, 4.0]), low=1.0, high=3.0).tolist() == [0.0, 0.5, 1.5]
-    with pytest.raises(ConfigError, match=r"low = 2\.0 and high = 2\.0"):
-        aggregate.normalised(np.zeros(2), 2.0, 2.0)
-
-
 def test_area_under_a_curve_is_its_mean_height():
     assert aggregate.area_under_curve(np.array([0, 10, 40]), np.array([0.0, 2.0, 2.0])) == pytest.approx((10 + 60) / 40)
     with pytest.raises(ConfigError, match="rising t_env"):

@@ -1,16 +1,17 @@
-"""The benchmark of inference: every form computes the same, and what it prints and draws."""
+"""The benchmark of inference: all implementations compute the same, and what it prints and draws."""
 
 import pandas as pd
 import pytest
 import torch
+from test_gpu_actor import AVAILABLE, REASON, pretended_gpu  # noqa: F401
 from test_kernels import build, needs_kernels  # noqa: F401
 
-from k24lab.analysis import inference_plots, style
-from k24lab.analysis.inference_plots import fastest_sparse, gpu_figure, over_shared
-from k24lab.bench import cpu as bench_cpu, inference as bench_inference
-from k24lab.errors import ConfigError
+from k24lab.analysis import speedup_plots, style
+from k24lab.analysis.speedup_plots import fastest_sparse, gpu_figure, over_shared
+from k24lab.bench import inference as bench, timing
+from k24lab.errors import ConfigError, RunError
+from k24lab.inference.actor import batched, team_step
 from k24lab.inference.freeze import freeze
-from k24lab.inference.team_step import batched, team_step
 from k24lab.lab.config import build_config
 from k24lab.marl.agent import build_agent
 from k24lab.ops import library as kernels
@@ -19,34 +20,40 @@ from k24lab.ops import library as kernels
 @pytest.fixture
 def small(monkeypatch):
     """A few cases, each timed once."""
-    monkeypatch.setattr(inference_plots, "SHOWN_BATCHES", (1,))
-    cases = {"WIDTHS": (16, 24), "BATCHES": (1, 2), "HIDDEN": (8,), "TEAMS": (1, 2), "TEAM_BATCHES": (1, 2)}
-    for name, value in (cases | {"ROLLOUT_TEAMS": (2,), "ROLLOUT_ENVS": (1,), "LEAST_SECONDS": 1e-6}).items():
-        monkeypatch.setattr(bench_cpu, name, value)
+    monkeypatch.setattr(speedup_plots, "SHOWN_BATCHES", (1,))
+    monkeypatch.setattr(timing, "SHORTEST", 1e-6)
+    cases = {"WIDTHS": (16, 32), "BATCHES": (1, 2), "HIDDEN": (8,), "TEAMS": (1, 2), "TEAM_BATCHES": (1, 2)}
+    for name, value in (cases | {"ROLLOUT_TEAMS": (2,), "ROLLOUT_ENVS": (1,), "GPU_TEAM_BATCHES": (1, 2)}).items():
+        monkeypatch.setattr(bench, name, value)
 
 
-def test_forms_of_torch_compute_the_same_step():
+def test_the_ways_to_compute_a_step_in_torch_agree():
     config = build_config({"method": "k24", "hidden_dim": 12})
-    team = freeze(build_agent(config, 10, 5, 3), config, 10, 3, t_env=0)
+    matrices = freeze(build_agent(config, 10, 5, 3), config, 10, 3, t_env=0).folded()
     x, hidden = torch.randn(3, 4, 10), torch.randn(3, 4, 12)
-    matrices = {name: (layer.folded(), layer.bias) for name, layer in team.layers.items()}
     together, _ = team_step(batched(matrices), x, hidden)
-    torch.testing.assert_close(torch.stack(bench_cpu._by_agent(matrices)(x, hidden)), together, rtol=1e-5, atol=1e-6)
+    agents = [{name: (weight[k], bias) for name, (weight, bias) in matrices.items()} for k in range(3)]
+    torch.testing.assert_close(torch.stack(bench.agent_by_agent(agents, x, hidden)), together, rtol=1e-5, atol=1e-6)
     one = batched({name: (weight[:1], bias) for name, (weight, bias) in matrices.items()})
     shared, _ = team_step(one, x.view(1, 12, 10), hidden.view(1, 12, 12))
     torch.testing.assert_close(shared[0, :4], together[0], rtol=1e-5, atol=1e-6)
 
 
 @needs_kernels
-def test_rollouts_of_both_forms_play_the_same_games(build):  # noqa: F811
-    rollouts = bench_cpu._Rollouts(2, 4)
-    plain, kernel = rollouts.as_training(), rollouts.acting_kernel()
+def test_rollouts_as_training_and_through_the_kernel_are_the_same_games(build):  # noqa: F811
+    plain, kernel = (call() for call in bench.rollout_calls(2, 4).values())
     assert torch.equal(plain.actions, kernel.actions) and plain.returns.unique().numel() > 1
+
+
+def test_random_weight_is_24():
+    weight = bench.random_24_weight(64, torch.Generator().manual_seed(0))
+    assert weight.shape == (64, 64)
+    assert (weight.reshape(-1, 4).ne(0).sum(dim=1) == 2).all()
 
 
 @needs_kernels
 def test_benchmark_prints_and_draws_every_case(build, small, capsys):  # noqa: F811
-    paths = bench_inference.bench_inference(2)
+    paths = bench.bench_inference(2)
     assert {p.suffix for p in paths} >= {".pdf", ".png", ".csv"} and all(p.is_file() for p in paths)
     table = pd.read_csv(next(p for p in paths if p.suffix == ".csv"))
     layers, teams = table[table["level"] == "layer"], table[table["level"] == "team"]
@@ -56,6 +63,9 @@ def test_benchmark_prints_and_draws_every_case(build, small, capsys):  # noqa: F
     assert table[["device", "torch", "date", "peak_gflops", "gb_per_s"]].notna().all(axis=None)
     out = capsys.readouterr().out
     assert "GFLOP/s" in out and "GPU: " in out and "A rollout of RoleNav" in out
+    stored, _ = bench.measurements()
+    pd.testing.assert_frame_equal(stored, table)
+    assert "bench_inference: measured on" in capsys.readouterr().out
     shared = over_shared(teams)
     us = teams.set_index(["n_agents", "batch", "form"])["us"]
     fastest = min(us[2, 1, "2:4"], us[2, 1, "2:4, columns"])
@@ -65,35 +75,57 @@ def test_benchmark_prints_and_draws_every_case(build, small, capsys):  # noqa: F
     assert len(rows) == 4 and rows["us"][2, 1] == fastest
 
 
-def test_speedups_are_ratios_to_the_fastest_plain_form():
+def test_the_tables_have_the_columns_of_the_files_that_are_committed(small):
+    committed = pd.read_csv(bench.CHECKOUT / "figures" / "bench_inference.csv", nrows=1)
+    row = bench._rows({"2:4": [1.0], "packed dense": [1.0], "a": [1.0]}, ["a"], {"level": "layer", "width": 1})[0]
+    assert set(row) <= set(committed.columns)
+
+
+def test_speedups_are_ratios_to_the_fastest_plain_implementation():
     times = {"2:4": [1.0, 1.0, 2.0], "packed dense": [2.0, 2.0, 2.0], "a": [3.0, 3.0, 3.0], "b": [9.0, 9.0, 9.0]}
-    rows = {row["form"]: row for row in bench_cpu._rows(times, ["a", "b"], {"width": 1})}
+    rows = {row["form"]: row for row in bench._rows(times, ["a", "b"], {"width": 1})}
     assert rows["2:4"]["speedup"] == 3.0 and rows["2:4"]["own"] == 2.0
+    assert (rows["2:4"]["us_low"], rows["2:4"]["us"], rows["2:4"]["us_high"]) == (1.0, 1.0, 1.5)
     assert rows["b"]["speedup"] == pytest.approx(1 / 3) and "own" not in rows["b"]
 
 
 def test_without_kernels_there_is_one_clear_error(monkeypatch):
     monkeypatch.setattr(kernels, "library", lambda: None)
     with pytest.raises(ConfigError, match="which are not built here"):
-        bench_inference.bench_inference(2)
+        bench.bench_inference(2)
 
 
-def test_gpu_table_is_drawn():
-    layers = [
-        {"level": "layer", "timing": timing, "width": width, "batch": batch, "speedup": 0.5 + width / 1e4}
-        for timing in ("graph", "eager")
-        for width in (64, 4096)
-        for batch in (1, 4096)
-    ]
-    teams = [
-        {"level": "team", "width": width, "batch": batch, "n_agents": n, "dtype": d, "speedup": 1 / n}
-        for d in ("float16", "bfloat16")
-        for width in (64, 128)
-        for batch in (1, 32)
-        for n in (1, 8)
-    ]
+def test_without_a_file_there_is_one_clear_error(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench, "CHECKOUT", tmp_path)
+    with pytest.raises(RunError, match=r"bench_inference.csv is missing: k24lab bench inference, or measure = True"):
+        bench.measurements()
+
+
+def test_gpu_table_is_measured_and_drawn(pretended_gpu, small, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "pretended")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(bench, "pack_for_gpu", lambda weight, batch: weight)
+    monkeypatch.setattr(bench, "capture", lambda call, n_calls: lambda: [call() for _ in range(n_calls)])
+    times = iter([10.0, 20.0] * 1000)  # of the calls that a round begins with, and of the others
+    monkeypatch.setattr(bench, "gpu_time", lambda call: (call(), next(times))[1])
+    table = bench.measure_gpu(2)
+    layers, teams = table[table["level"] == "layer"], table[table["level"] == "team"]
+    assert len(layers) == 2 * 2 * 2 and len(teams) == 2 * 2 * 2 and teams["max_error"].lt(0.05).all()
+    graph = layers[layers["timing"] == "graph"]
+    assert graph["dense_us"].to_list() == [15 / bench.CALLS_PER_GRAPH] * 4 and graph["speedup"].eq(1).all()
+    assert teams["dense_us"].eq(15).all() and layers["dense_us"].gt(0).all()
+    assert "GPU (microseconds" in capsys.readouterr().out
     with style.paper_style():
-        fig = gpu_figure(pd.DataFrame(layers + teams))
-    titles = [ax.get_title() for ax in fig.axes]
+        fig = gpu_figure(table)
+    titles = [ax.get_title() for ax in fig.axes if ax.get_title()]
     assert titles[:2] == ["one layer, GPU time", "one call, with the host's time"]
-    assert "whole step, bfloat16, batch 32" in titles and len([t for t in titles if t]) == 6
+    assert titles[2:] == [f"whole step, {dtype}, batch {b}" for b in (1, 2) for dtype in ("float16", "bfloat16")]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not AVAILABLE, reason=REASON)
+@pytest.mark.parametrize("timing", ["graph", "eager"])
+def test_gpu_measures_agent_and_large_layers(timing):
+    rows = [bench.measure_gpu_layer(width, batch, timing, 10) for width, batch in [(64, 32), (4096, 4096)]]
+    table = pd.DataFrame(rows)
+    assert table["speedup"].between(0.01, 2.2).all() and table["dense_us"].gt(0).all()

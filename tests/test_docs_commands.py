@@ -77,7 +77,7 @@ COMMANDS = {
         "k24lab import figures/05_rolenav3_runs.jsonl --name imported"  # small runs have the name rolenav3 here
     ),
     "k24lab export runs/rolenav3/rolenav-k24-s0-… --format onnx --output output/team.onnx": None,
-    "k24lab bench train": Not("takes most of a minute at its smallest: tests/test_bench.py runs its parts"),
+    "k24lab bench train": Not("takes most of a minute at its smallest: tests/test_bench_train.py runs its parts"),
     "k24lab bench inference": Not("takes minutes: tests/test_bench_inference.py runs its parts"),
     "k24lab doctor": None,
     "k24lab doctor --task pettingzoo/my_module:my_env": "k24lab doctor --task pettingzoo/mpe2.simple_spread_v3",

@@ -23,6 +23,7 @@ from k24lab.inference import freeze as teams
 from k24lab.inference.actor import Actor
 from k24lab.lab import tensorfile
 from k24lab.lab.config import Config, build_config
+from k24lab.lab.find_runs import find_run, find_runs
 from k24lab.lab.grid import Grid, load_grid
 from k24lab.lab.importer import import_runs
 from k24lab.marl.agent import build_agent
@@ -141,7 +142,7 @@ def test_any_run_folder_is_read_or_one_error(home, metrics, config, summary):
         warnings.simplefilter("ignore", RunWarning)
         for load in (results.load_metrics, results.load_summaries):
             try:
-                table = load(results.find_runs("group"))
+                table = load(find_runs("group"))
             except K24Error:
                 continue
             assert len(table) and (table["run"] == "run").all()
@@ -226,7 +227,7 @@ def test_any_file_of_masks_or_policies_is_read_or_one_error(home, data):
     content = data.draw(damaged((home / "whole.npz").read_bytes()) | st.binary())
     (folder / "patterns" / "0000000100.npz").write_bytes(content)
     (folder / "policy.npz").write_bytes(content)
-    run = results.find_run("group")
+    run = find_run("group")
     for load in (results.load_patterns, results.load_policies):
         try:
             load(run)

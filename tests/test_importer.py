@@ -5,9 +5,10 @@ import json
 import pandas as pd
 import pytest
 
-from k24lab.analysis import load as results, marl_eval as export
+from k24lab.analysis import export, load as results
 from k24lab.errors import ConfigError, RunError
 from k24lab.lab import runs
+from k24lab.lab.find_runs import find_runs
 from k24lab.lab.importer import import_runs
 from k24lab.lab.paths import runs_dir
 from k24lab.lab.runs import RunFolder, run_folder
@@ -33,7 +34,7 @@ def lines(tiny_config, tmp_path):
         folder.finish(
             {"test_return_mean": 2.25, "lr": 0.5, "unit_type_names": ["a"]}
         )  # lr: a metric named as a setting
-    found = results.find_runs("theirs")
+    found = find_runs("theirs")
     path = tmp_path / "theirs_runs.jsonl"
     path.write_text(export.run_lines(results.load_metrics(found), results.load_summaries(found), DYNAMICS))
     return path
@@ -42,7 +43,7 @@ def lines(tiny_config, tmp_path):
 def test_imported_runs_read_like_those_that_were_exported(lines):
     folders = import_runs([lines])
     assert {folder.parent for folder in folders} == {runs_dir() / "theirs_runs"}
-    ours, theirs = results.find_runs("theirs_runs"), results.find_runs("theirs")
+    ours, theirs = find_runs("theirs_runs"), find_runs("theirs")
     assert [(run.id, run.config) for run in ours] == [(run.id, run.config) for run in theirs]
     pd.testing.assert_frame_equal(results.load_summaries(ours), results.load_summaries(theirs))
     logged = results.load_metrics(theirs).drop(columns="loss_td")

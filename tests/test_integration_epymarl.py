@@ -15,7 +15,7 @@ import yaml
 from fake_epymarl import Logger, make_batch, write_checkout
 
 from k24lab.errors import ConfigError
-from k24lab.integrations.epymarl import __main__ as command, install, register
+from k24lab.integrations.epymarl import install, register
 from k24lab.integrations.epymarl.batches import observations, to_episodes
 from k24lab.integrations.epymarl.configs import KEYS, MASK_KEYS, TYPE_KEYS, config_files
 from k24lab.integrations.epymarl.install import integrate, recognise, remove
@@ -108,7 +108,7 @@ def test_the_line_comes_and_goes_whatever_ends_a_line(text, checkout):
     file.write_bytes(text)
     integrate(checkout)
     first = file.read_bytes()
-    assert first.count(install.CALL.encode()) == 1 and first.splitlines()[-1] == install.LINE.encode()
+    assert first.count(install.CALL) == 1 and first.splitlines()[-1] == install.LINE
     integrate(checkout)
     assert file.read_bytes() == first
     remove(checkout)
@@ -124,48 +124,33 @@ def test_integrating_twice_is_as_once_and_says_so(checkout):
     assert any("unchanged" in line for line in remove(checkout))
 
 
-def test_a_line_or_file_of_another_version_is_replaced(checkout):
-    integrate(checkout)
-    now = contents(checkout)
-    (checkout / install.REGISTRY_FILE).write_text(f"REGISTRY = {{}}\n{install.CALL}  # in other words\n")
-    name, text = "src/config/algs/k24_vdn.yaml", "gamma: 0.5\n"
-    (checkout / name).write_text(install.config_files("epymarl")["k24_vdn.yaml"])
-    older = importlib.import_module("k24lab.integrations.epymarl.configs")._signed(text)
-    (checkout / name).write_text(older)
-    integrate(checkout)
-    assert contents(checkout)[name] == now[name]
-    assert (checkout / install.REGISTRY_FILE).read_text() == f"REGISTRY = {{}}\n{install.LINE}\n"
+def test_a_line_of_another_version_is_replaced_and_removed(checkout):
+    file = checkout / install.REGISTRY_FILE
+    for act, expected in ((integrate, b"A = {}\n" + install.BLOCK), (remove, b"A = {}\n")):
+        file.write_bytes(b"A = {}\n" + install.CALL + b"  # in other words\n")
+        act(checkout)
+        assert file.read_bytes() == expected
 
 
-def test_a_configuration_that_was_edited_is_kept(checkout):
+def test_a_configuration_that_was_edited_is_never_overwritten_nor_removed(checkout):
     integrate(checkout)
     path = checkout / "src/config/algs/k24_vdn.yaml"
     edited = path.read_text() + "lr: 0.1\n"
     path.write_text(edited)
-    for act in (integrate, remove):
-        assert any("kept" in line and "k24_vdn.yaml" in line for line in act(checkout))
-        assert path.read_text() == edited
-    assert not (checkout / "src/config/algs/k24_qmix.yaml").exists()
+    before = contents(checkout)
+    with pytest.raises(
+        ConfigError, match=r"algs/k24_vdn\.yaml: not as this .*; rename or delete it, nothing was changed"
+    ):
+        integrate(checkout)
+    assert contents(checkout) == before
+    assert any("kept" in line and "k24_vdn.yaml" in line for line in remove(checkout))
+    assert path.read_text() == edited and not (checkout / "src/config/algs/k24_qmix.yaml").exists()
 
 
 def test_a_file_of_somebody_elses_is_an_error_before_anything_is_changed(checkout):
     (checkout / "src/config/algs/random24_vdn.yaml").write_text("mine: 1\n")
     before = contents(checkout)
-    with pytest.raises(ConfigError, match=r"random24_vdn\.yaml is there already and not from k24lab"):
-        integrate(checkout)
-    assert contents(checkout) == before
-
-
-def test_a_disk_that_refuses_a_file_leaves_nothing_half_written(checkout, monkeypatch):
-    before, real = contents(checkout), install._put
-
-    def put(path, content):
-        if path.name == "__init__.py":
-            raise OSError(28, "No space left on device", str(path))
-        real(path, content)
-
-    monkeypatch.setattr(install, "_put", put)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(ConfigError, match=r"random24_vdn\.yaml: .*, nothing was changed$"):
         integrate(checkout)
     assert contents(checkout) == before
 
@@ -181,15 +166,15 @@ def test_another_folder_is_refused_by_what_it_lacks(checkout, tmp_path):
         integrate(checkout)
 
 
-def test_the_command_says_what_it_did_and_an_error_is_one_line(checkout, tmp_path, capsys):
-    command.main([str(checkout)])
-    assert "changed  src/learners/__init__.py" in capsys.readouterr().out
-    command.main([str(checkout), "--remove"])
-    assert "removed  src/config/algs/k24_qmix.yaml" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as ended:
-        command.main([str(tmp_path / "nowhere")])
-    message = capsys.readouterr().err
-    assert ended.value.code == 2 and message.startswith("k24lab: error: ") and message.count("\n") == 1
+def test_the_command_says_what_it_did_and_an_error_is_one_line(checkout, tmp_path):
+    def command(*args):
+        line = [sys.executable, "-m", "k24lab.integrations.epymarl", *map(str, args)]
+        return subprocess.run(line, capture_output=True, text=True)
+
+    assert "changed  src/learners/__init__.py" in command(checkout).stdout
+    assert "removed  src/config/algs/k24_qmix.yaml" in command(checkout, "--remove").stdout
+    failed = command(tmp_path / "nowhere")
+    assert failed.returncode == 2 and failed.stderr.startswith("k24lab: error: ") and failed.stderr.count("\n") == 1
 
 
 def test_their_own_command_trains_with_our_configuration(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from k24lab.core.masks import draw_masks
 from k24lab.errors import RunWarning
 from k24lab.inference.freeze import freeze_run
-from k24lab.lab import studies
+from k24lab.lab import layer_experiments
 from k24lab.lab.config import ADDED, build_config, stored_config
 from k24lab.lab.train import train
 from k24lab.marl.agent import unroll
@@ -180,7 +180,9 @@ def test_a_team_that_acts_with_drawn_masks_is_frozen_with_a_warning(tiny_config)
 @pytest.mark.parametrize(("method", "drawn"), [("k24-literal", True), ("k24", False)])
 def test_the_regression_is_tested_with_the_masks_that_the_method_acts_with(method, drawn, monkeypatch):
     tested = []
-    forward = studies._MaskedMLP.forward
-    monkeypatch.setattr(studies._MaskedMLP, "forward", lambda net, x: tested.append(net.training) or forward(net, x))
-    studies.three_functions(method, seed=0, steps=2, hidden_dim=8)
+    forward = layer_experiments._MaskedMLP.forward
+    monkeypatch.setattr(
+        layer_experiments._MaskedMLP, "forward", lambda net, x: tested.append(net.training) or forward(net, x)
+    )
+    layer_experiments.three_functions(method, seed=0, steps=2, hidden_dim=8)
     assert tested == [True, True, drawn]

@@ -7,9 +7,9 @@ from conftest import TINY
 
 from k24lab.envs.registry import make_env
 from k24lab.errors import ConfigError
-from k24lab.lab import memory
+from k24lab.lab import checks
+from k24lab.lab.checks import check_memory, n_parameters
 from k24lab.lab.config import build_config
-from k24lab.lab.memory import check_memory, n_parameters
 from k24lab.lab.train import train
 from k24lab.marl.learner import build_learner
 from k24lab.marl.replay import ReplayBuffer
@@ -51,13 +51,13 @@ def test_the_estimate_of_the_buffer_is_exact(spec, monkeypatch):
     config = build_config({"buffer_size": 1000, "mixer": "qmix", "hidden_dim": 4, "n_envs": 1, "test_episodes": 1})
     buffer = ReplayBuffer(spec, 1000, with_state=True)
     size = sum(value.nbytes for value in vars(buffer.episodes).values())
-    monkeypatch.setattr(memory, "device_memory", lambda device: 1)
-    with pytest.raises(ConfigError, match=re.escape(f"{memory._said(size)} of it for buffer_size = 1000 episodes")):
+    monkeypatch.setattr(checks, "device_memory", lambda device: 1)
+    with pytest.raises(ConfigError, match=re.escape(f"{checks._amount(size)} of it for buffer_size = 1000 episodes")):
         check_memory(config, spec)
 
 
 def test_a_buffer_that_is_never_filled_needs_only_what_is_written(spec, monkeypatch):
-    monkeypatch.setattr(memory, "device_memory", lambda device: 100 * 2**20)
+    monkeypatch.setattr(checks, "device_memory", lambda device: 100 * 2**20)
     large = build_config({"buffer_size": 30_000, "t_max": 1000})  # 107 MiB, of which 72 episodes are written
     check_memory(large, spec)
     with pytest.raises(ConfigError, match="buffer_size = 30000"):

@@ -88,7 +88,7 @@ def test_a_mistake_that_a_review_found_is_noticed_by_the_tests_of_its_file(tmp_p
     done = run("-m", "mutants", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 of 1 noticed ({'killed': 1})" in done.stdout
-    assert '"by": "tests/test_pack.py::test_' in (tmp_path / "results.jsonl").read_text()
+    assert '"by": "tests/test_packing.py::test_' in (tmp_path / "results.jsonl").read_text()
 
 
 # --- tables ----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import nbformat
 import papermill
 import pytest
 
+from k24lab.analysis.draw_figures import draw_figures
 from k24lab.errors import ConfigError, RunError
 from k24lab.lab import notebooks
 from k24lab.lab.config import Config, build_config
@@ -194,7 +195,7 @@ def test_figures_of_groups_come_from_the_notebooks_that_their_runs_can_fill(home
             (folder / "patterns").mkdir()
     calls = []
     monkeypatch.setattr(notebooks, "execute", lambda *given: calls.append(given) or Path())
-    notebooks.paper_figures(["a", "b"], 1, None, "08_paper")
+    draw_figures(["a", "b"], 1, None, "08_paper")
     of_b = ("05_ablations", "03_mask_patterns", "04_agent_similarity", "07_unit_types")
     assert calls == [
         ("05_ablations", {"runs": "a"}, "a"),
@@ -202,12 +203,12 @@ def test_figures_of_groups_come_from_the_notebooks_that_their_runs_can_fill(home
         ("08_paper_figures", {"groups": ["a", "b"], "variant": "k24", "figures": "08_paper"}, "08_paper"),
     ]
     calls.clear()
-    notebooks.paper_figures(["a"], 1, None, "mine")
+    draw_figures(["a"], 1, None, "mine")
     assert calls[-1] == ("08_paper_figures", {"groups": ["a"], "variant": "fups", "figures": "mine"}, "mine")
     with pytest.raises(RunError, match="'k24' does not have runs in all tasks; those that have: fups"):
-        notebooks.paper_figures(["a"], 1, "k24", "mine")
+        draw_figures(["a"], 1, "k24", "mine")
     with pytest.raises(RunError, match=r"no runs in .*c: unknown group 'c'.*a, b"):
-        notebooks.paper_figures(["a", "c"], 1, None, "08_paper")
+        draw_figures(["a", "c"], 1, None, "08_paper")
 
 
 NO_KERNEL = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("name = 1", metadata={"tags": ["parameters"]})])
@@ -253,5 +254,5 @@ def test_figures_of_masks_are_of_a_method_that_the_group_has(home, monkeypatch):
     (folder / "DONE").touch()
     calls = []
     monkeypatch.setattr(notebooks, "execute", lambda *given: calls.append(given) or Path())
-    notebooks.paper_figures(["look"], 1, None, "mine")
+    draw_figures(["look"], 1, None, "mine")
     assert ("03_mask_patterns", {"runs": "look", "method": "k24-alpha"}, "look") in calls

@@ -11,7 +11,9 @@ import pytest
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 
-from k24lab.analysis import curve_plots as plots, mask_plots, similarity, stats, style
+from k24lab.analysis import comparison_plots, curve_plots as plots, mask_plots, similarity, stats, style
+from k24lab.core.pattern_table import PATTERN_NAMES
+from k24lab.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +107,7 @@ def test_figures_go_to_the_figures_folder_by_default(curves, tmp_path, monkeypat
 
 @pytest.mark.parametrize("name", ["a/b", "../up", "", ".hidden", "a b", "x\\y", "c\n"])
 def test_figure_names_with_folders_are_refused(name, curves, tmp_path):
-    with pytest.raises(style.FigureError, match="figure name"):
+    with pytest.raises(ConfigError, match="figure name"):
         style.save_table(curves, name, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -203,13 +205,16 @@ def test_a_single_run_is_drawn_without_a_band():
 
 def test_final_returns_show_every_seed_and_put_the_best_on_top():
     scores = pd.DataFrame({"variant": ["fups", "k24", "k24", "k24"], "test_return_mean": [1.0, 2.0, 3.0, 4.0]})
-    ax = plots.final_returns(scores, references={"optimum": 5.0})
+    ax = comparison_plots.final_returns(scores, references={"optimum": 5.0})
     shown = [tick.get_text().replace("\N{NO-BREAK SPACE}", " ") for tick in ax.get_yticklabels()]
-    assert shown == ["shared (n = 1)", "K-2:4 (n = 3)"]
-    assert [dots.get_offsets()[:, 0].tolist() for dots in ax.collections] == [[1.0], [2.0, 3.0, 4.0]]
-    single, bar, mean = (line.get_xdata() for line in ax.get_lines()[:3])  # no interval of a single seed
-    assert [*single, *mean] == [1.0, 3.0]
-    assert list(bar) == pytest.approx([3 - 2.484138, 3 + 2.484138], abs=1e-6)
+    assert shown == ["K-2:4 (n = 3)", "shared (n = 1)"] and ax.yaxis_inverted()
+    seeds = [dots.get_offsets().tolist() for dots in ax.collections if len(dots.get_offsets())]
+    assert seeds == [[[2.0, 0.27], [3.0, 0.27], [4.0, 0.27]], [[1.0, 1.27]]]
+    marks = [line.get_xydata() for line in ax.get_lines() if line.get_marker() not in ("", "None")]
+    assert [xy[np.isfinite(xy).all(axis=1)].tolist() for xy in marks] == [[[3.0, 0.0]], [[1.0, 1.0]]]
+    bars = [line.get_xydata() for line in ax.get_lines() if line.get_solid_capstyle() == "butt"]
+    ends = [xy[:, 0].tolist() for xy in bars if np.isfinite(xy).all()]  # none of a single seed
+    assert ends == [pytest.approx([3 - 2.484138, 3 + 2.484138], abs=1e-6)]
 
 
 def test_layer_lines_draw_every_layer_and_all_together():
@@ -221,9 +226,9 @@ def test_layer_lines_draw_every_layer_and_all_together():
 
 def test_pair_scatter_draws_every_pair(curves):
     pairs = pd.DataFrame({"variant": ["k24", "k24", "random24"], "hamming": [0.4, 0.5, 0.6], "greedy": [0.1, 0.2, 0.3]})
-    ax = plots.pair_scatter(pairs, "hamming", "greedy", chance=0.5)
+    ax = comparison_plots.pair_scatter(pairs, "hamming", "greedy", chance=0.5)
     assert sum(len(dots.get_offsets()) for dots in ax.collections) == 3
-    assert plots.pair_scatter(pairs[:0], "hamming", "greedy").get_legend() is None
+    assert comparison_plots.pair_scatter(pairs[:0], "hamming", "greedy").get_legend() is None
 
 
 def test_panels_hide_the_spare_ones():
@@ -250,20 +255,31 @@ def test_shared_legend_has_each_label_once_and_fits(length):
     assert legend.get_window_extent().width <= fig.bbox.width
 
 
+def blocks(ax, n_masks, rows, columns):
+    """What stands under the name of each agent, cut out of the one image."""
+    (mesh,) = [mesh for mesh in ax.collections if hasattr(mesh, "get_coordinates")]
+    shown = np.ma.filled(mesh.get_array().astype(float), np.nan).reshape(mesh.get_coordinates().shape[0] - 1, -1)
+    assert np.isfinite(shown).sum() == n_masks * rows * columns
+    corners = [(round(text.get_position()[1] + 0.3), round(text.get_position()[0] - columns / 2)) for text in ax.texts]
+    assert [text.get_text() for text in ax.texts] == [f"agent {k}" for k in range(n_masks)]
+    return np.stack([shown[y : y + rows, x : x + columns] for y, x in corners])
+
+
 def test_mask_map_colours_a_kept_weight_by_the_number_of_its_owners(index):
-    ax = mask_plots.mask_map(index, rows=4, groups=2)
     kept = similarity.masks(index[:, :4, :2])
-    for agent, mesh in enumerate(mesh for mesh in ax.collections if hasattr(mesh, "get_coordinates")):
-        np.testing.assert_array_equal(mesh.get_array(), kept[agent] * kept.sum(axis=0))
-    assert [t.get_text() for t in ax.texts] == ["agent 0", "agent 1", "agent 2"]
+    ax = mask_plots.mask_map(index, rows=4, groups=2)
+    np.testing.assert_array_equal(blocks(ax, 3, 4, 8), kept * kept.sum(axis=0))
+    bar = ax.collections[-1].colorbar.ax
+    assert [label.get_text() for label in bar.get_yticklabels()] == ["dropped", "1", "2", "3"]
 
 
 def test_pattern_map_shows_the_indices_as_six_colours(index):
     ax = mask_plots.pattern_map(index, rows=99, groups=99)
-    meshes = [mesh for mesh in ax.collections if hasattr(mesh, "get_coordinates")]
-    np.testing.assert_array_equal(np.stack([mesh.get_array() for mesh in meshes]), index)
-    assert mask_plots.PATTERN_COLORS.N == 6
+    np.testing.assert_array_equal(blocks(ax, 3, 20, 10), index)
+    assert ax.collections[-1].cmap.N == len(set(mask_plots.PATTERN_COLORS)) == 6
     assert ax.get_ylabel() == "first 20 output units"
+    many = np.concatenate([index, index[::-1]])  # two lines of agents
+    np.testing.assert_array_equal(blocks(mask_plots.pattern_map(many), 6, 16, 10), many[:, :16])
 
 
 def test_maps_write_their_numbers():
@@ -271,8 +287,17 @@ def test_maps_write_their_numbers():
     assert [text.get_text() for text in ax.texts] == ["0.00", "0.25", "0.25", "0.00"]
     many = mask_plots.matrix_map(np.full((8, 8), 0.42))
     assert many.texts[0].get_text() == ".42"
-    usage = mask_plots.usage_map(np.array([[0.5, 0.5, 0, 0, 0, 0]]))
+    usage = mask_plots.share_map(np.array([[0.5, 0.5, 0, 0, 0, 0]]), columns=PATTERN_NAMES, chance=1 / 6)
     assert [text.get_text() for text in usage.texts] == ["50%", "50%", "0%", "0%", "0%", "0%"]
+    assert [label.get_text() for label in usage.get_xticklabels()] == list(PATTERN_NAMES)
+    assert usage.collections[0].get_clim() == (0, pytest.approx(1 / 3))
+
+
+def test_matrix_map_orders_agents_with_their_names():
+    matrix = np.array([[0.0, 0.1, 0.2], [0.1, 0.0, 0.3], [0.2, 0.3, 0.0]])
+    ax = mask_plots.matrix_map(matrix, labels=["a", "b", "c"], order=[2, 0, 1])
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["c", "a", "b"]
+    assert [text.get_text() for text in ax.texts][:3] == ["0.00", "0.20", "0.30"]
 
 
 def test_functions_draw_on_the_axes_they_are_given(curves, index):

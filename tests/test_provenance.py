@@ -15,7 +15,7 @@ from k24lab.errors import RunError, RunWarning
 from k24lab.lab import provenance
 from k24lab.lab.paths import CHECKOUT
 from k24lab.lab.runs import find_folder
-from k24lab.lab.show import describe_run
+from k24lab.lab.status import describe_run
 from k24lab.lab.train import train
 from k24lab.ops import library as kernels
 
@@ -174,7 +174,7 @@ def test_a_run_is_shown_with_settings_results_and_origin(run):
         assert part in text, text
     assert "logit_scale" not in text  # the method's own
     (run / "DONE").unlink()
-    assert "begun, " in describe_run(run)
+    assert "stopped, " in describe_run(run)
 
 
 def test_a_run_that_is_not_there_or_in_two_groups_is_an_error(run, home, monkeypatch):
@@ -195,17 +195,18 @@ def test_a_run_that_is_not_there_or_in_two_groups_is_an_error(run, home, monkeyp
 
 
 def test_figures_name_the_runs_that_they_come_from_and_their_code(run, home):
-    from k24lab.analysis import load as results, marl_eval as export
+    from k24lab.analysis import export, load as results
+    from k24lab.lab.find_runs import find_runs
     from k24lab.lab.importer import import_runs
 
-    found = results.find_runs("group")
+    found = find_runs("group")
     (line,) = [json.loads(line) for line in export.sources(found).splitlines()]
     (attempt,) = line["attempts"]
     assert line["run"] == f"group/{run.name}" and attempt["packages"]["torch"] and "started" not in attempt
     raw = export.run_lines(results.load_metrics(found), results.load_summaries(found))
     (home / "raw_runs.jsonl").write_text(raw)
     import_runs([home / "raw_runs.jsonl"], "copies")
-    (line,) = [json.loads(line) for line in export.sources(results.find_runs("copies")).splitlines()]
+    (line,) = [json.loads(line) for line in export.sources(find_runs("copies")).splitlines()]
     assert line == {"run": f"copies/{run.name}", "attempts": [{"imported": "raw_runs.jsonl"}]}
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from k24lab.analysis import load as results, stats
 from k24lab.errors import RunError
+from k24lab.lab.find_runs import find_runs, read_run
 from k24lab.lab.train import train
-from k24lab.rendering import html
-from k24lab.rendering.report import write_report
+from k24lab.rendering.report import Part, render_page, write_report
 
 VOID = {"meta", "img"}
 
@@ -57,7 +57,7 @@ def group(tiny_config):
 
 def test_page_of_a_group_holds_its_tables_and_figures(group, home):
     page = Page(write_report("mine"))
-    summaries = results.load_summaries(results.find_runs("mine"))
+    summaries = results.load_summaries(find_runs("mine"))
     for row in stats.final_table(summaries).itertuples():
         assert re.search(rf"rolenav {row.variant} {row.n} {row.mean:.3f}", page.content)
     assert all(folder.name in page.content for folder in group)
@@ -68,7 +68,7 @@ def test_page_of_a_group_holds_its_tables_and_figures(group, home):
 
 def test_page_of_a_run_names_settings_numbers_and_origin(group, home):
     page = Page(write_report(group[0].name, home / "elsewhere" / "run.html"))
-    (summary,) = results.load_summaries([results.read_run(group[0])]).to_dict("records")
+    (summary,) = results.load_summaries([read_run(group[0])]).to_dict("records")
     assert f"test_return_mean {summary['test_return_mean']:.6g}" in page.content
     assert "hidden_dim 16" in page.content and "attempt 1" in page.content
     assert "the 3 other finished runs of its group" in page.content
@@ -85,7 +85,7 @@ def test_a_run_without_masks_and_one_that_goes_on_have_pages_that_say_so(group, 
     page = Page(write_report(str(group[0])))
     assert "The run is not finished" in page.content and "policy.npz does not exist" in page.content
     page = Page(write_report("mine"))
-    assert "3 finished" in page.content and "1 begun" in page.content
+    assert "3 finished" in page.content and "1 stopped" in page.content
     assert "1 of 4 runs in" in page.content and "unfinished and left out" in page.content
 
 
@@ -109,5 +109,6 @@ def test_what_is_no_run_and_no_group_is_one_line(group, home):
 
 
 def test_text_is_shown_as_it_is():
-    assert html.note("<a> & b") == '<p class="note">&lt;a&gt; &amp; b</p>'
-    assert "&lt;script&gt;" in html.page("<script>", "", [])
+    page = render_page("<script>", "a & b", {"<i>": [Part("note", "<a> & b")], "empty": []})
+    assert '<p class="note">&lt;a&gt; &amp; b</p>' in page and "empty" not in page
+    assert "&lt;script&gt;" in page and "<script>" not in page and "<i>" not in page

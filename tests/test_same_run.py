@@ -167,7 +167,7 @@ def test_two_spellings_of_a_task_are_one_run(one, other, tmp_path):
         assert [(c.task, c.t_max) for c in load_grid(tmp_path / "grid.yaml").configs] == [(one, 64_000)] * 2
         data["grids"][1]["seed"] = 0
         (tmp_path / "grid.yaml").write_text(yaml.safe_dump(data))
-        with pytest.raises(ConfigError, match="seed 0 stands there twice"):
+        with pytest.raises(ConfigError, match="seed 0 is given twice"):
             load_grid(tmp_path / "grid.yaml")
 
 

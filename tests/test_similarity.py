@@ -6,7 +6,7 @@ from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.spatial.distance import jensenshannon
 
-from k24lab.analysis import similarity, tables
+from k24lab.analysis import mask_tables as tables, similarity
 from k24lab.analysis.load import Patterns
 from k24lab.core.patterns import PATTERNS_24
 
@@ -103,6 +103,13 @@ def test_all_layers_weighs_each_layer_by_its_entries():
     both = similarity.all_layers({"small": small, "large": large})
     assert both.probs.shape == (2, 4, 6)
     assert similarity.hamming_distance(both.index)[0, 1] == 0.25
+
+
+def test_cluster_order_puts_near_agents_beside_each_other():
+    group = np.array([0, 1, 0, 1, 0, 1])
+    order = similarity.cluster_order(np.where(group[:, None] == group, 0.2, 0.5) * (1 - np.eye(6)))
+    assert sorted(order) == list(range(6)) and list(group[order]) in ([0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0])
+    assert similarity.cluster_order(np.zeros((2, 2))) == [0, 1]
 
 
 def test_mean_pair_leaves_out_the_diagonal():

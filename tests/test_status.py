@@ -27,10 +27,10 @@ def make_run(tiny_config):
 
 def test_state_of_a_run_from_its_folder(make_run):
     assert run_status(make_run(0).path)[2:] == ("waiting", 0, "")
-    assert run_status(make_run(1, steps=400).path)[2:] == ("begun", 400, "")
+    assert run_status(make_run(1, steps=400).path)[2:] == ("stopped", 400, "")
     with (run := make_run(2, steps=800)).attempt():
         assert run_status(run.path)[2:] == ("running", 800, "")
-    assert run_status(run.path).state == "begun"
+    assert run_status(run.path).state == "stopped"
     with pytest.raises(ValueError, match="boom"), (run := make_run(3, steps=800)).attempt():
         raise ValueError("boom")
     assert run_status(run.path)[2:] == ("failed", 800, "ValueError: boom")
@@ -83,10 +83,10 @@ def test_table_counts_states_by_task_and_variant(make_run):
     make_run(0).finish({})
     paths = [make_run(0).path, make_run(1, steps=800).path, make_run(0, method="fups").path]
     table = status_table([run_status(path) for path in paths])
-    assert table.to_dict("records") == [
-        {"task": "rolenav", "variant": "k24", "finished": 1, "running": 0, "failed": 0, "begun": 1, "waiting": 0}
+    assert table == [
+        {"task": "rolenav", "variant": "k24", "finished": 1, "running": 0, "failed": 0, "stopped": 1, "waiting": 0}
         | {"% done": 75},
-        {"task": "rolenav", "variant": "fups", "finished": 0, "running": 0, "failed": 0, "begun": 0, "waiting": 1}
+        {"task": "rolenav", "variant": "fups", "finished": 0, "running": 0, "failed": 0, "stopped": 0, "waiting": 1}
         | {"% done": 0},
     ]
 

@@ -149,7 +149,7 @@ def test_run_in_other_hands_is_left_to_them(tiny_config):
     with RunFolder(run_folder(grid.configs[0], "group"), grid.configs[0]).attempt():
         with pytest.raises(RunError, match="1 of 2 runs are not finished") as error:
             sweep(grid, Here())
-        assert "another process has it in hand" in str(error.value)
+        assert "another process trains it" in str(error.value)
         assert (run_folder(grid.configs[1], "group") / "DONE").exists()
         with pytest.raises(RunError, match="another process trains this run"):
             train(grid.configs[0], "group", progress=False)
@@ -183,7 +183,7 @@ def test_signal_to_a_sweep_leaves_no_process_and_runs_that_go_on(stop, tmp_path,
         process.send_signal(stop)
         assert process.wait(timeout=30) == 130, (tmp_path / "err").read_text()
     assert not psutil.wait_procs(runs, timeout=1)[1]
-    assert [run_status(folder).state for folder in folders] == ["begun", "begun", "waiting"]
+    assert [run_status(folder).state for folder in folders] == ["stopped", "stopped", "waiting"]
 
 
 def test_runs_end_when_their_sweep_is_killed_outright(tmp_path, home):
@@ -196,7 +196,7 @@ def test_runs_end_when_their_sweep_is_killed_outright(tmp_path, home):
         runs = psutil.Process(process.pid).children(recursive=True)
         process.kill()
     assert runs and not psutil.wait_procs(runs, timeout=30)[1]
-    assert run_status(folder).state == "begun"
+    assert run_status(folder).state == "stopped"
 
 
 def wait_for(condition, seconds=60):

@@ -13,6 +13,7 @@ from conftest import TINY
 from k24lab.analysis import load as results
 from k24lab.errors import ConfigError, RunWarning, warn
 from k24lab.lab.config import Config, build_config
+from k24lab.lab.find_runs import find_runs, read_run, variants
 from k24lab.lab.grid import load_grid
 from k24lab.lab.runs import RunFolder, run_folder
 from k24lab.lab.train import train
@@ -57,7 +58,7 @@ def test_a_run_learns_the_same_whatever_is_unused(changes, tiny_config, tmp_path
     for name, each in (("one", config), ("other", other)):
         path = train(each, folder=tmp_path / name, progress=False)
         rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-        arrays = dict(results.load_policies(results.read_run(path)).__dict__)
+        arrays = dict(results.load_policies(read_run(path)).__dict__)
         learned.append([[row.get(key) for row in rows for key in ("loss_td", "test_return_mean")], *arrays.values()])
     (values, *arrays), (other_values, *other_arrays) = learned
     assert values == other_values and any(value is not None for value in values)
@@ -93,15 +94,8 @@ def test_a_grid_refuses_two_spellings_of_what_is_learned(one, change, tiny_confi
     assert curves[0] == curves[1]
 
 
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ({"device": "cuda"}, {"device": "cuda:00"}),
-        ({"task": "pettingzoo/odd_environments:Base"}, {"task": "pettingzoo/odd_environments.Base"}),
-    ],
-)
-def test_a_grid_refuses_two_names_of_a_device_or_an_environment(one, other, tmp_path):
-    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"grids": [one, other]}))
+def test_a_grid_refuses_two_names_of_a_device(tmp_path):
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"grids": [{"device": "cuda"}, {"device": "cuda:00"}]}))
     with pytest.raises(ConfigError, match="would be trained twice"):
         load_grid(tmp_path / "grid.yaml")
 
@@ -156,8 +150,8 @@ def test_a_variant_is_named_by_what_its_method_uses_and_counts_a_seed_once(tiny_
     ):
         RunFolder(run_folder(config, "group"), config).finish({})
     with pytest.warns(RunWarning, match="1 of 5 runs in .* repeat a config"):
-        runs = results.find_runs("group")
-    assert sorted(results.variants(runs)) == ["fups", "fups", "k24", "k24 logit_scale=3.0"]
+        runs = find_runs("group")
+    assert sorted(variants(runs)) == ["fups", "fups", "k24", "k24 logit_scale=3.0"]
 
 
 def test_a_warning_about_runs_is_given_each_time_and_shows_no_line_of_the_package():

@@ -1,38 +1,31 @@
 """Many tasks at once: aggregates, profiles and comparisons, in the vocabulary of rliable (Agarwal et al., 2021).
 
-Scores are one array of runs [n_runs] per task, on one scale (`normalised`). Intervals are stratified percentile
-bootstraps: runs are drawn with replacement within each task, never across. Missing seeds only shorten a task's array;
-every task then still counts alike.
+Scores are one array of runs per task, on one scale (`task_scale`). Intervals are stratified percentile bootstraps: runs
+are drawn with replacement within each task, never across. Missing seeds only shorten a task's array; every task then
+still counts alike.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from k24lab.analysis.stats import CONFIDENCE
-from k24lab.errors import ConfigError
+from k24lab.analysis.load import RETURN
+from k24lab.analysis.stats import CONFIDENCE, long_table, values_by_variant
+from k24lab.errors import ConfigError, RunError, unknown
 
-Scores = Sequence[np.ndarray]  # of each task, [n_runs]
-Draws = Sequence[np.ndarray]  # of each task, [n_draws, n_runs]
+TaskScores = Sequence[np.ndarray]  # of each task, [n_runs] or [n_runs, points]
+Draws = Sequence[np.ndarray]  # of each task, [n_draws, n_runs] or [n_draws, n_runs, points]
 Statistic = Callable[[Draws], np.ndarray]
+Scale = Mapping[str, tuple[float, float]]  # task -> the returns that count as 0 and as 1
 
 N_RESAMPLES = 2000
+SHARES = np.linspace(0.0, 1.0, 41)  # of the env steps of a task
+THRESHOLDS = np.linspace(-0.2, 1.2, 71)
 
 
-def normalised(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Scores on the scale where `low` is 0 and `high` is 1.
-
-    Raises:
-        ConfigError: both are the same, or one is not a number.
-    """
-    if not (np.isfinite(low) and np.isfinite(high)) or low == high:
-        raise ConfigError(f"scores cannot be put between low = {low!r} and high = {high!r}: they must be two numbers")
-    return (np.asarray(values, dtype=float) - low) / (high - low)
-
-
-def _per_task(draws: Draws) -> Float[np.ndarray, "n_tasks n_draws"]:
+def _per_task(draws: Draws) -> Float[np.ndarray, "n_tasks n_draws *points"]:
     return np.stack([task.mean(axis=1) for task in draws])
 
 
@@ -74,7 +67,22 @@ AGGREGATES: dict[str, Statistic] = {
 }
 
 
-def _clean(scores: Scores) -> list[np.ndarray]:
+def bootstrap(
+    statistic: Statistic, tasks: TaskScores, n_resamples: int = N_RESAMPLES, seed: int = 0
+) -> Float[np.ndarray, "3 *points"]:
+    """A statistic of the runs and the ends of its 95 % interval, NaN where a task has a single run."""
+    rng = np.random.default_rng(seed)
+    draws = [task[rng.integers(len(task), size=(n_resamples, len(task)))] for task in tasks]
+    value = statistic([task[None] for task in tasks])[0]
+    certain = min(map(len, tasks)) > 1
+    return np.array([value, *_interval(statistic(draws) if certain else np.full((1, *np.shape(value)), np.nan))])
+
+
+def _interval(draws: Float[np.ndarray, "n_draws *shape"]) -> Float[np.ndarray, "2 *shape"]:
+    return np.quantile(draws, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2], axis=0)
+
+
+def _clean(scores: TaskScores) -> list[np.ndarray]:
     """Without missing runs.
 
     Raises:
@@ -86,72 +94,28 @@ def _clean(scores: Scores) -> list[np.ndarray]:
     return found
 
 
-def _resampled(scores: Scores, n_resamples: int, rng: np.random.Generator) -> Draws:
-    return [task[rng.integers(task.size, size=(n_resamples, task.size))] for task in scores]
-
-
-def _interval(values: np.ndarray, confidence: float) -> Float[np.ndarray, "2 *shape"]:
-    """Low and high end for draws on the first axis."""
-    return np.quantile(values, [0.5 - confidence / 2, 0.5 + confidence / 2], axis=0)
-
-
-def aggregate_table(
-    scores: Mapping[str, Scores], confidence: float = CONFIDENCE, n_resamples: int = N_RESAMPLES, seed: int = 0
-) -> pd.DataFrame:
-    """Every aggregate of every variant: columns variant, aggregate, n_tasks, n_runs, value, low, high.
-
-    The interval is NaN where a task has a single run.
-    """
+def aggregate_table(scores: Mapping[str, TaskScores], n_resamples: int = N_RESAMPLES, seed: int = 0) -> pd.DataFrame:
+    """Every aggregate of every variant: columns variant, aggregate, n_tasks, n_runs, value, low, high."""
     rows = []
     for variant, given in scores.items():
         tasks = _clean(given)
-        draws = _resampled(tasks, n_resamples, np.random.default_rng(seed))
-        certain = min(task.size for task in tasks) > 1
         for name, statistic in AGGREGATES.items():
-            value = statistic([task[None] for task in tasks]).item()
-            low, high = _interval(statistic(draws), confidence) if certain else (np.nan, np.nan)
-            rows.append((variant, name, len(tasks), sum(task.size for task in tasks), value, float(low), float(high)))
+            estimate = map(float, bootstrap(statistic, tasks, n_resamples, seed))
+            rows.append((variant, name, len(tasks), sum(task.size for task in tasks), *estimate))
     return pd.DataFrame(rows, columns=["variant", "aggregate", "n_tasks", "n_runs", "value", "low", "high"])
 
 
 def performance_profile(
-    scores: Scores,
-    thresholds: Float[np.ndarray, " points"],
-    confidence: float = CONFIDENCE,
-    n_resamples: int = N_RESAMPLES,
-    seed: int = 0,
+    scores: TaskScores, thresholds: Float[np.ndarray, " points"], n_resamples: int = N_RESAMPLES
 ) -> pd.DataFrame:
     """Share of the runs that score above each threshold, tasks alike: columns threshold, share, low, high."""
-    tasks = _clean(scores)
-    above = [task[:, None] > np.asarray(thresholds) for task in tasks]
-    rng = np.random.default_rng(seed)
-    draws = np.mean([a[rng.integers(len(a), size=(n_resamples, len(a)))].mean(axis=1) for a in above], axis=0)
-    low, high = _interval(draws, confidence)
-    if min(task.size for task in tasks) < 2:
-        low = high = np.full_like(low, np.nan)
-    share = np.mean([a.mean(axis=0) for a in above], axis=0)
+    above = [task[:, None] > np.asarray(thresholds) for task in _clean(scores)]
+    share, low, high = bootstrap(mean, above, n_resamples)
     return pd.DataFrame({"threshold": thresholds, "share": share, "low": low, "high": high})
 
 
-def efficiency_curve(
-    curves: Scores,
-    budget: Float[np.ndarray, " points"],
-    confidence: float = CONFIDENCE,
-    n_resamples: int = N_RESAMPLES // 4,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """IQM at each point of the budget: columns budget, iqm, low, high. `curves` of each task are [n_runs, points]."""
-    rng = np.random.default_rng(seed)
-    value = interquartile_mean([task[None] for task in curves])[0]
-    draws = interquartile_mean([task[rng.integers(len(task), size=(n_resamples, len(task)))] for task in curves])
-    low, high = _interval(draws, confidence)
-    if min(len(task) for task in curves) < 2:
-        low = high = np.full_like(value, np.nan)
-    return pd.DataFrame({"budget": budget, "iqm": value, "low": low, "high": high})
-
-
 def probability_of_improvement(
-    scores: Scores, reference: Scores, confidence: float = CONFIDENCE, n_resamples: int = N_RESAMPLES, seed: int = 0
+    scores: TaskScores, reference: TaskScores, n_resamples: int = N_RESAMPLES
 ) -> tuple[float, float, float]:
     """How likely a run beats one of the reference on the same task, ties half: mean over tasks, and its interval.
 
@@ -164,7 +128,7 @@ def probability_of_improvement(
     ours, theirs = _clean(scores), _clean(reference)
     if len(ours) != len(theirs):
         raise ConfigError(f"{len(ours)} and {len(theirs)} tasks cannot be compared: they must be the same")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     value, draws = 0.0, np.zeros(n_resamples)
     for a, b in zip(ours, theirs, strict=True):
         better = np.sign(a[:, None] - b) / 2 + 0.5
@@ -172,7 +136,7 @@ def probability_of_improvement(
         rows, columns = (rng.integers(n, size=(n_resamples, n)) for n in better.shape)
         draws += better[rows[:, :, None], columns[:, None, :]].mean(axis=(1, 2)) / len(ours)
     certain = min(task.size for task in (*ours, *theirs)) > 1
-    low, high = _interval(draws, confidence) if certain else (np.nan, np.nan)
+    low, high = _interval(draws) if certain else (np.nan, np.nan)
     return float(value), float(low), float(high)
 
 
@@ -186,3 +150,143 @@ def area_under_curve(t_env: np.ndarray, values: np.ndarray) -> float:
     if t_env.size < 2 or (np.diff(t_env) <= 0).any():
         raise ConfigError(f"a curve needs at least two points with rising t_env; it has {t_env.tolist()[:5]}")
     return float(np.trapezoid(values, t_env) / (t_env[-1] - t_env[0]))
+
+
+def task_scale(
+    metrics: pd.DataFrame, summaries: pd.DataFrame, given: Mapping[str, Sequence[float]] | None = None
+) -> dict[str, tuple[float, float]]:
+    """What counts as 0 and 1 in each task: the untrained networks' mean return, and the best variant's final mean.
+
+    `given` replaces the scale of the tasks that it names.
+
+    Raises:
+        RunError: a task in `given` that has no runs, or not two numbers for it; a task whose scale does not rise.
+    """
+    given, tasks = given or {}, list(map(str, summaries["task"].unique()))
+    for task, pair in given.items():
+        if len(pair) != 2:
+            raise RunError(f"scale of {task!r} = {list(pair)}: must be two returns, those that count as 0 and as 1")
+        if task not in tasks:
+            raise RunError(unknown("task", task, tasks))
+    curves = metrics.dropna(subset=[RETURN])
+    first = curves.sort_values("t_env").groupby(["task", "run"])[RETURN].first().groupby("task").mean()
+    best = summaries.groupby(["task", "variant"])[RETURN].mean().groupby("task").max()
+    scale = {}
+    for task in tasks:
+        low, high = map(float, given.get(task, (first[task], best[task])))
+        if not -np.inf < low < high < np.inf:
+            raise RunError(
+                f"{task}: a return of {low:.4g} would count as 0 and {high:.4g} as 1, but must rise: give both returns "
+                f"as scale[{task!r}]" + ("" if task in given else ", or leave out a task in which nothing is learned")
+            )
+        scale[task] = (low, high)
+    return scale
+
+
+def _scaled(frame: pd.DataFrame, scale: Scale) -> pd.DataFrame:
+    """Rows with a test return, and in the column `score` that return on the scale of their task."""
+    frame = frame.dropna(subset=[RETURN])
+    low, high = (frame["task"].map({task: ends[k] for task, ends in scale.items()}) for k in (0, 1))
+    return frame.assign(score=(frame[RETURN] - low) / (high - low))
+
+
+def _curve_scores(metrics: pd.DataFrame, scale: Scale) -> pd.DataFrame:
+    """A row per run: variant, task, `area` (under its curve) and `heights` (of its curve, at SHARES of t_max)."""
+    rows = []
+    keys = ["variant", "task", "run"]
+    for (variant, task, _), run in _scaled(metrics, scale).groupby(keys, sort=False):
+        curve, t_max = run.groupby("t_env")["score"].mean(), int(run["t_max"].iloc[0])
+        t_env, score = curve.index.to_numpy(), curve.to_numpy()
+        rows.append((variant, task, area_under_curve(t_env, score), np.interp(SHARES * t_max, t_env, score)))
+    return pd.DataFrame(rows, columns=["variant", "task", "area", "heights"])
+
+
+def complete(runs: pd.DataFrame, value: str, tasks: Iterable[str]) -> dict[str, list[np.ndarray]]:
+    """The variants with runs in all tasks, and their values in the order of the tasks; others have no aggregate.
+
+    Raises:
+        RunError: there is none.
+    """
+    tasks = list(tasks)
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for (variant, task), values in runs.dropna(subset=[value]).groupby(["variant", "task"], sort=False)[value]:
+        found.setdefault(str(variant), {})[str(task)] = np.stack(values.tolist())
+    whole = {v: [by_task[task] for task in tasks] for v, by_task in found.items() if set(tasks) <= by_task.keys()}
+    if not whole:
+        there = "; ".join(f"{variant} in {', '.join(by_task)}" for variant, by_task in found.items())
+        raise RunError(f"no variant has finished runs in all of {', '.join(tasks)} (there are: {there})")
+    return whole
+
+
+def complete_returns(summaries: pd.DataFrame, variant: str | None = None) -> dict[str, list[np.ndarray]]:
+    """Final returns, a task each, of the variants that can be compared over all tasks.
+
+    Raises:
+        RunError: there is none, or `variant` is not among them.
+    """
+    found = complete(summaries, RETURN, summaries["task"].unique())
+    if variant is not None and variant not in found:
+        raise RunError(f"variant {variant!r} does not have runs in all tasks; those that have: {', '.join(found)}")
+    return found
+
+
+def run_counts(summaries: pd.DataFrame) -> pd.DataFrame:
+    """How many finished runs every variant has in every task: what is missing is seen, not guessed."""
+    counts = summaries.dropna(subset=[RETURN]).groupby(["variant", "task"], sort=False).size()
+    return counts.unstack("task", fill_value=0).reset_index().rename_axis(columns=None)
+
+
+def aggregates(metrics: pd.DataFrame, summaries: pd.DataFrame, scale: Scale) -> pd.DataFrame:
+    """Aggregates over tasks with their intervals: `aggregate_table` of the final scores, and the area under the curve.
+
+    Columns variant, aggregate, n_tasks, n_runs, value, low, high.
+    """
+    final = aggregate_table(complete(_scaled(summaries, scale), "score", scale))
+    area = aggregate_table(complete(_curve_scores(metrics, scale), "area", scale))
+    area = area[area["aggregate"] == "mean"].assign(aggregate="area under curve")
+    return pd.concat([final, area], ignore_index=True)
+
+
+def profiles(summaries: pd.DataFrame, scale: Scale) -> pd.DataFrame:
+    """Performance profile of every complete variant: columns variant, threshold, share, low, high."""
+    scores = complete(_scaled(summaries, scale), "score", scale)
+    return long_table({variant: performance_profile(given, THRESHOLDS) for variant, given in scores.items()}, "variant")
+
+
+def efficiency(metrics: pd.DataFrame, scale: Scale) -> pd.DataFrame:
+    """IQM over runs and tasks against the share of each task's env steps: columns variant, budget, iqm, low, high."""
+    tables = {}
+    for variant, tasks in complete(_curve_scores(metrics, scale), "heights", scale).items():
+        iqm, low, high = bootstrap(interquartile_mean, tasks, N_RESAMPLES // 4)
+        tables[variant] = pd.DataFrame({"budget": SHARES, "iqm": iqm, "low": low, "high": high})
+    return long_table(tables, "variant")
+
+
+def improvements(summaries: pd.DataFrame, variant: str) -> pd.DataFrame:
+    """How likely a run of `variant` beats one of each other complete variant; no scale is needed for that.
+
+    Columns reference, probability, low, high.
+
+    Raises:
+        RunError: the variant has no run in some task.
+    """
+    scores = complete_returns(summaries, variant)
+    ours = scores.pop(variant)
+    rows = [(other, *probability_of_improvement(ours, theirs)) for other, theirs in scores.items()]
+    return pd.DataFrame(rows, columns=["reference", "probability", "low", "high"])
+
+
+def improvement_table(summaries: pd.DataFrame, reference: str, value: str = RETURN) -> pd.DataFrame:
+    """Per task, how likely a run of every other variant beats one of the variant `reference`, in `value`.
+
+    Where single runs fail it says more than a difference of means. Columns task, variant, n, n_reference, probability,
+    low, high; tasks without the reference are left out.
+    """
+    rows = []
+    for task, runs in summaries.dropna(subset=[value]).groupby("task", sort=False):
+        returns = values_by_variant(runs, value)
+        if reference in returns:
+            base = returns.pop(reference)
+            for name, ours in returns.items():
+                rows.append((task, name, ours.size, base.size, *probability_of_improvement([ours], [base])))
+    return pd.DataFrame(rows, columns=["task", "variant", "n", "n_reference", "probability", "low", "high"])

@@ -1,7 +1,6 @@
-"""Curves and comparisons; every function draws data it is given on `ax` (a new one if None) and returns it."""
+"""Figures of several panels, and curves; every function draws data it is given on `ax` (a new one if None)."""
 
-import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import matplotlib.pyplot as plt
@@ -12,15 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from k24lab.analysis.similarity import ALL_LAYERS
-from k24lab.analysis.stats import mean_interval
+from k24lab.analysis.stats import MIN_SEEDS
 from k24lab.analysis.style import GREY, ROW_HEIGHT, TEXT_WIDTH, LineStyle, variant_styles
 
 N_MARKERS = 8  # on a line: enough to tell it in grey, few enough to see it
 LAYER_MARKERS = "osD^vP<>"
-SEEDS_OF_AN_INTERVAL = 3  # that is drawn: of two it is nine times their standard deviation to either side
 MOST_BANDS = 8  # in one panel: more would hide the lines and one another
 WHISKER_STEP = 0.012  # of the time axis, between two intervals at its end
-LABEL_WIDTH = 44  # letters of a label beside an axis, before a second line
 TITLE_WIDTH = 102  # letters of a title over the width of the text
 LEGEND_LINE = 0.15  # inches, of 7 pt letters
 
@@ -41,6 +38,24 @@ def panels(n: int, n_columns: int = 3, height: float | Sequence[float] = ROW_HEI
     for spare in grid.flat[n:]:
         spare.set_axis_off()
     return fig, list(grid.flat[:n])
+
+
+def shared_legend(fig: Figure) -> Figure:
+    """One legend under all panels, each label once, in as many columns (at most four) as the width holds.
+
+    The figure grows by the legend's lines.
+    """
+    entries: dict[str, Any] = {}
+    for ax in fig.axes:
+        handles, labels = ax.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    if entries:
+        widest = 0.55 + 0.05 * max(map(len, entries))  # inches: the line sample, and 7 pt letters
+        fits = min(4, max(1, int(fig.get_figwidth() / widest)))
+        ncols = -(-len(entries) // -(-len(entries) // fits))  # lines of about equal length
+        fig.set_figheight(fig.get_figheight() + LEGEND_LINE * -(-len(entries) // ncols))  # the panels keep theirs
+        fig.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=ncols, handlelength=3)
+    return fig
 
 
 def learning_curves(
@@ -65,49 +80,41 @@ def learning_curves(
     ax = ax or new_axes()
     styles = styles or variant_styles(curves["variant"])
     crowded = curves["variant"].nunique() > MOST_BANDS
+    shown = curves["n"] >= MIN_SEEDS
     if crowded:
-        at_end = curves["t_env"] == curves.groupby("variant")["t_env"].transform("max")
-        curves = curves.assign(low=curves["low"].where(at_end), high=curves["high"].where(at_end))
+        shown &= curves["t_env"] == curves.groupby("variant")["t_env"].transform("max")
+    curves = curves.assign(low=curves["low"].where(shown), high=curves["high"].where(shown))
     drawn = curves[curves["mean"] > 0] if log else curves
-    for variant, style in styles.items():
-        rows = drawn[drawn["variant"] == variant]
-        if not rows.empty:
-            _line_with_band(rows, ax, style)
+    band_lines(drawn, "t_env", "mean", ax, styles=styles)
     if crowded:
         _whiskers_at_the_end(drawn, ax, styles)
     if log:
         ax.set_yscale("log")
-    else:
+    elif not curves.empty:
         _limit_to_means(ax, curves)
     reference_lines(ax, references or {})
-    ax.set_title(_title(ax, title, seed_count(curves.groupby("variant")["n"].max())))
+    ax.set_title(_title(ax, title, curves["n"].groupby(curves["variant"]).max()))
     return time_axis(ax, ylabel)
 
 
-def _title(ax: Axes, *parts: str) -> str:
-    """In one line, or a line each where that would run into the next panel's title."""
-    place = ax.get_subplotspec()
-    n_columns = place.get_gridspec().ncols if place else 1
-    found = [part for part in parts if part]
-    line = ", ".join(found)
-    return line if len(line) <= TITLE_WIDTH // n_columns else ",\n".join(found)
-
-
-def _line_with_band(rows: pd.DataFrame, ax: Axes, style: LineStyle) -> None:
-    line: dict[str, Any] = {
-        "color": style.color,
-        "linestyle": style.linestyle,
-        "marker": style.marker,
-        "label": style.label,
-    }
-    ax.plot(rows["t_env"], rows["mean"], markevery=max(1, len(rows) // N_MARKERS), **line)
-    band = rows[rows["n"] >= SEEDS_OF_AN_INTERVAL]
-    ax.fill_between(band["t_env"], band["low"], band["high"], color=style.color, alpha=0.2, linewidth=0)
+def band_lines(
+    table: pd.DataFrame, x: str, y: str, ax: Axes | None = None, *, styles: Mapping[str, LineStyle] | None = None
+) -> Axes:
+    """A line per variant (columns variant, `x`, `y`), and a band where `low` and `high` are numbers."""
+    ax = ax or new_axes()
+    for variant, look in (styles or variant_styles(table["variant"])).items():
+        rows = table[table["variant"] == variant]
+        if rows.empty:
+            continue
+        (line,) = ax.plot(rows[x], rows[y], color=look.color, linestyle=look.linestyle, label=look.label)
+        line.set(marker=look.marker, markevery=max(1, len(rows) // N_MARKERS))
+        ax.fill_between(rows[x], rows["low"], rows["high"], color=look.color, alpha=0.2, linewidth=0)
+    return ax
 
 
 def _whiskers_at_the_end(curves: pd.DataFrame, ax: Axes, styles: Mapping[str, LineStyle]) -> None:
     """The interval of each variant's last point, side by side behind the ends of the lines."""
-    ends = curves[(curves["n"] >= SEEDS_OF_AN_INTERVAL) & curves["low"].notna()].set_index("variant")
+    ends = curves[curves["low"].notna()].set_index("variant")
     step = WHISKER_STEP * (curves["t_env"].max() - curves["t_env"].min())
     for k, name in enumerate([name for name in styles if name in ends.index], start=1):
         row = ends.loc[name]
@@ -115,30 +122,30 @@ def _whiskers_at_the_end(curves: pd.DataFrame, ax: Axes, styles: Mapping[str, Li
 
 
 def _limit_to_means(ax: Axes, curves: pd.DataFrame, margin: float = 0.3) -> None:
-    """Show the bands, but no further from the means than `margin` of the range of all means."""
-    if curves.empty:
-        return
+    """Show the intervals, but no further from the means than `margin` of the range of all means."""
     bottom, top = curves["mean"].min(), curves["mean"].max()
     reach = margin * (top - bottom) or 1.0
-    bands = curves[curves["n"] >= SEEDS_OF_AN_INTERVAL]
-    low, high = bands["low"].min(), bands["high"].max()
     pad = 0.04 * ((top - bottom) or max(abs(top), 1.0))  # a flat line is no error
-    ax.set_ylim(max(np.nanmin([low, bottom]) - pad, bottom - reach), min(np.nanmax([high, top]) + pad, top + reach))
+    low, high = np.fmin(curves["low"].min(), bottom), np.fmax(curves["high"].max(), top)
+    ax.set_ylim(max(low - pad, bottom - reach), min(high + pad, top + reach))
 
 
-def seed_count(counts: Iterable[int]) -> str:
-    """`n = 3 seeds`, or `n = 2-5 seeds` where variants differ; empty for no variants."""
-    low, high = min(counts, default=0), max(counts, default=0)
-    if high == 0:
-        return ""
-    return f"n = {high} seed{'s' if high > 1 else ''}" if low == high else f"n = {low}-{high} seeds"
+def _title(ax: Axes, title: str, n_seeds: pd.Series) -> str:
+    """The title with `n = 3 seeds` or `n = 2-5 seeds`, in a second line where it would run into the next panel's."""
+    if n_seeds.empty:
+        return title
+    low, high = n_seeds.min(), n_seeds.max()
+    seeds = f"n = {low}-{high} seeds" if low < high else f"n = {high} seed{'s' if high > 1 else ''}"
+    place = ax.get_subplotspec()
+    width = TITLE_WIDTH // (place.get_gridspec().ncols if place else 1)
+    between = "" if not title else ", " if len(title) + len(seeds) + 2 <= width else ",\n"
+    return title + between + seeds
 
 
 def reference_lines(ax: Axes, references: Mapping[str, float]) -> Axes:
     """Dotted grey horizontal lines, each with its name at the end where it hides least; the axis grows to hold them."""
-    for value in references.values():
-        low, high = ax.get_ylim()
-        ax.set_ylim(min(low, value), max(high, value))
+    low, high = ax.get_ylim()
+    ax.set_ylim(min(low, *references.values()) if references else low, max(high, *references.values(), high))
     for name, value in references.items():
         side, above = _free_place(ax, value, width=0.02 * len(name))
         look: dict[str, Any] = {"ha": side, "va": "bottom" if above else "top", "color": GREY, "fontsize": 6.5}
@@ -156,15 +163,13 @@ def _free_place(ax: Axes, value: float, width: float, height: float = 0.1) -> tu
     """
     (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
     x = np.linspace(left, right, 101)
-    lines = [np.asarray(line.get_xydata(), dtype=float).reshape(-1, 2) for line in ax.get_lines()]
-    y = np.array([np.interp(x, line[:, 0], line[:, 1], np.nan, np.nan) for line in lines if len(line)]).reshape(
-        -1, x.size
-    )
+    lines = [np.asarray(line.get_xydata(), dtype=float) for line in ax.get_lines()]
+    y = np.array([np.interp(x, xy[:, 0], xy[:, 1], np.nan, np.nan) for xy in lines if len(xy)]).reshape(-1, x.size)
     share = (y - value) / (high - low)
-    hits: dict[tuple[Literal["left", "right"], bool], int] = {}
-    for above, band in ((True, (share > -0.01) & (share < height)), (False, (share < 0.01) & (share > -height))):
-        hits["right", above] = int(band[:, x >= right - width * (right - left)].sum())
-        hits["left", above] = int(band[:, x <= left + width * (right - left)].sum())
+    near = {True: (share > -0.01) & (share < height), False: (share < 0.01) & (share > -height)}
+    ends: dict[Literal["left", "right"], np.ndarray]
+    ends = {"right": x >= right - width * (right - left), "left": x <= left + width * (right - left)}
+    hits = {(side, above): near[above][:, ends[side]].sum() for side in ends for above in near}
     return min(hits, key=hits.__getitem__)
 
 
@@ -172,68 +177,7 @@ def time_axis(ax: Axes, ylabel: str) -> Axes:
     """Label the axes of a curve over env steps."""
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     ax.xaxis.set_major_locator(MaxNLocator(5))
-    ax.set_xlabel("env steps")
-    ax.set_ylabel(ylabel)
-    return ax
-
-
-def shared_legend(fig: Figure) -> Figure:
-    """One legend under all panels, each label once, in as many columns (at most four) as the width holds.
-
-    The figure grows by the legend's lines.
-    """
-    entries: dict[str, Any] = {}
-    for ax in fig.axes:
-        handles, labels = ax.get_legend_handles_labels()
-        entries |= dict(zip(labels, handles, strict=True))
-    if entries:
-        widest = 0.55 + 0.05 * max(map(len, entries))  # inches: the line sample, and 7 pt letters
-        fits = min(4, max(1, int(fig.get_figwidth() / widest)))
-        ncols = -(-len(entries) // -(-len(entries) // fits))  # lines of about equal length
-        fig.set_figheight(fig.get_figheight() + LEGEND_LINE * -(-len(entries) // ncols))  # the panels keep theirs
-        fig.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=ncols, handlelength=3)
-    return fig
-
-
-def final_returns(
-    scores: pd.DataFrame,
-    value: str = "test_return_mean",
-    ax: Axes | None = None,
-    *,
-    title: str = "",
-    xlabel: str = "final test return",
-    references: Mapping[str, float] | None = None,
-) -> Axes:
-    """Mean and 95 % interval (from three seeds on) per variant of one task, best on top; every seed is an open dot.
-
-    `scores` has a row per run with the columns variant and `value`. `references` are dotted vertical lines.
-    """
-    scores = scores.dropna(subset=[value])
-    order = scores.groupby("variant")[value].mean().sort_values().index.tolist()
-    ax = ax or new_axes(height=0.5 + 0.28 * len(order))
-    styles = variant_styles(order)
-    for y, variant in enumerate(order):
-        seeds, style = scores.loc[scores["variant"] == variant, value].to_numpy(dtype=float), styles[variant]
-        mean, low, high, _ = (x.item() for x in mean_interval(seeds))
-        if seeds.size >= SEEDS_OF_AN_INTERVAL:
-            ax.plot([low, high], [y, y], color=style.color, linewidth=2, solid_capstyle="butt")
-        ax.plot(mean, y, color=style.color, marker=style.marker, markersize=5, linestyle="none")
-        dots: dict[str, Any] = {"s": 9, "facecolors": "none", "edgecolors": style.color, "linewidths": 0.7}
-        ax.scatter(seeds, np.full(seeds.size, y - 0.27), **dots)
-    for name, at in (references or {}).items():
-        ax.axvline(at, color=GREY, linestyle=":", linewidth=0.9, zorder=1)
-        ax.annotate(
-            name, (at, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom", color=GREY, fontsize=6.5
-        )
-    counts = scores["variant"].value_counts()
-    labels = [
-        textwrap.fill(f"{styles[v].label} (n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{counts[v]})", LABEL_WIDTH)
-        for v in order
-    ]
-    ax.set_yticks(range(len(order)), labels)
-    ax.set_ylim(-0.6, len(order) - 0.5)
-    ax.set_xlabel(xlabel)
-    ax.set_title(title, pad=12 if references else None)  # above the names of the references
+    ax.set(xlabel="env steps", ylabel=ylabel)
     return ax
 
 
@@ -247,7 +191,7 @@ def layer_lines(
 ) -> Axes:
     """A quantity of the masks over training, one line per layer, all layers together in black.
 
-    `table` is what `similarity.snapshot_table` returns (columns t_env, layer and `value`).
+    `table` is what `mask_tables.snapshot_table` returns (columns t_env, layer and `value`).
     """
     ax = ax or new_axes()
     layers = [layer for layer in table["layer"].unique() if layer != ALL_LAYERS]
@@ -260,30 +204,3 @@ def layer_lines(
         ax.plot(rows["t_env"], rows[value], color=color, marker=marker, linewidth=width, markevery=every, label=label)
     reference_lines(ax, references or {})
     return time_axis(ax, ylabel or value)
-
-
-def pair_scatter(
-    pairs: pd.DataFrame,
-    x: str,
-    y: str,
-    ax: Axes | None = None,
-    *,
-    xlabel: str = "",
-    ylabel: str = "",
-    chance: float | None = None,
-) -> Axes:
-    """A dot per pair of agents (of every run): columns variant, `x`, `y`; colour and marker tell the variant.
-
-    `chance` is the value of x for independent masks, a dotted vertical line.
-    """
-    ax = ax or new_axes(height=2.2)
-    for variant, style in variant_styles(pairs["variant"]).items():
-        rows = pairs[pairs["variant"] == variant]
-        look: dict[str, Any] = {"color": style.color, "marker": style.marker, "label": style.label}
-        ax.scatter(rows[x], rows[y], s=14, alpha=0.7, linewidths=0, **look)
-    if chance is not None:
-        ax.axvline(chance, color=GREY, linestyle=":", linewidth=0.9, zorder=1, label="independent masks")
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    ax.set(xlabel=xlabel or x, ylabel=ylabel or y)
-    return ax

@@ -1,25 +1,27 @@
-"""Pictures of masks and distances; every function draws on `ax` (a new one if None) and returns it."""
+"""Pictures of masks, of distances between them, and of how a single layer learns them (01_masks)."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import seaborn
 from jaxtyping import Float, Integer
+from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap, Normalize
-from matplotlib.pyplot import get_cmap
+from matplotlib.colors import ListedColormap
 
 from k24lab.analysis.curve_plots import new_axes
-from k24lab.analysis.similarity import masks
-from k24lab.analysis.style import HALF_WIDTH, OKABE_ITO
-from k24lab.core.patterns import GROUP_SIZE, N_PATTERNS, PATTERN_NAMES
+from k24lab.analysis.similarity import CHANCE_FLIP, masks
+from k24lab.analysis.stats import drawn_interval
+from k24lab.analysis.style import GREY, HALF_WIDTH, OKABE_ITO, method_style
+from k24lab.core.pattern_table import GROUP_SIZE, PATTERN_NAMES
 
-PATTERN_COLORS = ListedColormap([OKABE_ITO[c] for c in ("orange", "sky", "green", "yellow", "blue", "vermillion")])
+PATTERN_COLORS = [OKABE_ITO[c] for c in ("orange", "sky", "green", "yellow", "blue", "vermillion")]
 TILE_HEIGHT = 1.25  # inches, one line of agents side by side
+PER_LINE = 4  # agents side by side before a new line begins
 MANY = 6  # columns beyond which numbers lose their leading zero
 SHORT = 3  # letters that stand under a column unturned
-PER_LINE = 4  # agents side by side before a new line begins
 
 
 def mask_map(index: Integer[np.ndarray, "M out G"], ax: Axes | None = None, *, rows: int = 16, groups: int = 8) -> Axes:
@@ -30,33 +32,74 @@ def mask_map(index: Integer[np.ndarray, "M out G"], ax: Axes | None = None, *, r
     kept = masks(index[:, :rows, :groups])
     owners = np.where(kept, kept.sum(axis=0), 0)  # [M, rows, 4 groups]
     n_masks = len(index)
-    colors = ListedColormap(["white", *get_cmap("viridis")(np.linspace(0.1, 0.9, n_masks))])
-    norm = BoundaryNorm(np.arange(-0.5, n_masks + 1), n_masks + 1)
-    ax = _tiles(owners, colors, norm, ax)
-    _color_bar(ax, colors, norm, ["dropped", *map(str, range(1, n_masks + 1))], "agents that keep the weight")
-    return ax
+    colors = ["white", *colormaps["viridis"](np.linspace(0.1, 0.9, n_masks))]
+    names = ["dropped", *map(str, range(1, n_masks + 1))]
+    return _side_by_side(owners, colors, names, "agents that keep the weight", ax, GROUP_SIZE)
 
 
 def pattern_map(
     index: Integer[np.ndarray, "M out G"], ax: Axes | None = None, *, rows: int = 16, groups: int = 16
 ) -> Axes:
     """The pattern chosen for the first `rows` x `groups` groups of a layer, agents side by side, a colour a pattern."""
-    norm = BoundaryNorm(np.arange(-0.5, N_PATTERNS), N_PATTERNS)
-    ax = _tiles(index[:, :rows, :groups].astype(int), PATTERN_COLORS, norm, ax, cells_per_group=1)
-    _color_bar(ax, PATTERN_COLORS, norm, list(PATTERN_NAMES), "pattern (1: kept)")
+    return _side_by_side(index[:, :rows, :groups], PATTERN_COLORS, PATTERN_NAMES, "pattern (1: kept)", ax, 1)
+
+
+def _side_by_side(
+    blocks: Integer[np.ndarray, "M rows columns"],
+    colors: Sequence[Any],
+    names: Sequence[str],
+    label: str,
+    ax: Axes | None,
+    columns_per_group: int,
+) -> Axes:
+    """Blocks side by side, `PER_LINE` in a line, thin lines between the groups, the agent above each block.
+
+    Number k has the k-th colour and name.
+    """
+    n_masks, rows, columns = blocks.shape
+    n_lines, per_line = -(-n_masks // PER_LINE), min(n_masks, PER_LINE)
+    ax = ax or new_axes(height=0.4 + TILE_HEIGHT * n_lines)
+    gap, line_gap = max(1, round(0.06 * columns)), max(2, round(rows / 5))
+    canvas = np.full((n_lines * (rows + line_gap) - line_gap, per_line * (columns + gap) - gap), np.nan)
+    for agent, block in enumerate(blocks):
+        line, place = divmod(agent, PER_LINE)
+        y, x = line * (rows + line_gap), place * (columns + gap)
+        canvas[y : y + rows, x : x + columns] = block
+        ax.vlines(x + np.arange(0, columns + 1, columns_per_group), y, y + rows, color="0.5", linewidth=0.4)
+        ax.hlines([y, y + rows], x, x + columns, color="0.5", linewidth=0.4)
+        ax.text(x + columns / 2, y - 0.3, f"agent {agent}", ha="center", va="bottom", fontsize=7)
+    look: dict[str, Any] = {"cmap": ListedColormap(colors), "vmin": -0.5, "vmax": len(names) - 0.5, "rasterized": True}
+    bar = {"ticks": range(len(names)), "label": label, "aspect": 15, "pad": 0.02}
+    seaborn.heatmap(canvas, ax=ax, xticklabels=False, yticklabels=False, cbar_kws=bar, **look)
+    color_bar = ax.figure.axes[-1]
+    color_bar.spines["outline"].set_linewidth(0.6)
+    color_bar.set_yticklabels(names)
+    color_bar.tick_params(length=0)
+    height, width = canvas.shape
+    ax.set(xlim=(-0.1, width + 0.1), ylim=(height + 0.1, -0.1), ylabel=f"first {rows} output units")
+    ax.set_xlabel(f"first {columns // columns_per_group} groups of four input weights")
     return ax
 
 
-def usage_map(
-    usage: Float[np.ndarray, "M 6"], ax: Axes | None = None, *, labels: Sequence[str] = (), title: str = ""
+def share_map(
+    shares: Float[np.ndarray, "K columns"],
+    ax: Axes | None = None,
+    *,
+    columns: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    chance: float | None = None,
+    xlabel: str = "",
+    ylabel: str = "",
+    title: str = "",
 ) -> Axes:
-    """Share of the groups that select each pattern, per cent, one line per agent; white is the 1/6 of chance."""
-    ax = ax or new_axes(height=0.7 + 0.2 * len(usage), width=HALF_WIDTH)
-    colors, norm = get_cmap("RdBu_r"), Normalize(0, 2 / N_PATTERNS)
-    _annotated(ax, usage, colors, norm, "{:.0%}")
-    ax.set_xticks(range(N_PATTERNS), list(PATTERN_NAMES), rotation=45, rotation_mode="anchor", ha="right")
-    ax.set_yticks(range(len(usage)), labels or agent_labels(len(usage)))
-    ax.set_title(title)
+    """Shares per cent, one line per agent (or whatever `labels` name), such as how often each action is taken.
+
+    With `chance` that share is white, less is blue and more is red.
+    """
+    ax = ax or new_axes(height=0.7 + 0.2 * len(shares))
+    colors = ("viridis", 0.0, max(0.5, float(shares.max()))) if chance is None else ("RdBu_r", 0.0, 2 * chance)
+    _numbers(shares, "{:.0%}", ax, colors, columns, labels)
+    ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
     return ax
 
 
@@ -68,95 +111,97 @@ def matrix_map(
     vmin: float = 0.0,
     vmax: float = 1.0,
     labels: Sequence[str] = (),
+    order: Sequence[int] | None = None,
     of: str = "agent",
 ) -> Axes:
     """A matrix over pairs of agents (or of what `of` says) with its numbers.
 
-    Give matrices to be compared the same `vmin` and `vmax`.
+    Give matrices to be compared the same `vmin`, `vmax` and `order` of agents (`similarity.cluster_order`).
     """
     ax = ax or new_axes(height=HALF_WIDTH, width=HALF_WIDTH)
-    _annotated(ax, matrix, get_cmap("viridis"), Normalize(vmin, vmax), "{:.2f}")
-    names = labels or agent_labels(len(matrix))
-    turned: dict[str, Any] = {"rotation": 45, "rotation_mode": "anchor", "ha": "right"}
-    ax.set_xticks(range(len(matrix)), names, **(turned if max(map(len, names)) > SHORT else {}))
-    ax.set_yticks(range(len(matrix)), names)
+    order = list(range(len(matrix))) if order is None else list(order)
+    names = [labels[k] if labels else str(k) for k in order]
+    _numbers(matrix[order][:, order], "{:.2f}", ax, ("viridis", vmin, vmax), names, names)
     ax.set(aspect="equal", title=title, xlabel=of, ylabel=of)
     return ax
 
 
-def share_map(
-    shares: Float[np.ndarray, "K A"],
-    ax: Axes | None = None,
-    *,
-    labels: Sequence[str] = (),
-    columns: Sequence[str] = (),
-    xlabel: str = "action",
-    ylabel: str = "agent",
-    title: str = "",
-) -> Axes:
-    """Shares per cent, one line per agent (or whatever `labels` name): how often each action is taken."""
-    ax = ax or new_axes(height=0.7 + 0.2 * len(shares))
-    _annotated(ax, shares, get_cmap("viridis"), Normalize(0, max(0.5, float(shares.max()))), "{:.0%}")
-    ax.set_xticks(range(shares.shape[1]), columns or [str(action) for action in range(shares.shape[1])])
-    ax.set_yticks(range(len(shares)), labels or agent_labels(len(shares)))
-    ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
-    return ax
-
-
-def agent_labels(n_agents: int) -> list[str]:
-    """`0`, `1`, ...: agents by their index, as everywhere in the code."""
-    return [str(agent) for agent in range(n_agents)]
-
-
-def _tiles(
-    blocks: Integer[np.ndarray, "M rows cols"],
-    colors: Colormap,
-    norm: BoundaryNorm,
-    ax: Axes | None,
-    cells_per_group: int = GROUP_SIZE,
-) -> Axes:
-    """Blocks side by side, `PER_LINE` in a line, thin lines between the groups, the agent above each block."""
-    n_masks, rows, cols = blocks.shape
-    lines = -(-n_masks // PER_LINE)
-    ax = ax or new_axes(height=0.4 + TILE_HEIGHT * lines)
-    gap, line_gap = max(1, round(0.06 * cols)), max(2.0, rows / 5)
-    for agent, block in enumerate(blocks):
-        line, place = divmod(agent, PER_LINE)
-        x, y = place * (cols + gap), line * (rows + line_gap)
-        ax.pcolormesh(x + np.arange(cols + 1), y + np.arange(rows + 1), block, cmap=colors, norm=norm, rasterized=True)
-        edges = x + np.arange(0, cols + 1, cells_per_group)
-        ax.vlines(edges, y, y + rows, color="0.5", linewidth=0.4)
-        ax.hlines([y, y + rows], x, x + cols, color="0.5", linewidth=0.4)
-        ax.text(x + cols / 2, y - 0.3, f"agent {agent}", ha="center", va="bottom", fontsize=7)
-    width, height = min(n_masks, PER_LINE) * (cols + gap) - gap, lines * (rows + line_gap) - line_gap
-    ax.set(xlim=(-0.1, width + 0.1), ylim=(height + 0.1, -0.1))
-    ax.set(xticks=[], yticks=[], ylabel=f"first {rows} output units")
-    ax.set_xlabel(f"first {cols // cells_per_group} groups of four input weights")
-    ax.spines[:].set_visible(False)
-    return ax
-
-
-def _color_bar(ax: Axes, colors: Colormap, norm: BoundaryNorm, names: Sequence[str], label: str) -> None:
-    """A bar of discrete colours with a name in the middle of each."""
-    bar = ax.figure.colorbar(
-        ScalarMappable(norm, colors), ax=ax, ticks=range(len(names)), label=label, aspect=15, pad=0.02
-    )
-    bar.ax.set_yticklabels(names)
-    bar.ax.tick_params(length=0)
-
-
-def _annotated(ax: Axes, values: np.ndarray, colors: Colormap, norm: Normalize, form: str) -> None:
-    """Heatmap with every number written in black or white, whichever reads better on its cell."""
-    n_rows, n_cols = values.shape
-    ax.pcolormesh(
-        np.arange(n_cols + 1) - 0.5, np.arange(n_rows + 1) - 0.5, values, cmap=colors, norm=norm, rasterized=True
-    )
-    ax.invert_yaxis()
-    ax.spines[:].set_visible(False)
+def _numbers(
+    values: np.ndarray,
+    form: str,
+    ax: Axes,
+    colors: tuple[str, float, float],
+    columns: Sequence[str],
+    labels: Sequence[str],
+) -> None:
+    """A heatmap with its numbers; names of columns and lines are their indices if there are none."""
+    n_columns = values.shape[1]
+    texts = np.vectorize(form.format)(values)
+    if n_columns > MANY and "." in form:
+        texts = np.vectorize(lambda text: text.removeprefix("0"))(texts)  # .42: room for ten agents
+    (cmap, vmin, vmax), size = colors, min(6.0, 60 / n_columns)
+    look: dict[str, Any] = {"cmap": cmap, "vmin": vmin, "vmax": vmax, "cbar": False, "rasterized": True}
+    names = {"xticklabels": list(columns) or True, "yticklabels": list(labels) or True}
+    seaborn.heatmap(values, annot=texts, fmt="", annot_kws={"size": size}, ax=ax, **look, **names)
+    turned = max(map(len, columns), default=0) > SHORT
     ax.tick_params(length=0)
-    for (row, col), value in np.ndenumerate(values):
-        red, green, blue, _ = colors(norm(value))
-        ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
-        text = form.format(value)
-        text = text.removeprefix("0") if n_cols > MANY and "." in text else text  # .42: room for ten agents
-        ax.text(col, row, text, ha="center", va="center", color=ink, fontsize=min(6.0, 60 / n_cols))
+    ax.tick_params(axis="y", rotation=0)
+    ax.set_xticklabels(
+        ax.get_xticklabels(),
+        **({"rotation": 45, "rotation_mode": "anchor", "ha": "right"} if turned else {"rotation": 0}),
+    )
+
+
+def probability_curves(
+    temperatures: Float[np.ndarray, " T"], probs: Float[np.ndarray, "T 6"], ax: Axes | None = None
+) -> Axes:
+    """Probability of each pattern of one group against temperature (log axis, high temperatures left)."""
+    ax = ax or new_axes()
+    table = pd.DataFrame(probs, columns=PATTERN_NAMES, index=temperatures)
+    seaborn.lineplot(table, palette=list(OKABE_ITO.values())[: len(PATTERN_NAMES)], ax=ax)
+    ax.axhline(1 / len(PATTERN_NAMES), color="0.5", linewidth=0.8)
+    ax.set(xlabel="temperature τ", ylabel="pattern probability", ylim=(-0.03, 1.03))
+    _temperature_axis(ax)
+    ax.legend(title="pattern", ncols=2)
+    return ax
+
+
+def redraw_lines(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Share of groups that change between two draws against temperature, a line per kind of noise."""
+    ax = ax or new_axes()
+    colors = {"literal": method_style("k24-literal").color, "annealed": method_style("k24").color}
+    look: dict[str, Any] = {"palette": colors, "markers": ["v", "o"], "dashes": [(1, 1), ""], "markeredgewidth": 0}
+    seaborn.lineplot(table, x="temperature", y="redraw_share", hue="noise", style="noise", **look, ax=ax)
+    ax.axhline(CHANCE_FLIP, color="0.5", linewidth=0.8, linestyle=":")
+    ax.annotate("chance: 5/6", (0.99, CHANCE_FLIP - 0.03), xycoords=("axes fraction", "data"), ha="right", va="top")
+    ax.set(xlabel="temperature τ", ylabel="groups redrawn (share)", ylim=(-0.03, 0.95))
+    _temperature_axis(ax)
+    ax.legend(title="draw", loc="lower left")
+    return ax
+
+
+def _temperature_axis(ax: Axes) -> None:
+    """High temperatures left, as in training; plain numbers."""
+    ax.set_xscale("log")
+    ax.set_xticks([10, 5, 2, 1, 0.5, 0.2, 0.1], ["10", "5", "2", "1", "0.5", "0.2", "0.1"])
+    ax.minorticks_off()
+    low, high = ax.get_xlim()
+    ax.set_xlim(max(low, high), min(low, high))
+
+
+def error_bars(table: pd.DataFrame, ax: Axes | None = None, reference: str = "dense") -> Axes:
+    """Geometric mean of the error and its 95 % interval per method (log axis), every seed a dot.
+
+    A dotted line marks the mean of `reference`.
+    """
+    ax = ax or new_axes()
+    ax.set_xscale("log")  # seaborn then averages logarithms
+    same: dict[str, Any] = {"data": table, "x": "error", "y": "method", "ax": ax}
+    seaborn.stripplot(**same, jitter=False, size=4, color="0.6", linewidth=0, zorder=1)
+    black: dict[str, Any] = {"color": "black", "markers": "D", "markersize": 3.5, "err_kws": {"linewidth": 1}}
+    seaborn.pointplot(**same, errorbar=drawn_interval, linestyle="none", **black)
+    if reference in set(table["method"]):
+        mean = np.exp(np.log(table.loc[table["method"] == reference, "error"]).mean())
+        ax.axvline(mean, color=GREY, linestyle=":", linewidth=0.8)
+    ax.set(xlabel="mean squared error / variance of the targets", ylabel="")
+    return ax

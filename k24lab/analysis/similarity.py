@@ -15,9 +15,12 @@ from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer
+from scipy import special
+from scipy.cluster import hierarchy
+from scipy.spatial.distance import squareform
 
 from k24lab.analysis.load import Patterns
-from k24lab.core.patterns import N_PATTERNS, PATTERNS_24
+from k24lab.core.pattern_table import N_PATTERNS, PATTERNS_24
 
 CHANCE_HAMMING = 0.5
 CHANCE_JACCARD = 1 / 3
@@ -78,9 +81,7 @@ def pattern_usage(index: Integer[np.ndarray, "M *groups"]) -> Float[np.ndarray, 
 
 def pattern_entropy(probs: Float[np.ndarray, "M *groups 6"]) -> Float[np.ndarray, " M"]:
     """Mean over groups of the entropy of π in nats: 0 decided, ln 6 = 1.79 undecided."""
-    flat = probs.reshape(probs.shape[0], -1, N_PATTERNS).astype(np.float64)
-    logs = np.log(flat, out=np.zeros_like(flat), where=flat > 0)
-    return -(flat * logs).sum(axis=-1).mean(axis=1)
+    return special.entr(probs.reshape(probs.shape[0], -1, N_PATTERNS).astype(np.float64)).sum(axis=-1).mean(axis=1)
 
 
 def flip_rate(
@@ -88,6 +89,14 @@ def flip_rate(
 ) -> Float[np.ndarray, " M"]:
     """Share of each mask's groups whose selected pattern changed between two snapshots."""
     return (before != after).reshape(before.shape[0], -1).mean(axis=1)
+
+
+def cluster_order(distance: Float[np.ndarray, "M M"]) -> list[int]:
+    """Agents in the order of a hierarchical clustering (average linkage): near ones beside each other."""
+    if len(distance) < 3:
+        return list(range(len(distance)))
+    linkage = hierarchy.linkage(squareform(distance, checks=False), method="average", optimal_ordering=True)
+    return hierarchy.leaves_list(linkage).tolist()
 
 
 def mean_pair(matrix: Float[np.ndarray, "M M"]) -> float:
@@ -145,16 +154,13 @@ def js_distance(
     logits = np.where(avail_actions, q_values.astype(np.float64) / temperature, -np.inf)
     policy = np.exp(logits - logits.max(axis=-1, keepdims=True))
     policy /= policy.sum(axis=-1, keepdims=True)
-    return np.stack([_js_to_all(row, policy) for row in policy])
+    return np.stack([_js_to_all(row[None], policy) for row in policy])
 
 
-def _js_to_all(p: Float[np.ndarray, "S A"], q: Float[np.ndarray, "K S A"]) -> Float[np.ndarray, " K"]:
+def _js_to_all(p: Float[np.ndarray, "1 S A"], q: Float[np.ndarray, "K S A"]) -> Float[np.ndarray, " K"]:
+    """Not scipy's `jensenshannon`, which is NaN where rounding leaves a divergence of -1e-17."""
     middle = (p + q) / 2
-    divergence = (_relative_entropy(p[None], middle) + _relative_entropy(q, middle)) / 2
-    return np.sqrt(np.clip(divergence, 0, 1)).mean(axis=-1)  # rounding may leave -1e-17
-
-
-def _relative_entropy(p: Float[np.ndarray, "#K S A"], q: Float[np.ndarray, "K S A"]) -> Float[np.ndarray, "K S"]:
-    """Sum of p log2(p / q) with 0 log 0 = 0; q > 0 wherever p > 0, as it is for a mixture with p."""
-    ratio = np.divide(p, q, out=np.ones_like(q), where=p > 0)
-    return (p * np.log2(ratio)).sum(axis=-1)
+    # x log2(x / middle) with 0 log 0 = 0; middle > 0 wherever x > 0
+    parts = [x * np.log2(np.divide(x, middle, out=np.ones_like(middle), where=x > 0)) for x in (p, q)]
+    divergence = (parts[0].sum(axis=-1) + parts[1].sum(axis=-1)) / 2
+    return np.sqrt(np.clip(divergence, 0, 1)).mean(axis=-1)

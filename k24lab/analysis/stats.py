@@ -1,4 +1,4 @@
-"""Means over seeds with their uncertainty, in the vocabulary of rliable (Agarwal et al., 2021, arXiv:2108.13264)."""
+"""Means over seeds with their uncertainty, and comparisons of variants task by task."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -8,12 +8,14 @@ import pandas as pd
 from jaxtyping import Float
 from scipy import stats as scipy_stats
 
+from k24lab.analysis.load import RETURN
 from k24lab.errors import RunError, unknown
-from k24lab.lab.config import METHODS
+from k24lab.methods import METHODS
 
 CONFIDENCE = 0.95
 GRID_POINTS = 101
 MOST_CURVES = 12  # in one figure
+MIN_SEEDS = 3  # for an interval that is drawn: that of two seeds is nine standard deviations to either side
 
 
 class Estimate(NamedTuple):
@@ -25,11 +27,12 @@ class Estimate(NamedTuple):
     n: np.ndarray
 
 
-def mean_interval(values: np.ndarray, confidence: float = CONFIDENCE) -> Estimate:
-    """Mean over axis 0 (runs) with Student's t interval: mean ± t(n-1) · s / sqrt(n), NaN entries left out.
+def mean_interval(values: np.ndarray) -> Estimate:
+    """Mean over axis 0 (runs) with Student's 95 % interval: mean ± t(n-1) · s / sqrt(n), NaN entries left out.
 
     `values` is [n_runs, ...]. Exact for normal data; with the usual 3 to 10 seeds it is wider than a bootstrap
-    interval, and honestly so.
+    interval, which is too narrow for so few. scipy.stats.ttest_1samp gives the same interval up to rounding, but warns
+    where all seeds are equal.
     """
     values = np.asarray(values, dtype=float)
     present = ~np.isnan(values)
@@ -37,9 +40,15 @@ def mean_interval(values: np.ndarray, confidence: float = CONFIDENCE) -> Estimat
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.where(present, values, 0.0).sum(axis=0) / n
         variance = (np.where(present, values - mean, 0.0) ** 2).sum(axis=0) / (n - 1)
-        half = scipy_stats.t.ppf(0.5 + confidence / 2, n - 1) * np.sqrt(variance / n)
+        half = scipy_stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * np.sqrt(variance / n)
         half = np.where(n > 1, half, np.nan)
     return Estimate(np.asarray(mean), mean - half, mean + half, np.asarray(n))
+
+
+def drawn_interval(values: pd.Series) -> tuple[float, float]:
+    """Ends of the interval that a figure shows (seaborn's `errorbar`): NaN for fewer than `MIN_SEEDS` runs."""
+    estimate = mean_interval(values.to_numpy())
+    return (estimate.low.item(), estimate.high.item()) if len(values) >= MIN_SEEDS else (np.nan, np.nan)
 
 
 def iqm(values: np.ndarray) -> float:
@@ -49,52 +58,49 @@ def iqm(values: np.ndarray) -> float:
     return float(scipy_stats.trim_mean(values, 0.25)) if values.size else float("nan")
 
 
-def difference_interval(a: np.ndarray, b: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, float, float]:
-    """mean(a) − mean(b) and its interval (Welch: unequal variances); NaN ends if either has fewer than 2 runs.
+def difference_interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
+    """mean(a) − mean(b) and its 95 % interval (Welch: unequal variances); NaN ends if either has fewer than 2 runs.
 
     This, and not whether two intervals overlap, answers whether two methods differ: they do, at this confidence, if the
     interval leaves out 0.
     """
     a, b = (np.asarray(x, dtype=float)[~np.isnan(x)] for x in (a, b))
-    if min(a.size, b.size) == 0:
-        return float("nan"), float("nan"), float("nan")
-    difference = float(a.mean() - b.mean())
+    difference = float(a.mean() - b.mean()) if a.size and b.size else float("nan")
     if min(a.size, b.size) < 2:
         return difference, float("nan"), float("nan")
     var_a, var_b = a.var(ddof=1) / a.size, b.var(ddof=1) / b.size
     if var_a + var_b == 0:
         return difference, difference, difference
     dof = (var_a + var_b) ** 2 / (var_a**2 / (a.size - 1) + var_b**2 / (b.size - 1))
-    half = float(scipy_stats.t.ppf(0.5 + confidence / 2, dof) * np.sqrt(var_a + var_b))
+    half = float(scipy_stats.t.ppf(0.5 + CONFIDENCE / 2, dof) * np.sqrt(var_a + var_b))
     return difference, difference - half, difference + half
 
 
-def curves(
-    metrics: pd.DataFrame, value: str, by: Sequence[str] = ("task", "variant"), grid: np.ndarray | None = None
-) -> pd.DataFrame:
-    """Mean and interval of a metric over the runs of each group, along t_env: columns by…, t_env, mean, low, high, n.
+def curves(metrics: pd.DataFrame, value: str) -> pd.DataFrame:
+    """Mean and interval of a metric over the runs of each task and variant, along t_env (env steps).
 
-    Each run is interpolated linearly to `grid` (env steps) and is NaN outside its own span. By default the grid is the
-    runs' own t_env where they share it, else 101 points over the stretch that all runs of the group cover.
+    Columns task, variant, t_env, mean, low, high, n. The points are the runs' own t_env where they share it, else 101
+    over the span that all runs cover, to which each run is interpolated linearly; it is NaN outside its own span.
 
     Raises:
         RunError: no run logged that metric.
     """
     if value not in metrics:
         raise RunError(unknown("metric", value, metrics.columns))
-    rows = metrics.dropna(subset=[value])
     frames = []
-    for keys, group in rows.groupby(list(by), sort=False):
+    for (task, variant), group in metrics.dropna(subset=[value]).groupby(["task", "variant"], sort=False):
         runs = [run.groupby("t_env")[value].mean() for _, run in group.groupby("run", sort=False)]
-        points = common_grid([run.index.to_numpy() for run in runs]) if grid is None else np.asarray(grid)
+        points = _common_grid([run.index.to_numpy() for run in runs])
         table = np.stack([np.interp(points, run.index, run, left=np.nan, right=np.nan) for run in runs])
         frames.append(
-            pd.DataFrame(dict(zip(by, keys, strict=True)) | {"t_env": points} | mean_interval(table)._asdict())
+            pd.DataFrame({"task": task, "variant": variant, "t_env": points} | mean_interval(table)._asdict())
         )
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*by, "t_env", *Estimate._fields])
+    if not frames:
+        return pd.DataFrame(columns=["task", "variant", "t_env", *Estimate._fields])
+    return pd.concat(frames, ignore_index=True)
 
 
-def common_grid(times: Sequence[np.ndarray], n_points: int = GRID_POINTS) -> np.ndarray:
+def _common_grid(times: Sequence[np.ndarray]) -> np.ndarray:
     """Times at which runs can be averaged: their own if all agree, else evenly over the span common to all.
 
     Runs with no common span get the whole span, so that nothing disappears; `n` then says how many count where.
@@ -104,19 +110,15 @@ def common_grid(times: Sequence[np.ndarray], n_points: int = GRID_POINTS) -> np.
     start, stop = max(t[0] for t in times), min(t[-1] for t in times)
     if start >= stop:
         start, stop = min(t[0] for t in times), max(t[-1] for t in times)
-    return np.linspace(start, stop, n_points)
+    return np.linspace(start, stop, GRID_POINTS)
 
 
-def final_table(
-    summaries: pd.DataFrame, value: str = "test_return_mean", by: Sequence[str] = ("task", "variant")
-) -> pd.DataFrame:
+def final_table(summaries: pd.DataFrame, value: str = RETURN, by: Sequence[str] = ("task", "variant")) -> pd.DataFrame:
     """One row per group: by…, n (runs), mean, low, high (95 %, Student's t), iqm; best mean first within a task."""
     rows = []
-    for keys, group in summaries.dropna(subset=[value]).groupby(list(by), sort=False):
-        scores = group[value].to_numpy(dtype=float)
-        mean, low, high, n = (x.item() for x in mean_interval(scores))
-        row = {"n": n, "mean": mean, "low": low, "high": high, "iqm": iqm(scores)}
-        rows.append(dict(zip(by, keys, strict=True)) | row)
+    for keys, scores in summaries.dropna(subset=[value]).groupby(list(by), sort=False)[value]:
+        mean, low, high, n = (x.item() for x in mean_interval(scores.to_numpy(dtype=float)))
+        rows.append((*keys, n, mean, low, high, iqm(scores.to_numpy())))
     table = pd.DataFrame(rows, columns=[*by, "n", "mean", "low", "high", "iqm"])
     return table.sort_values([*by[:-1], "mean"], ascending=[True] * (len(by) - 1) + [False], ignore_index=True)
 
@@ -127,7 +129,7 @@ def long_table(tables: Mapping[str, pd.DataFrame], name: str) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({name: []})
 
 
-def difference_table(summaries: pd.DataFrame, reference: str, value: str = "test_return_mean") -> pd.DataFrame:
+def difference_table(summaries: pd.DataFrame, reference: str, value: str = RETURN) -> pd.DataFrame:
     """Per task, every variant against the method `reference`: difference of means with its interval.
 
     Where the reference has several variants a variant is compared with the one of the same settings (`k24
@@ -142,16 +144,21 @@ def difference_table(summaries: pd.DataFrame, reference: str, value: str = "test
         raise RunError(unknown("reference", reference, known))
     rows = []
     for task, runs in summaries.dropna(subset=[value]).groupby("task", sort=False):
-        groups = {name: group[value].to_numpy(dtype=float) for name, group in runs.groupby("variant", sort=False)}
+        groups = values_by_variant(runs, value)
         bases = sorted(runs.loc[runs["method"] == reference, "variant"].unique())
         for name in groups if bases else ():
-            base = _comparable(str(name), reference, bases)
+            base = _comparable(name, reference, bases)
             if base != name:
                 sizes = (groups[name].size, groups[base].size)
                 rows.append((task, name, base, *sizes, *difference_interval(groups[name], groups[base])))
     columns = ["task", "variant", "reference", "n", "n_reference", "difference", "low", "high"]
     table = pd.DataFrame(rows, columns=columns)
     return table.sort_values(["task", "difference"], ascending=[True, False], ignore_index=True)
+
+
+def values_by_variant(runs: pd.DataFrame, value: str) -> dict[str, np.ndarray]:
+    """The runs' values by variant."""
+    return {str(name): each.to_numpy(dtype=float) for name, each in runs.groupby("variant", sort=False)[value]}
 
 
 def _comparable(variant: str, reference: str, bases: Sequence[str]) -> str:
@@ -169,7 +176,7 @@ def most_different(summaries: pd.DataFrame, reference: str, most: int = MOST_CUR
     differences = difference_table(summaries, reference)
     if len(variants) <= most:
         return variants
-    span = summaries.groupby(["task", "variant"])["test_return_mean"].mean().groupby("task").agg(np.ptp)
+    span = summaries.groupby(["task", "variant"])[RETURN].mean().groupby("task").agg(np.ptp)
     distance = differences["difference"].abs() / differences["task"].map(span).replace(0.0, np.nan)
     furthest = distance.groupby(differences["variant"]).max().reindex(variants).fillna(0.0)
     plain = [variant in set(summaries["method"]) for variant in variants]
@@ -177,12 +184,12 @@ def most_different(summaries: pd.DataFrame, reference: str, most: int = MOST_CUR
     return [variants[k] for k in sorted(order[:most])]
 
 
-def paired_table(summaries: pd.DataFrame, reference: str, value: str = "test_return_mean") -> pd.DataFrame:
+def paired_table(summaries: pd.DataFrame, reference: str, value: str = RETURN) -> pd.DataFrame:
     """Per task, every variant against the variant `reference`, seed by seed: mean of the differences with its interval.
 
     Right where the same seed gives both the same start: learned masks begin as the random ones of their seed, with the
-    same weights and in the same worlds, so that the luck of a seed drops out. Columns task, variant, n (seeds that both
-    have), n_better (those in which the variant is ahead), difference, low, high (Student's t).
+    same weights and in the same environments, so that the luck of a seed drops out. Columns task, variant, n (seeds
+    that both have), n_better (those in which the variant is ahead), difference, low, high (Student's t).
     """
     rows = []
     for task, runs in summaries.dropna(subset=[value]).groupby("task", sort=False):

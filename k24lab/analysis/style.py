@@ -19,7 +19,8 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from k24lab.errors import K24Error
+from k24lab.errors import ConfigError
+from k24lab.lab.files import atomic_write
 from k24lab.lab.paths import figures_dir
 from k24lab.methods import METHODS
 
@@ -72,10 +73,6 @@ _RC: dict[Any, Any] = {  # matplotlib's type lists every key
     "image.interpolation": "nearest",
     "axes.prop_cycle": cycler(color=_COLORS),
 }
-
-
-class FigureError(K24Error):
-    """A figure that cannot be saved under the name asked for."""
 
 
 _MANY_COLORS = [*_COLORS, "#8C6D31", "#5D3A9B", "#999933", "#882255", GREY]
@@ -176,11 +173,30 @@ def save_figure(
     `folder` is made if need be and defaults to `figures_dir()`.
 
     Raises:
-        FigureError: `name` is not a plain file name (letters, digits, `_`, `-`, `.`, `=`, not starting with a dot).
+        ConfigError: `name` is not a plain file name (letters, digits, `_`, `-`, `.`, `=`, not starting with a dot).
     """
-    target = _folder(name, folder)
-    paths = {suffix: _write(target / f"{name}.{suffix}", render(fig, suffix)) for suffix in ("pdf", "png")}
+    paths = {suffix: _save(render(fig, suffix), f"{name}.{suffix}", folder) for suffix in ("pdf", "png")}
     return paths | {"csv": save_table(data, name, folder)}
+
+
+def save_table(data: pd.DataFrame, name: str, folder: str | os.PathLike[str] | None = None) -> Path:
+    """Write `name.csv` under the same rules as `save_figure`."""
+    return save_text(data.to_csv(index=False, lineterminator="\n"), f"{name}.csv", folder)
+
+
+def save_text(text: str, file_name: str, folder: str | os.PathLike[str] | None = None) -> Path:
+    """Write a text file (a table for LaTeX, an export) under the same rules as `save_figure`."""
+    return _save(text.encode(), file_name, folder)
+
+
+def _save(content: bytes, file_name: str, folder: str | os.PathLike[str] | None) -> Path:
+    if not re.fullmatch(r"[A-Za-z0-9_=-][A-Za-z0-9_.=-]*", file_name):
+        raise ConfigError(f"figure name {file_name!r}: use letters, digits and _ - . = only, no folders")
+    path = (Path(folder) if folder is not None else figures_dir()) / file_name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write(content)
+    return path
 
 
 def screen_png(fig: Figure) -> bytes:
@@ -190,25 +206,6 @@ def screen_png(fig: Figure) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.asarray(canvas.buffer_rgba())).save(buffer, "png", compress_level=1)
     return buffer.getvalue()
-
-
-def save_table(data: pd.DataFrame, name: str, folder: str | os.PathLike[str] | None = None) -> Path:
-    """Write `name.csv` under the same rules as `save_figure`."""
-    return _write(_folder(name, folder) / f"{name}.csv", data.to_csv(index=False, lineterminator="\n").encode())
-
-
-def save_text(text: str, file_name: str, folder: str | os.PathLike[str] | None = None) -> Path:
-    """Write a text file (a table for LaTeX, an export) under the same rules as `save_figure`."""
-    return _write(_folder(file_name, folder) / file_name, text.encode())
-
-
-def _folder(name: str, folder: str | os.PathLike[str] | None) -> Path:
-    """Folder to write to, made if need be, once the name has proved to be a plain one."""
-    if not re.fullmatch(r"[A-Za-z0-9_=-][A-Za-z0-9_.=-]*", name):
-        raise FigureError(f"figure name {name!r}: use letters, digits and _ - . = only, no folders")
-    target = Path(folder) if folder is not None else figures_dir()
-    target.mkdir(parents=True, exist_ok=True)
-    return target
 
 
 def render(fig: Figure, suffix: str) -> bytes:
@@ -223,14 +220,3 @@ def render(fig: Figure, suffix: str) -> bytes:
             buffer, format=suffix, dpi=PNG_DPI if suffix == "png" else RASTER_DPI, metadata=dict(absent[suffix])
         )
     return buffer.getvalue()
-
-
-def _write(path: Path, payload: bytes) -> Path:
-    """Write to a temporary file of its own beside the target, then rename."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(payload)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path

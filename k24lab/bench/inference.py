@@ -1,33 +1,60 @@
-"""`k24lab bench inference`: where 2:4 pays at inference on this machine, on its CPU and, where it has one, its GPU."""
+"""`k24lab bench inference`: where 2:4 pays at inference on this machine, on its CPU and, where it has one, its GPU.
+
+Layers and steps of a whole team are measured dense and 2:4, on the CPU rollouts too. Column `form` of the tables names
+the implementation.
+"""
 
 import datetime
-from collections.abc import Iterator, Sequence
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
 
 from k24lab.analysis import style
 from k24lab.analysis.curve_plots import shared_legend
-from k24lab.analysis.inference_plots import gpu_figure, inference_figure
-from k24lab.bench import cpu as bench_cpu, gpu as bench_gpu, roofline
+from k24lab.analysis.speedup_plots import gpu_figure, inference_figure
+from k24lab.bench.roofline import measure_cpu_device, predict_layers
+from k24lab.bench.timing import Call, interleaved, median_ratio
+from k24lab.core.patterns import GROUP_SIZE, N_PATTERNS, masks_from_index
+from k24lab.envs.registry import make_env
 from k24lab.errors import ConfigError, RunError
-from k24lab.inference.actor import Actor
-from k24lab.inference.freeze import freeze
-from k24lab.inference.gpu import DTYPES, GPUActor
+from k24lab.inference.actor import Actor, batched, team_step
+from k24lab.inference.freeze import FrozenTeam, freeze
+from k24lab.inference.gpu import DTYPES, GPUActor, capture, gpu_time, pack_for_gpu, sparse24_available
 from k24lab.lab.config import build_config
 from k24lab.lab.paths import CHECKOUT, figures_dir
 from k24lab.marl.agent import build_agent
-from k24lab.ops import library as kernels
+from k24lab.marl.learner import build_learner
+from k24lab.marl.policy import Policy, play, trained_policy
+from k24lab.marl.replay import EpisodeBatch
+from k24lab.ops import acting, library as kernels
+from k24lab.ops.linear import linear, sparse_weights
 
 NAME, GPU_NAME = "bench_inference", "bench_inference_gpu"
-GPU_BATCHES = (1, 32, 256, 1024, 4096)
-SHOWN = ["width", "batch", "n_agents", "form", "us", "us_low", "us_high", "speedup", "own"]
+WIDTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
+HIDDEN = (32, 64, 128, 256)
+TEAMS = (1, 3, 8, 16, 64)
+TEAM_BATCHES, GPU_TEAM_BATCHES = (1, 8, 32, 256), (1, 32, 256, 1024, 4096)
+ROLLOUT_TEAMS, ROLLOUT_ENVS = (3, 8), (1, 8, 32)
+OBS_DIM, N_ACTIONS = 30, 10
+MOST_MULTIPLY_ADDS = 2e9  # larger cases would take seconds a call on a CPU and are left out
+ROUNDS = 20
+CALLS_PER_GRAPH = 20  # so that starting the graph costs little per call
+SHOWN = "width batch n_agents form us us_low us_high speedup own timing dtype dense_us sparse_us max_error".split()
 
 
-def bench_inference(rounds: int = bench_cpu.ROUNDS) -> list[Path]:
+def bench_inference(rounds: int = ROUNDS) -> list[Path]:
     """Print all measurements and write the figures `bench_inference` and, with a GPU, `bench_inference_gpu`.
 
     Raises:
@@ -36,20 +63,18 @@ def bench_inference(rounds: int = bench_cpu.ROUNDS) -> list[Path]:
     cpu = measure_cpu(rounds)
     layers, teams = (cpu[cpu["level"] == level] for level in ("layer", "team"))
     with style.paper_style():
-        fig = shared_legend(inference_figure(layers, teams))
-        paths = list(style.save_figure(fig, NAME, cpu).values())
-    available, reason = bench_gpu.sparse24_available()
-    print(f"\nGPU: {reason}")
+        paths = list(style.save_figure(shared_legend(inference_figure(layers, teams)), NAME, cpu).values())
+    available, found = sparse24_available()
+    print(f"\nGPU: {found}")
     if available:
         gpu = measure_gpu(rounds)
         with style.paper_style():
-            fig = shared_legend(gpu_figure(gpu))
-            paths += style.save_figure(fig, GPU_NAME, gpu).values()
+            paths += style.save_figure(shared_legend(gpu_figure(gpu)), GPU_NAME, gpu).values()
     return paths
 
 
-def measurements(measure: bool = False, rounds: int = bench_cpu.ROUNDS) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """What was measured on a CPU and on a GPU (None: nowhere yet), and a line that says where and when.
+def measurements(measure: bool = False, rounds: int = ROUNDS) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """What was measured on a CPU and on a GPU (None: nowhere yet); prints where and when.
 
     From the files of `bench_inference` in the figures folder, or else those that come with the package's checkout;
     with `measure`, here and now (minutes).
@@ -85,70 +110,228 @@ def measure_cpu(rounds: int) -> pd.DataFrame:
     torch.set_num_threads(1)
     if kernels.library() is None:
         raise ConfigError("bench inference measures the CPU kernels, which are not built here (k24lab doctor kernels)")
-    machine = bench_cpu.measure_machine(rounds)
+    machine = measure_cpu_device(rounds)
+    peaks = {"peak_gflops": 1e3 * machine.dense_tflops, "gb_per_s": machine.bandwidth, "call_us": machine.launch}
     print(f"{machine.name}, torch {torch.__version__}, kernels: {kernels.describe()}")
-    print(
-        f"peak {1e3 * machine.dense_tflops:.1f} GFLOP/s, bandwidth {machine.bandwidth:.1f} GB/s, "
-        f"{machine.launch:.1f} us a call"
-    )
+    print("peak {:.1f} GFLOP/s, bandwidth {:.1f} GB/s, {:.1f} us a call".format(*peaks.values()))
     tables = {
-        "Square layers of one network": bench_cpu.measure_layers(bench_cpu.WIDTHS, bench_cpu.BATCHES, rounds),
-        "One step of a team": bench_cpu.measure_teams(
-            bench_cpu.HIDDEN, bench_cpu.TEAMS, bench_cpu.TEAM_BATCHES, rounds
-        ),
-        "A rollout of RoleNav (batch: environments)": bench_cpu.measure_rollouts(
-            bench_cpu.ROLLOUT_TEAMS, bench_cpu.ROLLOUT_ENVS, rounds
-        ),
+        "Square layers of one network": measure_layers(WIDTHS, BATCHES, rounds),
+        "One step of a team": measure_teams(HIDDEN, TEAMS, TEAM_BATCHES, rounds),
+        "A rollout of RoleNav (batch: environments)": measure_rollouts(ROLLOUT_TEAMS, ROLLOUT_ENVS, rounds),
     }
     for title, table in tables.items():
-        _show(f"{title} (microseconds: median and quartiles of {rounds} turns)", table)
-    predicted = roofline.predict_layers(machine, bench_cpu.WIDTHS, bench_cpu.BATCHES)
-    predicted = predicted.rename(columns={"sparse_us": "us"})[["kind", "width", "batch", "n_agents", "us", "speedup"]]
-    measured = pd.concat(list(tables.values())).assign(kind="measured")
-    peaks = {"peak_gflops": 1e3 * machine.dense_tflops, "gb_per_s": machine.bandwidth, "call_us": machine.launch}
-    return pd.concat([measured, predicted.assign(level="layer", form="roofline")]).assign(
-        device=machine.name, kernels=kernels.describe(), torch=torch.__version__, date=_today(), rounds=rounds, **peaks
+        _show(f"{title} (microseconds: median and quartiles of {rounds} rounds)", table)
+    predicted = predict_layers(machine, WIDTHS, BATCHES).rename(columns={"sparse_us": "us"})
+    predicted = predicted[["kind", "width", "batch", "n_agents", "us", "speedup"]].assign(
+        level="layer", form="roofline"
     )
+    measured = pd.concat(list(tables.values())).assign(kind="measured")
+    about = {"device": machine.name, "kernels": kernels.describe(), "torch": torch.__version__, "date": _today()}
+    return pd.concat([measured, predicted]).assign(**about, rounds=rounds, **peaks)
+
+
+@torch.inference_mode()
+def measure_layers(widths: Sequence[int], batches: Sequence[int], rounds: int = ROUNDS) -> pd.DataFrame:
+    """Square layers of one network on the CPU in float32: plain torch, and the kernels.
+
+    `2:4` and `packed dense` are the kernel for few rows, `2:4, columns` that for many. torch is measured with new
+    memory for the result (linear) and without (addmm). Weights stay in the cache if they fit.
+    """
+    generator, rows = torch.Generator().manual_seed(0), []
+    for width in widths:
+        weight, bias = random_24_weight(width, generator), torch.randn(width, generator=generator)
+        sparse = acting.PackedLinear(weight[None], bias[None])
+        dense = acting.PackedLinear(weight[None], bias[None], sparse=False)
+        columns = sparse_weights(weight[None], bias[None])
+        for batch in batches:
+            if width * width * batch > MOST_MULTIPLY_ADDS:
+                continue
+            x, out = torch.randn(batch, width, generator=generator), torch.empty(1, batch, width)
+            calls: dict[str, Call] = {
+                "2:4": partial(sparse, x[None], out=out),
+                "packed dense": partial(dense, x[None], out=out),
+                "2:4, columns": partial(linear, columns, x.T[None].contiguous()),
+                "torch, linear": partial(F.linear, x, weight, bias),
+                "torch, addmm": partial(torch.addmm, bias, x, weight.T, out=out[0].clone()),
+            }
+            about = {"level": "layer", "width": width, "batch": batch, "n_agents": 1}
+            rows += _rows(interleaved(calls, rounds), ["torch, linear", "torch, addmm"], about)
+    return pd.DataFrame(rows)
+
+
+@torch.inference_mode()
+def measure_teams(
+    hidden: Sequence[int], teams: Sequence[int], batches: Sequence[int], rounds: int = ROUNDS
+) -> pd.DataFrame:
+    """A step of a whole team on the CPU in float32: plain torch, and the kernels (as in `measure_layers`).
+
+    `torch, batched` and `torch, agent by agent` compute what the kernel does, a network for every agent, as separate
+    dense networks would; `speedup` compares with them. `torch, one shared network` gives all agents the same weights:
+    it is cheaper, and what a team pays that has no masks.
+    """
+    rows = []
+    for size, n in product(hidden, teams):
+        team = _random_team(size, n)
+        actors = {"2:4": Actor(team, "kernel"), "packed dense": Actor(team, "kernel", sparse=False)}
+        actors["2:4, columns"] = Actor(team, "columns")
+        matrices = team.folded()
+        agents = [{name: (weight[k], bias) for name, (weight, bias) in matrices.items()} for k in range(n)]
+        shared = batched({name: (weight[:1], bias) for name, (weight, bias) in matrices.items()})
+        for batch in batches:
+            if n * batch * size * size * 9 > MOST_MULTIPLY_ADDS:
+                continue
+            for actor in actors.values():
+                actor.reset()
+            x, state = torch.randn(n, batch, OBS_DIM), torch.zeros(n, batch, size)
+            calls: dict[str, Call] = {name: partial(actor.q_values, x) for name, actor in actors.items()}
+            calls["torch, batched"] = partial(team_step, batched(matrices), x, state)
+            calls["torch, agent by agent"] = partial(agent_by_agent, agents, x, state)
+            together = x.view(1, n * batch, -1), state.view(1, n * batch, -1)
+            calls["torch, one shared network"] = partial(team_step, shared, *together)
+            about = {"level": "team", "width": size, "batch": batch, "n_agents": n}
+            rows += _rows(interleaved(calls, rounds), ["torch, batched", "torch, agent by agent"], about)
+    return pd.DataFrame(rows)
+
+
+def agent_by_agent(
+    agents: Sequence[Mapping[str, tuple[Tensor, Tensor]]], x: Float[Tensor, "K B in"], hidden: Float[Tensor, "K B H"]
+) -> list[Float[Tensor, "B A"]]:
+    """Q-values of one agent after the other by torch's own GRU cell and linear layers, from the layers of each."""
+    q_values = []
+    for layers, inputs, state in zip(agents, x, hidden, strict=True):
+        (w_x, b_x), (w_h, b_h) = layers["rnn_input"], layers["rnn_hidden"]
+        y = torch.gru_cell(F.linear(inputs, *layers["fc1"]).relu_(), state, w_x, w_h, b_x, b_h)
+        q_values.append(F.linear(F.linear(F.linear(y, *layers["fc2"]).relu_(), *layers["fc3"]).relu_(), *layers["fc4"]))
+    return q_values
+
+
+@torch.inference_mode()
+def measure_rollouts(teams: Sequence[int], n_envs: Sequence[int], rounds: int = ROUNDS) -> pd.DataFrame:
+    """Rollouts of RoleNav, an episode in each of `n_envs` (column `batch`) environments, packing included."""
+    rows = []
+    for n, e in product(teams, n_envs):
+        about = {"level": "rollout", "width": build_config({}).hidden_dim, "batch": e, "n_agents": n}
+        rows += _rows(interleaved(rollout_calls(n, e), rounds), ["as training"], about)
+    return pd.DataFrame(rows)
+
+
+def rollout_calls(n_agents: int, n_envs: int) -> dict[str, Callable[[], EpisodeBatch]]:
+    """Episodes of RoleNav with K-2:4, as training plays them and through the kernel for acting."""
+    config = build_config({"task": f"rolenav:n_agents={n_agents}", "method": "k24", "n_envs": n_envs})
+    env = make_env(config.task, n_envs)
+    learner = build_learner(config, env.spec)
+
+    def as_training() -> EpisodeBatch:
+        return play(learner, env, trained_policy(learner, t_env=0, seed=1), seed=1, epsilon=0.1)
+
+    def kernel() -> EpisodeBatch:
+        team = acting.pack_team(learner.argmax_weights(), env.spec.action_dim, learner.masked_layers)
+        policy = Policy(lambda x, hidden: (team(x.mT, hidden).mT, hidden), team.initial_hidden)
+        return play(learner, env, policy, seed=1, epsilon=0.1)
+
+    return {"as training": as_training, "kernel": kernel}
 
 
 def measure_gpu(rounds: int) -> pd.DataFrame:
-    """Layers of every width and batch (GPU time alone, and one call with its host time), and whole steps of teams.
-
-    Raises:
-        ConfigError: no GPU with 2:4 kernels.
-    """
-    shapes = [(w, w, b) for w, b in product(bench_cpu.WIDTHS, bench_cpu.BATCHES)]
-    layers = [bench_gpu.measure_linear(shapes, 1, timing, rounds) for timing in bench_gpu.TIMINGS]
-    table = pd.concat(layers).assign(level="layer")
-    table["width"] = table["out_features"]
-    steps = pd.DataFrame(_gpu_steps(bench_cpu.HIDDEN, bench_cpu.TEAMS, GPU_BATCHES, rounds))
-    table = pd.concat([table, steps.assign(level="team")])
-    table["device"], table["torch"], table["date"] = torch.cuda.get_device_name(), torch.__version__, _today()
+    """Layers of every width and batch (GPU time alone, and one call with its host time), and whole steps of teams."""
+    layers = [measure_gpu_layer(w, b, timing, rounds) for timing, w, b in product(GPU_TIMERS, WIDTHS, BATCHES)]
+    about = {"kind": "measured", "device": torch.cuda.get_device_name(), "date": _today()}
+    versions = {"torch": torch.__version__, "cuda": torch.version.cuda}
+    table = pd.DataFrame([*layers, *_gpu_teams(rounds)]).assign(**about, **versions)
     _show(f"GPU (microseconds, median of {rounds}, interleaved)", table)
     return table
 
 
-def _gpu_steps(
-    hidden: Sequence[int], teams: Sequence[int], batches: Sequence[int], rounds: int
-) -> Iterator[dict[str, Any]]:
+@torch.inference_mode()
+def measure_gpu_layer(width: int, batch: int, timing: str, rounds: int) -> dict[str, Any]:
+    """A square fp16 layer, dense and as a 2:4 call; `width` is a multiple of 16, `timing` a key of GPU_TIMERS."""
+    generator = torch.Generator().manual_seed(0)
+    weight = random_24_weight(width, generator).cuda().half()
+    x = torch.randn(batch, width, generator=generator).cuda().half()
+    packed = pack_for_gpu(weight, batch)
+    torch.testing.assert_close(F.linear(x, packed), x @ weight.T, rtol=1e-2, atol=1e-1)  # fp16 sums in another order
+    calls: dict[str, Call] = {"dense": partial(F.linear, x, weight), "sparse": partial(F.linear, x, packed)}
+    times = interleaved(calls, rounds, GPU_TIMERS[timing])
+    about = {"level": "layer", "timing": timing, "width": width, "batch": batch, "n_agents": 1, "dtype": "float16"}
+    return about | _dense_over_sparse(times)
+
+
+def _gpu_teams(rounds: int) -> Iterator[dict[str, Any]]:
     """A replayed CUDA graph of one step: a 2:4 call for each mask against one dense batched product a layer."""
-    for size, n, batch, dtype in product(hidden, teams, batches, DTYPES):
-        config = build_config({"method": "random24", "hidden_dim": size})
-        sizes = bench_cpu.OBS_DIM, bench_cpu.N_ACTIONS
-        team = freeze(build_agent(config, *sizes, n), config, bench_cpu.OBS_DIM, n, t_env=0)
-        dense, sparse = (GPUActor(team, batch, dtype, form) for form in ("dense", "sparse"))
-        x = torch.randn(n, batch, bench_cpu.OBS_DIM)
+    for size, n, batch, dtype in product(HIDDEN, TEAMS, GPU_TEAM_BATCHES, DTYPES):
+        team = _random_team(size, n)
+        dense, sparse = (GPUActor(team, batch, dtype, name) for name in ("dense", "sparse"))
+        x = torch.randn(n, batch, OBS_DIM)
         error = (sparse.q_values(x.cuda()).float().cpu() - Actor(team, "torch").q_values(x)).abs().max().item()
-        times = bench_gpu.median_interleaved(dense.replay, sparse.replay, bench_gpu.gpu_time, rounds)
-        keys = {"kind": "measured", "width": size, "n_agents": n, "batch": batch, "dtype": dtype, "timing": "graph"}
-        yield keys | {"dense_us": times[0], "sparse_us": times[1], "speedup": times[0] / times[1], "max_error": error}
+        calls = {"dense": dense.replay, "sparse": sparse.replay}
+        times = interleaved(calls, rounds, lambda call: partial(gpu_time, call))
+        about = {"level": "team", "timing": "graph", "width": size, "batch": batch, "n_agents": n, "dtype": dtype}
+        yield about | _dense_over_sparse(times) | {"max_error": error}
+
+
+def graph_timer(call: Call) -> Callable[[], float]:
+    """Measures the GPU time of a call inside a CUDA graph."""
+    replay = capture(call, CALLS_PER_GRAPH)
+    return lambda: gpu_time(replay) / CALLS_PER_GRAPH
+
+
+def eager_timer(call: Call) -> Callable[[], float]:
+    """Measures the wall time of one call until the GPU is done, host time included."""
+
+    def measure() -> float:
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        call()
+        torch.cuda.synchronize()
+        return (time.perf_counter() - start) * 1e6
+
+    for _ in range(5):  # choice of kernels, set-up of plans, allocator
+        measure()
+    return measure
+
+
+GPU_TIMERS = {"graph": graph_timer, "eager": eager_timer}
+
+
+def random_24_weight(width: int, generator: torch.Generator) -> Float[Tensor, "width width"]:
+    """Normal weights under a random 2:4 mask; `width` is a multiple of 4."""
+    weight = torch.randn(width, width, generator=generator)
+    index = torch.randint(N_PATTERNS, (width, width // GROUP_SIZE), generator=generator)
+    return weight * masks_from_index(index, weight).reshape(width, width)
+
+
+def _random_team(hidden_dim: int, n_agents: int) -> FrozenTeam:
+    config = build_config({"method": "random24", "hidden_dim": hidden_dim})
+    return freeze(build_agent(config, OBS_DIM, N_ACTIONS, n_agents), config, OBS_DIM, n_agents, t_env=0)
+
+
+def _rows(times: Mapping[str, Sequence[float]], plain: Sequence[str], about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row per implementation: median and quartiles, and `speedup` over the fastest of the `plain` ones.
+
+    `own` is what 2:4 itself gains in the kernel for few rows, over the same kernel with all weights.
+    """
+    fastest = min(plain, key=lambda name: statistics.median(times[name]))
+    rows = []
+    for name, values in times.items():
+        low, median, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
+        row = {**about, "form": name, "us": median, "us_low": low, "us_high": high}
+        row["speedup"] = median_ratio(times[fastest], values)
+        if name == "2:4":
+            row["own"] = median_ratio(times["packed dense"], values)
+        rows.append(row)
+    return rows
+
+
+def _dense_over_sparse(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    dense, sparse = (statistics.median(times[name]) for name in ("dense", "sparse"))
+    return {"dense_us": dense, "sparse_us": sparse, "speedup": dense / sparse}
 
 
 def _show(title: str, table: pd.DataFrame) -> None:
     print(f"\n{title}:")
-    columns = [c for c in [*SHOWN, "timing", "dtype", "dense_us", "sparse_us", "max_error"] if c in table]
+    shown = table[[column for column in SHOWN if column in table]]
     with pd.option_context("display.width", 200, "display.max_rows", None, "display.float_format", "{:.2f}".format):
-        print(table[columns].to_string(index=False))
+        print(shown.to_string(index=False))
 
 
 def _today() -> str:

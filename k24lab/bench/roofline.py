@@ -1,21 +1,26 @@
-"""A roofline model of 2:4 against dense on GPUs, and the published measurements to hold it against.
+"""A roofline model of 2:4 against dense, and the published measurements to compare it with.
 
-t = launch + host + max(2 * out * in * batch / (efficiency * peak), bytes / (0.8 * bandwidth)), in fp16. A sparse call
-serves one mask (torch's 2:4 tensors are two-dimensional), a dense call may be one batched matmul over all agents.
-The model knows no tile or wave quantisation and no kernel choice: read its numbers as "at best about". Every table
-says in `kind` whether a number is predicted, published or measured.
+t = launch + host + max(2 * out * in * batch / (efficiency * peak), bytes / (0.8 * bandwidth)), on GPUs in fp16. A
+sparse call serves one mask (torch's 2:4 tensors are two-dimensional), a dense call may be one batched matmul over all
+agents. The model does not know tile or wave quantisation or the choice of kernels: read its numbers as "at best about".
+Every table says in `kind` whether a number is predicted, published or measured.
 """
 
+import statistics
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import pandas as pd
+import torch
 
+from k24lab.bench.timing import Call, interleaved
 from k24lab.errors import ConfigError, unknown
 from k24lab.inference.costs import agent_layers, kernel_shape
+from k24lab.lab.provenance import cpu_name
 
-CLAIM = (1.5, 1.8)  # speedup that the design document claims for 2:4 on Ampere
+CLAIM = (1.5, 1.8)  # the speedup of 2:4 on Ampere that the original design claims
 
 
 @dataclass(frozen=True)
@@ -55,90 +60,55 @@ DEVICES = {
     )
 }  # fmt: skip
 
-
-@dataclass(frozen=True)
-class Overhead:
-    """Fixed microseconds of one call on the host."""
-
-    dense_host: float
-    sparse_host: float
-
-
-OVERHEADS = {
-    "graph": Overhead(dense_host=0.0, sparse_host=0.0),
-    # torch's 2:4 tensor subclass costs 120-190 us of host time a call (pytorch#111339: 196 us in all for 4096^2, batch
-    # 1); a dense F.linear about 10 us (assumed). One call at a time: nothing hides behind a queue of others.
-    "eager": Overhead(dense_host=10.0, sparse_host=155.0),
-}
-
-
-def call_time(
-    device: Device,
-    out_features: int,
-    in_features: int,
-    batch: int,
-    *,
-    sparse: bool,
-    n_stacked: int = 1,
-    timing: str = "graph",
-) -> float:
-    """Predicted microseconds of one matmul call; `n_stacked` weights at once with `batch` rows each (dense only).
-
-    Raises:
-        ConfigError: a size below 1, unknown `timing`, or stacked sparse weights (torch has no batched 2:4 matmul).
-    """
-    _positive(out_features=out_features, in_features=in_features, batch=batch, n_stacked=n_stacked)
-    if timing not in OVERHEADS:
-        raise ConfigError(unknown("timing", timing, OVERHEADS))
-    if sparse and n_stacked > 1:
-        raise ConfigError(f"n_stacked = {n_stacked}: one 2:4 call serves one mask; call once per mask")
-    overhead = OVERHEADS[timing]
-    peak = device.sparse_tflops * device.sparse_efficiency if sparse else device.dense_tflops * device.dense_efficiency
-    weight_bytes = device.itemsize * out_features * in_features * (device.packed_ratio if sparse else 1.0)
-    moved = n_stacked * (weight_bytes + device.itemsize * batch * (in_features + out_features))
-    compute_us = n_stacked * 2.0 * out_features * in_features * batch / (peak * 1e6)
-    memory_us = moved / (device.bandwidth_efficiency * device.bandwidth * 1e3)
-    return device.launch + (overhead.sparse_host if sparse else overhead.dense_host) + max(compute_us, memory_us)
+# Microseconds of host time of one (dense, sparse) call. torch's 2:4 tensor subclass costs 120-190 us (pytorch#111339:
+# 196 us in all for 4096^2, batch 1); a dense F.linear about 10 us (assumed). One call at a time: nothing is hidden
+# behind a queue of others.
+HOST_TIME = {"graph": (0.0, 0.0), "eager": (10.0, 155.0)}
 
 
 def layer_times(
     device: Device, out_features: int, in_features: int, batch: int, n_agents: int = 1, timing: str = "graph"
 ) -> tuple[float, float]:
-    """(dense, sparse) microseconds of a layer with a mask and `batch` rows per agent: 1 dense call, n_agents sparse."""
-    _positive(n_agents=n_agents)
-    dense = call_time(device, out_features, in_features, batch, sparse=False, n_stacked=n_agents, timing=timing)
-    return dense, n_agents * call_time(device, out_features, in_features, batch, sparse=True, timing=timing)
+    """Predicted (dense, sparse) microseconds of a layer with a mask and `batch` rows per agent.
 
-
-def agent_step_times(
-    device: Device,
-    layer_sizes: tuple[int, int, int],
-    batch: int,
-    n_agents: int,
-    masked: str = "all",
-    timing: str = "graph",
-) -> tuple[float, float]:
-    """(dense, sparse) microseconds of all matmuls of one team step; `layer_sizes` = (obs_dim, hidden_dim, n_actions).
-
-    Masked layers as in `layer_times`, sparse weights padded to cuSPARSELt's tiles; layers without a mask are one dense
-    call for the whole team in both. Biases and gates are left out of both, which flatters sparse.
+    Dense is one (batched) call for all agents; sparse is a call per agent, since torch has no batched 2:4 matmul.
 
     Raises:
-        ConfigError: a size below 1, unknown `masked` (`fc` or `all`) or `timing`.
+        ConfigError: a size below 1, or unknown `timing`.
     """
-    if masked not in ("fc", "all"):
-        raise ConfigError(unknown("choice of masked layers", masked, ("fc", "all")))
-    _positive(batch=batch, n_agents=n_agents)
+    sizes = {"out_features": out_features, "in_features": in_features, "batch": batch, "n_agents": n_agents}
+    for name, value in sizes.items():
+        if value < 1:
+            raise ConfigError(f"{name} = {value}: must be at least 1")
+    if timing not in HOST_TIME:
+        raise ConfigError(unknown("timing", timing, HOST_TIME))
+
+    def call_time(n_stacked: int, peak: float, packed_ratio: float, host: float) -> float:
+        weight_bytes = device.itemsize * out_features * in_features * packed_ratio
+        moved = n_stacked * (weight_bytes + device.itemsize * batch * (in_features + out_features))
+        compute_us = n_stacked * 2.0 * out_features * in_features * batch / (peak * 1e6)
+        memory_us = moved / (device.bandwidth_efficiency * device.bandwidth * 1e3)
+        return device.launch + host + max(compute_us, memory_us)
+
+    dense_host, sparse_host = HOST_TIME[timing]
+    dense = call_time(n_agents, device.dense_tflops * device.dense_efficiency, 1.0, dense_host)
+    sparse = call_time(1, device.sparse_tflops * device.sparse_efficiency, device.packed_ratio, sparse_host)
+    return dense, n_agents * sparse
+
+
+def team_step_times(
+    device: Device, layer_sizes: tuple[int, int, int], batch: int, n_agents: int
+) -> tuple[float, float]:
+    """(dense, sparse) microseconds of all matmuls of one team step inside a CUDA graph, every layer masked.
+
+    `layer_sizes` = (obs_dim, hidden_dim, n_actions). Sparse weights are padded to cuSPARSELt's tiles. Biases and gates
+    are left out of both, which flatters sparse.
+    """
     dense_us = sparse_us = 0.0
     for layer in agent_layers(*layer_sizes):
         rows, columns = layer.out_features, layer.in_features
-        if layer.kind == "gru" and masked == "fc":
-            shared = call_time(device, rows, columns, batch * n_agents, sparse=False, timing=timing)
-            dense_us, sparse_us = dense_us + shared, sparse_us + shared
-        else:
-            padded = kernel_shape(rows, columns, "cusparselt")
-            dense_us += layer_times(device, rows, columns, batch, n_agents, timing)[0]
-            sparse_us += layer_times(device, *padded, batch, n_agents, timing)[1]
+        dense_us += layer_times(device, rows, columns, batch, n_agents)[0]
+        sparse_us += layer_times(device, *kernel_shape(rows, columns), batch, n_agents)[1]
     return dense_us, sparse_us
 
 
@@ -146,13 +116,10 @@ def predict_layers(
     device: str | Device, widths: Sequence[int], batches: Sequence[int], n_agents: int = 1, timing: str = "graph"
 ) -> pd.DataFrame:
     """Square layers of each width at each batch: kind, device, width, batch, n_agents, timing, *_us, speedup."""
-    rows = []
-    device = find_device(device) if isinstance(device, str) else device
-    for width in widths:
-        for batch in batches:
-            dense, sparse = layer_times(device, width, width, batch, n_agents, timing)
-            keys = {"width": width, "batch": batch, "n_agents": n_agents, "timing": timing}
-            rows.append(_prediction(device.name, keys, dense, sparse))
+    device, rows = find_device(device) if isinstance(device, str) else device, []
+    for width, batch in product(widths, batches):
+        keys = {"device": device.name, "width": width, "batch": batch, "n_agents": n_agents, "timing": timing}
+        rows.append(_prediction(keys, *layer_times(device, width, width, batch, n_agents, timing)))
     return pd.DataFrame(rows)
 
 
@@ -161,21 +128,44 @@ def predict_steps(
     hidden_dims: Sequence[int],
     n_agents: Sequence[int],
     batch: int = 1,
-    masked: str = "all",
-    timing: str = "graph",
     obs_dim: int = 21,
     n_actions: int = 5,
 ) -> pd.DataFrame:
-    """Whole agent steps: kind, device, hidden_dim, n_agents, batch, masked, timing, *_us, speedup."""
+    """Whole team steps, all masked: kind, device, hidden_dim, n_agents, batch, masked, timing, *_us, speedup."""
     rows = []
-    for device in devices:
-        for hidden_dim in hidden_dims:
-            for n in n_agents:
-                sizes = (obs_dim, hidden_dim, n_actions)
-                dense, sparse = agent_step_times(find_device(device), sizes, batch, n, masked, timing)
-                keys = {"hidden_dim": hidden_dim, "n_agents": n, "batch": batch, "masked": masked, "timing": timing}
-                rows.append(_prediction(device, keys, dense, sparse))
+    for name, hidden_dim, n in product(devices, hidden_dims, n_agents):
+        keys = {"device": name, "hidden_dim": hidden_dim, "n_agents": n, "batch": batch}
+        times = team_step_times(find_device(name), (obs_dim, hidden_dim, n_actions), batch, n)
+        rows.append(_prediction(keys | {"masked": "all", "timing": "graph"}, *times))
     return pd.DataFrame(rows)
+
+
+@torch.inference_mode()
+def measure_cpu_device(rounds: int) -> Device:
+    """This CPU, measured in float32 on one thread: peak of a product, bandwidth, cost of a call."""
+    wide, long, tiny = torch.randn(1024, 1024), torch.randn(8192, 8192), torch.randn(8, 8)
+    linear = torch.nn.functional.linear
+    calls: dict[str, Call] = {
+        "peak": lambda: linear(wide, wide),
+        "read": long.sum,
+        "call": lambda: linear(tiny[:1], tiny),
+    }
+    median = {name: statistics.median(times) for name, times in interleaved(calls, rounds).items()}
+    tflops = 2 * 1024**3 / median["peak"] / 1e6
+    return Device(
+        name=f"{cpu_name()}, one thread",
+        dense_tflops=tflops,
+        sparse_tflops=2 * tflops,
+        bandwidth=long.nbytes / median["read"] / 1e3,
+        dense_efficiency=1.0,
+        sparse_efficiency=1.0,
+        source="measured: F.linear 1024³, a sum over 268 MB, F.linear 8²",
+        efficiency_source="measured; 2:4 assumed at twice the peak",
+        bandwidth_efficiency=1.0,
+        launch=median["call"],
+        itemsize=4,
+        packed_ratio=17 / 32,  # two of four values and 4 bits a group
+    )
 
 
 def find_device(name: str) -> Device:
@@ -189,65 +179,48 @@ def find_device(name: str) -> Device:
     return DEVICES[name]
 
 
-@dataclass(frozen=True)
-class Published:
-    """One published speedup; rows of the activation matrix in `batch`, sizes None where it is not one layer."""
-
-    case: str
-    device: str
-    timing: str  # "kernel" (GPU time), "eager" or "compiled" (torch, as called)
-    speedup: float
-    source: str
-    out_features: int | None = None
-    in_features: int | None = None
-    batch: int | None = None
-
-
 _TUTORIAL = "PyTorch tutorial, semi_structured_sparse"
+# Published speedups. Timing: GPU time of the kernel, or torch as called, eager or compiled. Sizes, where it is one
+# layer: rows and columns of the weight, rows of the activations.
+PUBLISHED_COLUMNS = ("case", "device", "timing", "speedup", "source", "out_features", "in_features", "batch")
 PUBLISHED = (
-    Published("4096², batch 1", "not stated", "eager", 0.11, "pytorch#111339", 4096, 4096, 1),
-    Published("10240→3072, batch 64", "not stated", "eager", 0.59, "pytorch/ao#1460", 3072, 10240, 64),
-    Published("10240→3072, batch 512", "not stated", "eager", 0.68, "pytorch/ao#1460", 3072, 10240, 512),
-    Published("10240→3072, batch 1280", "not stated", "eager", 1.35, "pytorch/ao#1460", 3072, 10240, 1280),
-    Published("10240→3072, batch 3072", "A100", "eager", 1.38, _TUTORIAL, 3072, 10240, 3072),
-    Published("3072→768, batch 3072", "A100", "eager", 1.48, "pytorch#90119", 768, 3072, 3072),
-    Published("3072→768, batch 196608", "A100", "eager", 1.66, "pytorch#90119", 768, 3072, 196608),
-    Published("4096³", "A100", "kernel", 1.11, "CUDALibrarySamples#57", 4096, 4096, 4096),
-    Published("16384³, as reported", "A100", "kernel", 0.80, "cutlass#408", 16384, 16384, 16384),
-    Published("16384³, tuned by NVIDIA", "A100", "kernel", 1.60, "cutlass#408", 16384, 16384, 16384),
-    Published("8192³", "H100", "kernel", 1.21, "CUDALibrarySamples#203 (1.20-1.22)", 8192, 8192, 8192),
-    Published("10240→3072, batch 3072", "H100", "eager", 0.41, "pytorch#177866, no plan cache", 3072, 10240, 3072),
-    Published("10240→3072, plan cached", "H100", "eager", 1.15, "pytorch#177866, plan cache", 3072, 10240, 3072),
-    Published("10240→4096, batch 4096", "RTX 3060", "eager", 1.97, "pytorch/ao#174", 4096, 10240, 4096),
-    Published("10240³", "RTX 3060", "eager", 1.72, "pytorch/ao#174", 10240, 10240, 10240),
-    Published("BERT-base, batch 4", "A100", "eager", 0.71, _TUTORIAL),
-    Published("BERT-base, batch 16", "A100", "eager", 1.23, _TUTORIAL),
-    Published("BERT-base, batch 64", "A100", "eager", 1.22, _TUTORIAL),
-    Published("BERT-base, batch 256", "A100", "eager", 1.14, _TUTORIAL),
-    Published("BERT-base, batch 4", "A100", "compiled", 1.02, _TUTORIAL),
-    Published("BERT-base, batch 16", "A100", "compiled", 1.18, _TUTORIAL),
-    Published("BERT-base, batch 64", "A100", "compiled", 1.13, _TUTORIAL),
-    Published("BERT-base, batch 256", "A100", "compiled", 1.12, _TUTORIAL),
-    Published("gpt-fast, one token", "not stated", "compiled", 1.10, "pytorch#115077 (114 / 104 tokens per second)"),
-    Published("SAM ViT-h, MLP", "A100", "compiled", 1.10, "torchao README"),
-)
+    ("4096², batch 1", "not stated", "eager", 0.11, "pytorch#111339", 4096, 4096, 1),
+    ("10240→3072, batch 64", "not stated", "eager", 0.59, "pytorch/ao#1460", 3072, 10240, 64),
+    ("10240→3072, batch 512", "not stated", "eager", 0.68, "pytorch/ao#1460", 3072, 10240, 512),
+    ("10240→3072, batch 1280", "not stated", "eager", 1.35, "pytorch/ao#1460", 3072, 10240, 1280),
+    ("10240→3072, batch 3072", "A100", "eager", 1.38, _TUTORIAL, 3072, 10240, 3072),
+    ("3072→768, batch 3072", "A100", "eager", 1.48, "pytorch#90119", 768, 3072, 3072),
+    ("3072→768, batch 196608", "A100", "eager", 1.66, "pytorch#90119", 768, 3072, 196608),
+    ("4096³", "A100", "kernel", 1.11, "CUDALibrarySamples#57", 4096, 4096, 4096),
+    ("16384³, as reported", "A100", "kernel", 0.80, "cutlass#408", 16384, 16384, 16384),
+    ("16384³, tuned by NVIDIA", "A100", "kernel", 1.60, "cutlass#408", 16384, 16384, 16384),
+    ("8192³", "H100", "kernel", 1.21, "CUDALibrarySamples#203 (1.20-1.22)", 8192, 8192, 8192),
+    ("10240→3072, batch 3072", "H100", "eager", 0.41, "pytorch#177866, no plan cache", 3072, 10240, 3072),
+    ("10240→3072, plan cached", "H100", "eager", 1.15, "pytorch#177866, plan cache", 3072, 10240, 3072),
+    ("10240→4096, batch 4096", "RTX 3060", "eager", 1.97, "pytorch/ao#174", 4096, 10240, 4096),
+    ("10240³", "RTX 3060", "eager", 1.72, "pytorch/ao#174", 10240, 10240, 10240),
+    ("BERT-base, batch 4", "A100", "eager", 0.71, _TUTORIAL, None, None, None),
+    ("BERT-base, batch 16", "A100", "eager", 1.23, _TUTORIAL, None, None, None),
+    ("BERT-base, batch 64", "A100", "eager", 1.22, _TUTORIAL, None, None, None),
+    ("BERT-base, batch 256", "A100", "eager", 1.14, _TUTORIAL, None, None, None),
+    ("BERT-base, batch 4", "A100", "compiled", 1.02, _TUTORIAL, None, None, None),
+    ("BERT-base, batch 16", "A100", "compiled", 1.18, _TUTORIAL, None, None, None),
+    ("BERT-base, batch 64", "A100", "compiled", 1.13, _TUTORIAL, None, None, None),
+    ("BERT-base, batch 256", "A100", "compiled", 1.12, _TUTORIAL, None, None, None),
+    ("gpt-fast, one token", "not stated", "compiled", 1.10, "pytorch#115077 (114 / 104 tokens per second)",
+     None, None, None),
+    ("SAM ViT-h, MLP", "A100", "compiled", 1.10, "torchao README", None, None, None),
+)  # fmt: skip
 
 
 def published_points() -> pd.DataFrame:
     """`PUBLISHED`, slowest first: kind ("published"), key (a letter), case, device, timing, speedup, source, sizes."""
-    points = sorted(PUBLISHED, key=lambda point: point.speedup)
-    table = pd.DataFrame([vars(point) for point in points])
+    table = pd.DataFrame(PUBLISHED, columns=PUBLISHED_COLUMNS).sort_values("speedup", kind="stable", ignore_index=True)
     table.insert(0, "kind", "published")
-    table.insert(1, "key", list(string.ascii_letters[: len(points)]))
+    table.insert(1, "key", list(string.ascii_letters[: len(table)]))
     return table
 
 
-def _prediction(device: str, keys: Mapping[str, object], dense_us: float, sparse_us: float) -> dict[str, object]:
+def _prediction(keys: Mapping[str, object], dense_us: float, sparse_us: float) -> dict[str, object]:
     times = {"dense_us": dense_us, "sparse_us": sparse_us, "speedup": dense_us / sparse_us}
-    return {"kind": "predicted", "device": device, **keys, **times}
-
-
-def _positive(**sizes: int) -> None:
-    for name, value in sizes.items():
-        if value < 1:
-            raise ConfigError(f"{name} = {value}: must be at least 1")
+    return {"kind": "predicted", **keys, **times}

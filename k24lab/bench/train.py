@@ -7,6 +7,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,24 +17,23 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from k24lab.analysis import style
-from k24lab.analysis.bench_plots import bench_figure
-from k24lab.envs.base import EnvSpec
+from k24lab.analysis.speedup_plots import training_figure
+from k24lab.bench.timing import cpu_timer, interleaved, median_ratio
+from k24lab.envs.base import EnvSpec, VecEnv
 from k24lab.envs.registry import make_env
 from k24lab.lab.config import Config, build_config
 from k24lab.lab.train import train
 from k24lab.marl.learner import PARTS, K24QLearner, build_learner
-from k24lab.marl.replay import EpisodeBatch
+from k24lab.marl.replay import EpisodeBatch, empty_batch
 from k24lab.marl.targets import greedy_actions
 from k24lab.ops.library import keep_memory
 
 Shape = tuple[int, int, int, int, int]  # agents, observation, actions, hidden size, episode length
-# Batches of 32 episodes.
-SHAPES: dict[str, Shape] = {
+SHAPES: dict[str, Shape] = {  # of batches of 32 episodes
     "3 agents, obs 18, 5 actions, hidden 64, 32 x 25": (3, 18, 5, 64, 25),
     "8 agents, obs 48, 14 actions, hidden 128, 32 x 60": (8, 48, 14, 128, 60),
 }
-# Team sizes, at the first shape: the cost of an agent must not grow with them.
-TEAM_SIZES = (3, 10, 30, 100)
+TEAM_SIZES = (3, 10, 30, 100)  # at the first shape: the cost of an agent must not grow with them
 BASELINE = "fups"
 VARIANTS: dict[str, dict[str, Any]] = {
     "fups": {"method": "fups"},
@@ -46,48 +46,33 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "kaleidoscope, dense GRU": {"method": "kaleidoscope"},
 }
 SPREAD = {"task": "mpe2/simple_spread", "t_max": 8_000, "mixer": "qmix", "n_envs": 8}
+ONE_UPDATE = {"t_max": 64_000, "updates_per_rollout": 1}
 LOOPS: dict[str, dict[str, Any]] = {
-    "rolenav, 1 update per 32 episodes": {
-        "task": "rolenav",
-        "t_max": 64_000,
-        "updates_per_rollout": 1,
-        "epsilon_anneal_steps": 20_000,
-    },
+    "rolenav, 1 update per 32 episodes": ONE_UPDATE | {"task": "rolenav", "epsilon_anneal_steps": 20_000},
     "mpe2/simple_spread, QMIX, 1 update per episode": SPREAD | {"updates_per_rollout": 8},
     "mpe2/simple_spread, QMIX, 1 update per 4 episodes": SPREAD | {"updates_per_rollout": 2},
 }
+SMAX = ONE_UPDATE | {"task": "smax/smacv2_5_units", "t_max": 160_000}
 EXTRA_LOOPS: dict[str, tuple[str, dict[str, Any]]] = {  # the package that they need
-    "vmas/navigation, 1 update per 32 episodes": (
-        "vmas",
-        {"task": "vmas/navigation", "t_max": 64_000, "updates_per_rollout": 1},
-    ),
-    "smax/smacv2_5_units, 1 update per 32 episodes": (
-        "jaxmarl",
-        {"task": "smax/smacv2_5_units", "t_max": 160_000, "updates_per_rollout": 1},
-    ),
+    "vmas/navigation, 1 update per 32 episodes": ("vmas", ONE_UPDATE | {"task": "vmas/navigation"}),
+    "smax/smacv2_5_units, 1 update per 32 episodes": ("jaxmarl", SMAX),
 }
 NO_EXTRAS = {"test_interval": 10**9, "checkpoint_interval": 10**9, "snapshot_interval": 10**9, "test_episodes": 1}
 
 
 def random_batch(spec: EnvSpec, n_episodes: int) -> EpisodeBatch:
     """Full-length episodes of random numbers."""
-    b, t, n, a = n_episodes, spec.episode_limit, spec.n_agents, spec.action_dim
-    return EpisodeBatch(
-        obs=torch.randn(b, t + 1, n, spec.obs_dim),
-        state=torch.zeros(b, t + 1, 0),
-        avail_actions=torch.ones(b, t + 1, n, a, dtype=torch.bool),
-        alive=torch.ones(b, t + 1, n, dtype=torch.bool),
-        actions=torch.randint(a, (b, t, n)),
-        reward=torch.randn(b, t),
-        terminated=torch.zeros(b, t, dtype=torch.bool),
-        filled=torch.ones(b, t, dtype=torch.bool),
-        unit_type=torch.zeros(b, n, dtype=torch.int64),
-        won=torch.zeros(b, dtype=torch.bool),
-    )
+    batch = empty_batch(spec, n_episodes, with_state=False)
+    batch.obs.normal_()
+    batch.reward.normal_()
+    batch.actions.random_(spec.action_dim)
+    for always in (batch.avail_actions, batch.alive, batch.filled):
+        always.fill_(True)
+    return batch
 
 
 def measure_updates(shape: Shape, rounds: int, variants: Iterable[str] = tuple(VARIANTS)) -> pd.DataFrame:
-    """Milliseconds of one learner update of every variant, in turn `rounds` times; its memory and its parts.
+    """Milliseconds of one learner update of every variant, interleaved; its memory and its parts.
 
     `ratio` is the median of the rounds' ratios to the baseline, `peak_mb` (1e6 bytes) what the update allocates
     at its peak, and each part has its share of the time.
@@ -96,17 +81,12 @@ def measure_updates(shape: Shape, rounds: int, variants: Iterable[str] = tuple(V
     spec = EnvSpec(n_envs=32, n_agents=n, obs_dims=(o,) * n, n_actions=(a,) * n, state_dim=n * o, episode_limit=t)
     batch = random_batch(spec, 32)
     learners = {v: build_learner(build_config({"hidden_dim": h, **VARIANTS[v]}), spec) for v in variants}
-    times: dict[str, list[float]] = {name: [] for name in learners}
-    for _ in range(rounds + 2):  # the first two warm up
-        for name, learner in learners.items():
-            start = time.perf_counter()
-            learner.update(batch, t_env=1000)
-            times[name].append(1e3 * (time.perf_counter() - start))
-    times = {name: values[2:] for name, values in times.items()}
+    calls = {name: partial(learner.update, batch, t_env=1000) for name, learner in learners.items()}
+    times = interleaved(calls, rounds, partial(cpu_timer, repeats=1))
     rows = []
     for name, learner in learners.items():
-        ratios = [a / b for a, b in zip(times[name], times[BASELINE], strict=True)]
-        row = {"variant": name, "ms": statistics.median(times[name]), "ratio": statistics.median(ratios)}
+        ratio = median_ratio(times[name], times[BASELINE])
+        row = {"variant": name, "ms": statistics.median(times[name]) / 1e3, "ratio": ratio}
         rows.append(row | {"peak_mb": peak_bytes(learner, batch) / 1e6} | part_shares(learner, batch))
     return pd.DataFrame(rows)
 
@@ -147,27 +127,31 @@ def _profiled(learner: K24QLearner, batch: EpisodeBatch, n_updates: int, profile
     return profiler.profiler.kineto_results
 
 
-def measure_world(config: Config, n_episodes: int = 4) -> float:
-    """Env steps per second of the world alone, under random actions: what a training loop could reach at most."""
+def measure_environment(config: Config, n_episodes: int = 4) -> float:
+    """Env steps per second of the environments alone, with random actions: the most that a training loop can reach."""
     env = make_env(config.task, config.n_envs)
-    steps = seconds = 0.0
-    for seed in range(n_episodes + 1):
-        start = time.perf_counter()
-        now, running = env.reset(seed), torch.ones(config.n_envs, dtype=torch.bool)
-        while running.any():
-            steps += int(running.sum())
-            now = env.step(greedy_actions(torch.rand(now.avail_actions.shape), now.avail_actions))
-            running &= ~(now.terminated | now.truncated)
-        seconds += time.perf_counter() - start
-        if seed == 0:  # it warmed up
-            steps = seconds = 0.0
+    _random_episode(env, seed=0)  # warms up
+    start = time.perf_counter()
+    steps = sum(_random_episode(env, seed) for seed in range(1, n_episodes + 1))
+    seconds = time.perf_counter() - start
     env.close()
     return steps / seconds
 
 
+def _random_episode(env: VecEnv, seed: int) -> int:
+    """Play one in each environment; returns the env steps of all."""
+    now, running, steps = env.reset(seed), torch.ones(env.spec.n_envs, dtype=torch.bool), 0
+    while running.any():
+        steps += int(running.sum())
+        now = env.step(greedy_actions(torch.rand(now.avail_actions.shape), now.avail_actions))
+        running &= ~(now.terminated | now.truncated)
+    return steps
+
+
 def measure_loop(params: dict, methods: tuple[str, ...] = ("fups", "k24")) -> pd.DataFrame:
-    """Env steps per second of the world alone, and of short training runs from start to finish, without evaluation."""
-    rows: list[dict[str, Any]] = [{"method": "the world alone", "env_steps_per_s": measure_world(build_config(params))}]
+    """Env steps per second of the environments alone, and of short training runs as a whole, without evaluation."""
+    alone = measure_environment(build_config(params))
+    rows: list[dict[str, Any]] = [{"method": "the environments alone", "env_steps_per_s": alone}]
     for method in methods:
         config: Config = build_config(NO_EXTRAS | params | {"method": method})
         with tempfile.TemporaryDirectory() as folder:
@@ -196,6 +180,6 @@ def bench_train(rounds: int = 10, loops: bool = True) -> list[Path]:
             print(f"\nTraining loop, {name}:")
             print(measure_loop(params).to_string(index=False, float_format="{:.0f}".format))
     with style.paper_style():
-        fig = bench_figure(tables, teams, PARTS)
+        fig = training_figure(tables, teams, PARTS)
         data = pd.concat([*(t.assign(shape=name) for name, t in tables.items()), teams.assign(shape="team sizes")])
         return list(style.save_figure(fig, "bench_train", data).values())

@@ -9,10 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-PATTERNS_24 = ((1, 1, 0, 0), (1, 0, 1, 0), (1, 0, 0, 1), (0, 1, 1, 0), (0, 1, 0, 1), (0, 0, 1, 1))
-PATTERN_NAMES = tuple("".join(map(str, pattern)) for pattern in PATTERNS_24)
-N_PATTERNS = len(PATTERNS_24)
-GROUP_SIZE = 4
+from k24lab.core.pattern_table import GROUP_SIZE, N_PATTERNS, PATTERN_NAMES as PATTERN_NAMES, PATTERNS_24
 
 
 def pattern_matrix(like: Tensor) -> Float[Tensor, "6 4"]:

@@ -10,8 +10,7 @@ from jaxtyping import Int
 
 from k24lab.envs.base import NO_SCENE, EnvSpec
 from k24lab.envs.foreign import ParallelEnv, brief, call, check_parallel, close_env, find_episode_limit, names_in
-from k24lab.envs.scene import Scene
-from k24lab.envs.scenes import mpe_action, mpe_scene
+from k24lab.envs.scene import Scene, mpe_action, mpe_scene
 from k24lab.envs.spaces import NUMBERS, Unfit, action_mask, check_same_spaces, discrete, encoder, read_spaces
 from k24lab.envs.vector import Row, SingleEnv
 from k24lab.errors import ConfigError, RunError

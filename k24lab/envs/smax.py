@@ -16,8 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from k24lab.envs.base import EnvSpec, Step, VecEnv, check_actions
-from k24lab.envs.scene import Scene
-from k24lab.envs.scenes import smax_action, smax_scene
+from k24lab.envs.scene import Scene, smax_action, smax_scene
 from k24lab.errors import ConfigError, unknown
 
 SCENARIOS = (

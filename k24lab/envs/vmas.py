@@ -18,8 +18,7 @@ from torch import Tensor
 
 from k24lab.envs.base import EnvSpec, Step, VecEnv
 from k24lab.envs.global_random import random_state, seed_everything, set_random_state
-from k24lab.envs.scene import Scene
-from k24lab.envs.scenes import vmas_action, vmas_scene
+from k24lab.envs.scene import Scene, vmas_action, vmas_scene
 from k24lab.errors import ConfigError, unknown
 
 Scenario = Any  # vmas.simulator.scenario.BaseScenario: the package is imported only when used

@@ -1,5 +1,6 @@
 """Acting with a frozen team: on the CPU through the kernels where they are built, else through torch."""
 
+from collections.abc import Callable, Mapping
 from functools import cached_property
 
 import torch
@@ -8,16 +9,40 @@ from torch import Tensor
 
 from k24lab.errors import ConfigError, unknown
 from k24lab.inference.freeze import FrozenTeam
-from k24lab.inference.team_step import Apply, batched, team_step
 from k24lab.marl.agent import Weights, step
 from k24lab.marl.targets import greedy_actions
-from k24lab.ops import acting, calls as ops, library as kernels
+from k24lab.ops import acting, library as kernels
+from k24lab.ops.linear import sparse_weights
 
 BACKENDS = ("auto", "kernel", "columns", "torch")
-# With AVX2 `columns` is ahead of `kernel` from here on, measured for 1 to 16 masks and hidden sizes 32 to 256: games,
-# because it works on vectors of them, and masks * games * hidden size², because each of its calls costs some 40 us.
-# With AVX-512 `kernel` has the registers that it needs for many games: it is ahead, or at most 6 % behind.
+# With AVX2 `columns` is faster than `kernel` from here on, measured for 1 to 16 masks and hidden sizes 32 to 256. Two
+# conditions: games, because it works on vectors of them, and masks * games * hidden size², because each of its calls
+# costs some 40 us. With AVX-512 `kernel` has the registers that many games need: it is faster, or at most 6 % slower.
 MANY_GAMES, MUCH_WORK = 24, 2_000_000
+Apply = Callable[[str, Tensor], Tensor]  # the layer of a name times its input, in new memory
+
+
+def team_step(
+    apply: Apply, x: Float[Tensor, "K B in"], hidden: Float[Tensor, "K B H"]
+) -> tuple[Float[Tensor, "K B A"], Float[Tensor, "K B H"]]:
+    """One time step of a team in torch: Q-values and the next hidden state. `apply` knows the layers' matrices."""
+    gate_x, gate_h = apply("rnn_input", apply("fc1", x).relu_()), apply("rnn_hidden", hidden)
+    size = hidden.shape[-1]
+    r, z = (gate_x[..., : 2 * size] + gate_h[..., : 2 * size]).sigmoid_().split(size, dim=-1)
+    candidate = torch.addcmul(gate_x[..., 2 * size :], r, gate_h[..., 2 * size :]).tanh_()
+    after = torch.lerp(candidate, hidden, z)
+    return apply("fc4", apply("fc3", apply("fc2", after).relu_()).relu_()), after
+
+
+def batched(matrices: Mapping[str, tuple[Float[Tensor, "Kw out in"], Float[Tensor, " out"]]]) -> Apply:
+    """One batched product a layer for all networks; one matrix may serve any number of them."""
+    transposed = {name: (weight.mT.contiguous(), bias) for name, (weight, bias) in matrices.items()}
+
+    def apply(name: str, x: Tensor) -> Tensor:
+        weight, bias = transposed[name]
+        return torch.baddbmm(bias, x, weight.expand(len(x), -1, -1))
+
+    return apply
 
 
 class Actor:
@@ -26,8 +51,8 @@ class Actor:
     Args:
         team: what acts.
         backend: `kernel` is the CPU kernel for acting (float32), `columns` that of training (with AVX2 the faster one
-            for many games), `torch` does without, and `auto` takes what `form` says, of those that are built.
-        sparse: False lets `kernel` multiply by every weight, dropped ones too: what 2:4 itself is worth.
+            for many games), `torch` uses neither, and `auto` takes what `backend_for` says.
+        sparse: False lets `kernel` multiply by every weight, dropped ones too, to measure what 2:4 itself gains.
 
     Raises:
         ConfigError: an unknown backend, kernels that are not built, or `sparse` with another backend than `kernel`.
@@ -37,7 +62,7 @@ class Actor:
         if backend not in BACKENDS:
             raise ConfigError(unknown("backend", backend, BACKENDS))
         built = kernels.library() is not None
-        self._many = "kernel" if kernels.describe() == "avx512" else "columns"
+        self._for_many_games = "kernel" if kernels.describe() == "avx512" else "columns"
         if backend in ("kernel", "columns") and not built:
             raise ConfigError(f"backend = {backend!r}, but the CPU kernels are not built; allowed here: auto, torch")
         if not sparse and backend != "kernel":
@@ -46,9 +71,9 @@ class Actor:
         self.backend = backend if built else "torch"
         self._masked = {name for name, layer in team.layers.items() if layer.patterns is not None}
         self._hidden: Tensor | None = None
-        self._shape, self._form = torch.Size(), ""  # of the last step
+        self._shape, self._backend = torch.Size(), ""  # of the last step
 
-    # Each form has the matrices in a layout of its own, made when it is first needed.
+    # Each backend has the matrices in a layout of its own, made when it is first needed.
     @cached_property
     def _kernel(self) -> acting.TeamStep:
         return acting.pack_team(self.team.weights(), self.team.n_actions, self._masked if self.sparse else ())
@@ -56,22 +81,21 @@ class Actor:
     @cached_property
     def _columns(self) -> Weights:
         weights = self.team.weights()
-        packed = {name: ops.pack(weights[name].weight) for name in self._masked}
-        return {name: layer._replace(packed=packed.get(name)) for name, layer in weights.items()}
+        return weights | {name: sparse_weights(weights[name].weight, weights[name].bias) for name in self._masked}
 
     @cached_property
     def _torch(self) -> Apply:
-        return batched({name: (layer.folded(), layer.bias) for name, layer in self.team.layers.items()})
+        return batched(self.team.folded())
 
-    def form(self, networks: int, games: int) -> str:
-        """What one step is computed with: kernel, columns or torch."""
+    def backend_for(self, networks: int, games: int) -> str:
+        """What computes one step of this size: kernel, columns or torch."""
         if self.backend != "auto":
             return self.backend
         work = networks * games * self.team.config.hidden_dim**2
         if games < MANY_GAMES or work < MUCH_WORK:
             return "kernel"
-        # The kernels work on one thread.
-        return self._many if torch.get_num_threads() <= kernels.MOST_THREADS else "torch"
+        # The kernels are single-threaded.
+        return self._for_many_games if torch.get_num_threads() <= kernels.MOST_THREADS else "torch"
 
     def reset(self) -> None:
         """Forget: the next step is the first of new games."""
@@ -91,39 +115,41 @@ class Actor:
             if self._hidden is not None:
                 raise ValueError(f"inputs for {games} games, the last step had {self._shape[1]}: reset() first")
             self._hidden, self._shape = self.initial_hidden(networks, games), inputs.shape
-            self._form = self.form(*self._folded(networks, games))
-        q_values, self._hidden = self._step(inputs, self._hidden, self._form)
+            self._backend = self.backend_for(*self._rows(networks, games))
+        q_values, self._hidden = self._step(inputs, self._hidden, self._backend)
         return q_values
 
     def actions(self, inputs: Float[Tensor, "K B I"], avail_actions: Bool[Tensor, "K B A"]) -> Int[Tensor, "K B"]:
         """One time step of B games: the greedy available actions."""
         return greedy_actions(self.q_values(inputs), avail_actions)
 
-    def initial_hidden(self, n_networks: int, rows: int) -> Tensor:
+    def initial_hidden(self, networks: int, games: int) -> Tensor:
         """The first hidden state for `act`: [K, R, H], its H padded for the kernel, or [K, H, R] for columns."""
-        networks, games = self._folded(n_networks, rows)
-        form, size = self.form(networks, games), self.team.config.hidden_dim
-        if form == "kernel":
+        networks, games = self._rows(networks, games)
+        backend, size = self.backend_for(networks, games), self.team.config.hidden_dim
+        if backend == "kernel":
             return self._kernel.initial_hidden(networks, games)
-        return torch.zeros(networks, size, games) if form == "columns" else torch.zeros(networks, games, size)
+        return torch.zeros(networks, size, games) if backend == "columns" else torch.zeros(networks, games, size)
 
     def act(self, inputs: Float[Tensor, "K I R"], hidden: Tensor) -> tuple[Float[Tensor, "K A R"], Tensor]:
         """One time step for `k24lab.marl.rollout.collect`, which keeps the hidden state itself."""
         self._check(inputs.mT)
-        form = self.form(*self._folded(len(inputs), inputs.shape[2]))
-        q_values, hidden = self._step(inputs.mT, hidden, form)
+        backend = self.backend_for(*self._rows(len(inputs), inputs.shape[2]))
+        q_values, hidden = self._step(inputs.mT, hidden, backend)
         return q_values.mT, hidden
 
-    def _folded(self, networks: int, games: int) -> tuple[int, int]:
-        """One network for all sees the rows of all alike."""
+    def _rows(self, networks: int, games: int) -> tuple[int, int]:
+        """Networks and rows of each in one step: one network for all treats every agent's games as its rows."""
         return (1, networks * games) if self.team.n_masks == 1 else (networks, games)
 
-    def _step(self, inputs: Float[Tensor, "K B I"], hidden: Tensor, form: str) -> tuple[Float[Tensor, "K B A"], Tensor]:
+    def _step(
+        self, inputs: Float[Tensor, "K B I"], hidden: Tensor, backend: str
+    ) -> tuple[Float[Tensor, "K B A"], Tensor]:
         one = self.team.n_masks == 1
         x = inputs.reshape(1, -1, inputs.shape[2]) if one else inputs
-        if form == "kernel":
+        if backend == "kernel":
             q_values = self._kernel(x, hidden)  # changes the hidden state in place
-        elif form == "columns":
+        elif backend == "columns":
             columns, hidden = step(self._columns, x.mT.contiguous(), hidden)
             q_values = columns.mT
         else:

@@ -1,12 +1,13 @@
-"""What 2:4 can save at most: multiply-adds and bytes of the agent network, layer by layer and for a whole team.
+"""Multiply-adds and bytes of the agent network, dense and 2:4, layer by layer and for a whole team.
 
-Everything here is counted, nothing measured. One multiply-add is one weight times one input (2 FLOP), per agent and
-environment step; biases, activations and the GRU's elementwise gates are left out of the multiply-adds (they cost the
-same with and without masks) and are in the bytes.
+Everything here is counted, nothing is measured. One multiply-add is one weight times one input (2 FLOP), per agent and
+environment step. Biases, activations and the GRU's elementwise gates cost the same with and without masks: they are
+left out of the multiply-adds, and the biases are included in the bytes.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import pandas as pd
 
@@ -24,14 +25,7 @@ STORAGES = (
     "shared weights + patterns",
     "a dense network each",
 )
-
-# Weight shapes (rows, columns) must be multiples of these (torch.sparse, `_DTYPE_SHAPE_CONSTRAINTS` of both backends).
-KERNEL_TILES = {
-    ("cutlass", "fp16"): (32, 64),
-    ("cutlass", "int8"): (16, 128),
-    ("cusparselt", "fp16"): (16, 16),
-    ("cusparselt", "int8"): (32, 32),
-}
+KERNEL_TILE = 16  # 2:4 weights in 16 bit have multiples of these rows and columns (cuSPARSELt, as torch uses it)
 
 
 @dataclass(frozen=True)
@@ -96,47 +90,27 @@ def multiply_add_table(layers: Sequence[Layer]) -> pd.DataFrame:
     Columns: masked, layer, kind, multiply_adds (executed, per agent step), share (of the dense network's).
     """
     total = sum(layer.weights for layer in layers)
-    rows = [
-        {"masked": masked, "layer": layer.name, "kind": layer.kind, "multiply_adds": executed}
-        for masked, kinds in MASKED_KINDS.items()
-        for layer in layers
-        for executed in [layer.kept if layer.kind in kinds else layer.weights]
-    ]
-    table = pd.DataFrame(rows)
-    return table.assign(share=table["multiply_adds"] / total)
-
-
-def masked_share(layers: Sequence[Layer], masked: str) -> float:
-    """Share of the dense multiply-adds that is in masked layers, in [0, 1]."""
-    kinds = _masked_kinds(masked)
-    return sum(layer.weights for layer in layers if layer.kind in kinds) / sum(layer.weights for layer in layers)
-
-
-def speedup_bound(layers: Sequence[Layer], masked: str, *, padded: bool = False) -> float:
-    """Most that 2:4 can gain on the whole network: Amdahl's law with a factor of 2 on the masked share s.
-
-    1 / ((1 - s) + s / 2). With `padded`, dense over executed multiply-adds instead: the zeros that fill a last group
-    are multiplied too, so this is a little less (obs_dim 21: 12 of 21 multiply-adds per row stay, not 10.5).
-    """
-    if padded:
-        kinds = _masked_kinds(masked)
-        executed = sum(layer.kept if layer.kind in kinds else layer.weights for layer in layers)
-        return sum(layer.weights for layer in layers) / executed
-    share = masked_share(layers, masked)
-    return 1.0 / ((1.0 - share) + share * KEPT / GROUP)
+    rows = []
+    for (masked, kinds), layer in product(MASKED_KINDS.items(), layers):
+        executed = layer.kept if layer.kind in kinds else layer.weights
+        about = {"masked": masked, "layer": layer.name, "kind": layer.kind}
+        rows.append(about | {"multiply_adds": executed, "share": executed / total})
+    return pd.DataFrame(rows)
 
 
 def bound_table(layers: Sequence[Layer]) -> pd.DataFrame:
-    """One row per choice of masked layers: masked, masked_share, bound (Amdahl), bound_padded (as executed)."""
-    rows = [
-        {
-            "masked": masked,
-            "masked_share": masked_share(layers, masked),
-            "bound": speedup_bound(layers, masked),
-            "bound_padded": speedup_bound(layers, masked, padded=True),
-        }
-        for masked in MASKED_KINDS
-    ]
+    """The most that 2:4 can gain on the whole network: one row per choice of masked layers.
+
+    Columns: masked, masked_share (s, of the dense multiply-adds), bound (Amdahl: 1 / ((1 - s) + s / 2)), bound_padded
+    (dense over executed multiply-adds: the zeros that fill a last group are multiplied too, so that with 21 inputs 12
+    of 21 multiply-adds per row stay, not 10.5).
+    """
+    dense, rows = sum(layer.weights for layer in layers), []
+    for masked, kinds in MASKED_KINDS.items():
+        share = sum(layer.weights for layer in layers if layer.kind in kinds) / dense
+        executed = sum(layer.kept if layer.kind in kinds else layer.weights for layer in layers)
+        bound = 1.0 / ((1.0 - share) + share * KEPT / GROUP)
+        rows.append({"masked": masked, "masked_share": share, "bound": bound, "bound_padded": dense / executed})
     return pd.DataFrame(rows)
 
 
@@ -151,13 +125,13 @@ def team_bytes(layers: Sequence[Layer], n_agents: int, storage: str, dtype: str 
     Raises:
         ConfigError: unknown `storage`, `dtype` or `masked`, or fewer than one agent.
     """
-    if storage not in STORAGES:
-        raise ConfigError(unknown("storage", storage, STORAGES))
-    if dtype not in DTYPE_BYTES:
-        raise ConfigError(unknown("dtype", dtype, DTYPE_BYTES))
+    choices = {"storage": STORAGES, "dtype": DTYPE_BYTES, "choice of masked layers": MASKED_KINDS}
+    for (kind, allowed), value in zip(choices.items(), (storage, dtype, masked), strict=True):
+        if value not in allowed:
+            raise ConfigError(unknown(kind, value, allowed))
     if n_agents < 1:
         raise ConfigError(f"n_agents = {n_agents}: must be at least 1")
-    size, kinds = DTYPE_BYTES[dtype], _masked_kinds(masked)
+    size, kinds = DTYPE_BYTES[dtype], MASKED_KINDS[masked]
     sparse = [layer for layer in layers if layer.kind in kinds]
     dense = sum(layer.dense_bytes(size) for layer in layers)
     biases = sum(layer.out_features for layer in layers) * size
@@ -173,39 +147,14 @@ def team_bytes(layers: Sequence[Layer], n_agents: int, storage: str, dtype: str 
 
 def team_memory(layers: Sequence[Layer], n_agents: Sequence[int], dtype: str, masked: str = "all") -> pd.DataFrame:
     """One row per storage and team size: storage, n_agents, dtype, masked, bytes."""
-    rows = [
-        {
-            "storage": s,
-            "n_agents": n,
-            "dtype": dtype,
-            "masked": masked,
-            "bytes": team_bytes(layers, n, s, dtype, masked),
-        }
-        for s in STORAGES
-        for n in n_agents
-    ]
-    return pd.DataFrame(rows)
+    cases = list(product(STORAGES, n_agents))
+    table = pd.DataFrame(cases, columns=["storage", "n_agents"]).assign(dtype=dtype, masked=masked)
+    return table.assign(bytes=[team_bytes(layers, n, storage, dtype, masked) for storage, n in cases])
 
 
-def kernel_shape(out_features: int, in_features: int, backend: str, dtype: str = "fp16") -> tuple[int, int]:
-    """Weight shape after padding with zeros to what the GPU kernel accepts; torch pads activations, never weights.
-
-    Raises:
-        ConfigError: a size below 1, or a backend and dtype without a 2:4 kernel (fp32 would be 1:2).
-    """
-    if out_features < 1 or in_features < 1:
-        raise ConfigError(f"weight shape ({out_features}, {in_features}): both must be at least 1")
-    if (backend, dtype) not in KERNEL_TILES:
-        allowed = ("/".join(key) for key in KERNEL_TILES)
-        raise ConfigError(unknown("2:4 kernel", f"{backend}/{dtype}", allowed))
-    rows, columns = KERNEL_TILES[backend, dtype]
-    return -(-out_features // rows) * rows, -(-in_features // columns) * columns
-
-
-def _masked_kinds(masked: str) -> frozenset[str]:
-    if masked not in MASKED_KINDS:
-        raise ConfigError(unknown("choice of masked layers", masked, MASKED_KINDS))
-    return MASKED_KINDS[masked]
+def kernel_shape(out_features: int, in_features: int) -> tuple[int, int]:
+    """Weight shape, padded with zeros to what a GPU's 2:4 kernel accepts; torch pads activations, never weights."""
+    return -(-out_features // KERNEL_TILE) * KERNEL_TILE, -(-in_features // KERNEL_TILE) * KERNEL_TILE
 
 
 def _bytes(bits: int) -> int:

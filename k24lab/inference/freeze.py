@@ -11,24 +11,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from k24lab.core.baselines import MagnitudeLinear24
 from k24lab.core.layers import SemiStructuredLinear24
 from k24lab.core.masks import argmax_masks
-from k24lab.core.patterns import GROUP_SIZE, N_PATTERNS, PATTERNS_24, masks_from_index, n_groups, ungroup
+from k24lab.core.patterns import N_PATTERNS, masks_from_index, n_groups, ungroup
 from k24lab.envs.registry import make_env
 from k24lab.errors import ConfigError, RunError, unknown, warn
-from k24lab.inference.costs import agent_layers, team_bytes
-from k24lab.inference.packing import pack_patterns, quantise, to_dtype, unpack_patterns
+from k24lab.inference.costs import PATTERN_BITS, agent_layers, team_bytes
+from k24lab.inference.packing import pack_patterns, patterns_of, quantise, to_dtype, unpack_patterns
 from k24lab.lab import tensorfile
 from k24lab.lab.config import Config, stored_config
 from k24lab.lab.runs import RunFolder, atomic_write, read_config
-from k24lab.marl.agent import LAYERS, LayerWeights, RNNAgent
+from k24lab.marl.agent import RNNAgent
 from k24lab.marl.learner import K24QLearner, build_learner
 from k24lab.methods import METHODS
+from k24lab.methods.base import LAYERS
+from k24lab.ops.linear import LayerWeights
 
 FORMAT = "k24lab-team-1"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
@@ -74,9 +75,13 @@ class FrozenTeam:
         """Outputs."""
         return self.layers["fc4"].weight.shape[0]
 
+    def folded(self) -> dict[str, tuple[Float[Tensor, "M out in"], Float[Tensor, " out"]]]:
+        """Of each layer the matrix under each mask (or one for all), and the bias."""
+        return {name: (layer.folded(), layer.bias) for name, layer in self.layers.items()}
+
     def weights(self) -> dict[str, LayerWeights]:
         """For `k24lab.marl.agent.step`, in float32."""
-        return {name: LayerWeights(layer.folded(), layer.bias.unsqueeze(0)) for name, layer in self.layers.items()}
+        return {name: LayerWeights(weight, bias.unsqueeze(0)) for name, (weight, bias) in self.folded().items()}
 
 
 def freeze(agent: RNNAgent, config: Config, obs_dim: int, n_agents: int, t_env: int) -> FrozenTeam:
@@ -103,21 +108,6 @@ def freeze(agent: RNNAgent, config: Config, obs_dim: int, n_agents: int, t_env: 
         layers[name] = FrozenLayer(weight, bias, patterns)
     n_masks = max((len(layer.patterns) for layer in layers.values() if layer.patterns is not None), default=1)
     return FrozenTeam(layers, config, obs_dim, n_agents, n_masks, t_env)
-
-
-def patterns_of(mask: Float[Tensor, "M out in"], layer: str) -> UInt8[Tensor, "M out G"]:
-    """Which pattern each group of a mask is; in a last group that is cut, one that agrees where there are weights.
-
-    Raises:
-        ConfigError: a group that is none of the six, naming layer, mask, row and group.
-    """
-    groups = F.pad(mask, (0, -mask.shape[-1] % GROUP_SIZE), value=torch.nan).unflatten(-1, (-1, GROUP_SIZE)).cpu()
-    agrees = torch.stack([((groups == groups.new_tensor(p)) | groups.isnan()).all(dim=-1) for p in PATTERNS_24], dim=-1)
-    if not agrees.any(dim=-1).all():
-        m, row, group = (~agrees.any(dim=-1)).nonzero()[0].tolist()
-        there = [round(x, 4) for x in groups[m, row, group].tolist() if x == x]
-        raise ConfigError(f"layer {layer!r}, mask {m}, row {row}, group {group} = {there} is not 2:4")
-    return agrees.to(torch.uint8).argmax(dim=-1).to(torch.uint8)
 
 
 def freeze_run(folder: Path) -> FrozenTeam:
@@ -172,7 +162,7 @@ def save_team(team: FrozenTeam, path: Path, dtype: str = "float32") -> None:
         if dtype == "int8":
             tensors[f"{name}/weight"], tensors[f"{name}/scale"] = quantise(weight)
         else:
-            tensors[f"{name}/weight"] = to_dtype(weight, DTYPES[dtype], f"layer {name!r}")
+            tensors[f"{name}/weight"] = to_dtype(weight, DTYPES[dtype], name)
         tensors[f"{name}/bias"] = layer.bias
         if layer.patterns is not None:
             tensors[f"{name}/patterns"] = pack_patterns(layer.patterns)
@@ -218,7 +208,8 @@ def _team(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> FrozenTeam
         raise ValueError(f"sizes {sizes}, expected whole numbers {', '.join(SIZES)}")
     if dtype not in DTYPES or config.method not in MASKED_METHODS:
         raise ValueError(f"dtype {dtype!r} or method {config.method!r} that no team has")
-    _check_tensors(tensors, dtype)
+    input_dim = sizes["obs_dim"] + sizes["n_agents"] * config.agent_id
+    _check(tensors, dtype, sizes["n_masks"], input_dim, config.hidden_dim)
     layers = {}
     for name in LAYERS:
         weight = tensors[f"{name}/weight"].float()
@@ -229,31 +220,25 @@ def _team(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> FrozenTeam
         if patterns is not None and int(patterns.max()) >= N_PATTERNS:
             raise ValueError(f"layer {name!r} has a pattern {int(patterns.max())}, there are {N_PATTERNS}")
         layers[name] = FrozenLayer(weight, tensors[f"{name}/bias"], patterns)
-    team = FrozenTeam(layers, config, **sizes, dtype=dtype)
-    _check_sizes(team)
-    return team
+    return FrozenTeam(layers, config, **sizes, dtype=dtype)
 
 
-def _check_tensors(tensors: Mapping[str, Tensor], dtype: str) -> None:
-    """Only what `save_team` writes, finite and in its dtypes."""
-    parts = {"weight": DTYPES[dtype], "bias": torch.float32, "scale": torch.float32, "patterns": torch.uint8}
-    for name, tensor in tensors.items():
-        layer, _, part = name.partition("/")
-        if layer not in LAYERS or part not in parts or (part == "scale" and dtype != "int8"):
-            raise ValueError(f"a tensor {name!r} that no team has")
-        if tensor.dtype != parts[part] or not tensor.float().isfinite().all():
-            raise ValueError(f"{name} in {tensor.dtype}, expected finite numbers in {parts[part]}")
-
-
-def _check_sizes(team: FrozenTeam) -> None:
-    """Layers that do not fit together would be read past their end by the kernels."""
-    hidden, sizes = team.config.hidden_dim, {"fc1": 1, "rnn_input": 3, "rnn_hidden": 3, "fc2": 1, "fc3": 1}
-    for name, layer in team.layers.items():
-        rows = sizes[name] * hidden if name in sizes else team.n_actions
-        columns = team.obs_dim + team.n_agents * team.config.agent_id if name == "fc1" else hidden
-        shapes = {"weight": (tuple(layer.weight.shape), (rows, columns)), "bias": (tuple(layer.bias.shape), (rows,))}
-        if layer.patterns is not None:
-            shapes["patterns"] = (tuple(layer.patterns.shape), (team.n_masks, rows, n_groups(columns)))
-        for part, (found, wanted) in shapes.items():
-            if found != wanted:
-                raise ValueError(f"{name}/{part} of shape {found}, expected {wanted}")
+def _check(tensors: Mapping[str, Tensor], dtype: str, n_masks: int, input_dim: int, hidden: int) -> None:
+    """Only what `save_team` writes, finite; the kernels would read past the end of layers that do not fit together."""
+    outputs = {"rnn_input": 3 * hidden, "rnn_hidden": 3 * hidden, "fc4": len(tensors["fc4/bias"])}
+    expected: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+    for name in LAYERS:
+        rows, columns = outputs.get(name, hidden), input_dim if name == "fc1" else hidden
+        expected[f"{name}/weight"] = DTYPES[dtype], (rows, columns)
+        expected[f"{name}/bias"] = torch.float32, (rows,)
+        if dtype == "int8":
+            expected[f"{name}/scale"] = torch.float32, (rows,)
+        if f"{name}/patterns" in tensors:
+            expected[f"{name}/patterns"] = torch.uint8, (n_masks, -(-rows * n_groups(columns) * PATTERN_BITS // 8))
+    if wrong := set(tensors) ^ set(expected):
+        raise ValueError(f"tensors {sorted(wrong)} are missing or belong to no team")
+    for name, (kind, shape) in expected.items():
+        tensor = tensors[name]
+        if tensor.dtype != kind or tuple(tensor.shape) != shape or not tensor.float().isfinite().all():
+            found = f"{tuple(tensor.shape)} in {tensor.dtype}"
+            raise ValueError(f"{name} of shape {found}, expected finite numbers of shape {shape} in {kind}")

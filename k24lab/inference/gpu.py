@@ -1,77 +1,118 @@
 """Acting with a frozen team on an NVIDIA GPU: 2:4 calls per mask or one dense batched product, whichever is faster.
 
-API: torch.sparse.to_sparse_semi_structured, torch.cuda.graph. A step is captured once, so that host time, which is ten
-times that of the kernels at the sizes of this field, is paid once.
+A step is captured once as a CUDA graph (torch.cuda.graph), because at the sizes of this field the host needs ten times
+as long as the kernels. 2:4 matrices are torch's own semi-structured tensors:
+https://docs.pytorch.org/docs/stable/sparse.html#sparse-semi-structured-tensors.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import statistics
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.sparse import SparseSemiStructuredTensorCUSPARSELT
 
-from k24lab.bench.gpu import _backend, gpu_time, median_interleaved, pack_for_gpu, sparse24_available
 from k24lab.errors import ConfigError, unknown
+from k24lab.inference.actor import Apply, batched, team_step
 from k24lab.inference.costs import kernel_shape
 from k24lab.inference.freeze import FrozenTeam
-from k24lab.inference.packing import check_24, check_padding
-from k24lab.inference.team_step import Apply, batched, team_step
 from k24lab.ops.acting import GATES
 
-FORMS = ("auto", "dense", "sparse")
-TRIALS = 30  # of each form, to choose by
+Call = Callable[[], object]
+Layers = Mapping[str, tuple[Float[Tensor, "M rows columns"], Float[Tensor, " rows"]]]  # matrices and biases
+IMPLEMENTATIONS = ("auto", "dense", "sparse")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+MIN_CAPABILITY = (8, 0)  # Ampere, the first generation with sparse tensor cores
+DENSE_ROWS = 8  # torch pads 16-bit activations to a multiple of this
+MOST_PADDING = 16.0  # times the weights: a team that needs more is too small for these kernels
+WARM_UP = 5  # calls before a graph is captured: choice of kernels, set-up of plans, allocator
+TRIALS = 30  # of each implementation, to choose the faster one
 
 
-@dataclass(frozen=True)
-class PaddedLayer:
-    """Matrices [M or 1, rows, columns] and their bias, padded so that every layer's output is the next one's input."""
+def sparse24_available() -> tuple[bool, str]:
+    """Whether 2:4 kernels can run here, and a line that says what is missing, or the device."""
+    if not torch.cuda.is_available():
+        return False, f"no 2:4 on a GPU here: torch {torch.__version__} sees no CUDA device"
+    name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    if torch.version.hip is not None or capability < MIN_CAPABILITY:
+        return False, f"no 2:4 on a GPU here: {name} has no NVIDIA sparse tensor cores (compute capability 8.0)"
+    if not torch.backends.cusparselt.is_available():
+        return False, f"no 2:4 on a GPU here: {name} needs cuSPARSELt, which this torch lacks"
+    return True, name
 
-    weight: Float[Tensor, "M rows columns"]
-    bias: Float[Tensor, " rows"]
-    sparse: bool
+
+def pack_for_gpu(weight: Float[Tensor, "out in"], batch: int) -> Tensor:
+    """torch's 2:4 tensor of a padded weight; cuSPARSELt tries its algorithms for `batch` rows and keeps the fastest."""
+    with warnings.catch_warnings():  # torch warns that these functions are prototypes
+        warnings.simplefilter("ignore")
+        packed: Any = SparseSemiStructuredTensorCUSPARSELT.from_dense(weight.contiguous())
+        x = weight.new_zeros(-(-batch // DENSE_ROWS) * DENSE_ROWS, weight.shape[1])  # padded as F.linear pads it
+        packed.alg_id_cusparselt = torch._cslt_sparse_mm_search(packed.packed, x.t(), transpose_result=True)
+    return packed
 
 
-def padded_layers(team: FrozenTeam, backend: str) -> dict[str, PaddedLayer]:
-    """All layers with zeros up to what 2:4 kernels accept; the gates of the GRU begin at multiples of the same.
+def capture(call: Call, n_calls: int = 1) -> Call:
+    """Capture a CUDA graph of `n_calls` calls; what is returned replays it."""
+    for _ in range(WARM_UP):
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(n_calls):
+            call()
+    return graph.replay
+
+
+def gpu_time(call: Call) -> float:
+    """Microseconds between events around a call."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) * 1e3
+
+
+def padded_layers(team: FrozenTeam) -> Layers:
+    """`team.folded()` with zeros up to what 2:4 kernels accept, so that every layer's output is the next one's input.
+
+    The gates of the GRU begin at multiples of the same size.
 
     Raises:
-        ConfigError: a backend without such kernels, a folded matrix that is not 2:4, or absurd padding.
+        ConfigError: a team so small that padding would make it more than MOST_PADDING times larger.
     """
     layers = {}
-    for name, layer in team.layers.items():
-        weight, gates = layer.folded(), GATES.get(name, 1)
-        if layer.patterns is not None:
-            check_24(weight, name)
+    for name, (weight, bias) in team.folded().items():
+        gates = GATES.get(name, 1)
         out, inputs = weight.shape[1] // gates, weight.shape[2]
-        # A hidden size that suits rows and columns alike, whichever of the two a layer has it as.
-        rows = _common(out, backend) if name != "fc4" else kernel_shape(out, inputs, backend)[0]
-        columns = _common(inputs, backend) if name != "fc1" else kernel_shape(out, inputs, backend)[1]
+        rows, columns = kernel_shape(out, inputs)
         grown = F.pad(weight.unflatten(1, (gates, out)), (0, columns - inputs, 0, rows - out)).flatten(1, 2)
-        bias = F.pad(layer.bias.unflatten(0, (gates, out)), (0, rows - out)).flatten()
-        layers[name] = PaddedLayer(grown, bias, layer.patterns is not None)
+        layers[name] = grown, F.pad(bias.unflatten(0, (gates, out)), (0, rows - out)).flatten()
     n_weights = sum(layer.weight.numel() for layer in team.layers.values())
-    check_padding(n_weights, sum(layer.weight[0].numel() for layer in layers.values()), "a team")
+    n_padded = sum(weight[0].numel() for weight, _ in layers.values())
+    if n_padded > MOST_PADDING * n_weights:
+        raise ConfigError(
+            f"a team with {n_weights} weights would be padded to {n_padded}, more than {MOST_PADDING:.0f} times as "
+            "many: 2:4 kernels of GPUs do not suit it"
+        )
     return layers
 
 
-def _common(size: int, backend: str) -> int:
-    return max(kernel_shape(size, size, backend))
-
-
-def sparse_form(layers: Mapping[str, PaddedLayer], pack: Callable[[Tensor], Tensor]) -> Apply:
+def sparse_calls(layers: Layers, masked: Iterable[str], pack: Callable[[Tensor], Tensor]) -> Apply:
     """A call of the 2:4 kernel for each mask; what is not masked is one product for all."""
-    packed = {name: [pack(matrix) for matrix in layer.weight] for name, layer in layers.items() if layer.sparse}
+    packed = {name: [pack(matrix) for matrix in layers[name][0]] for name in masked}
 
     def apply(name: str, x: Tensor) -> Tensor:
-        layer = layers[name]
+        weight, bias = layers[name]
         if name not in packed:
-            return F.linear(x, layer.weight[0], layer.bias)
-        if len(packed[name]) == 1:  # one mask for all networks: one call
-            return F.linear(x.flatten(0, 1), packed[name][0], layer.bias).unflatten(0, x.shape[:2])
-        return torch.stack([F.linear(rows, m, layer.bias) for rows, m in zip(x, packed[name], strict=True)])
+            return F.linear(x, weight[0], bias)
+        if len(weight) == 1:  # one mask for all networks: one call
+            return F.linear(x.flatten(0, 1), packed[name][0], bias).unflatten(0, x.shape[:2])
+        return torch.stack([F.linear(rows, matrix, bias) for rows, matrix in zip(x, packed[name], strict=True)])
 
     return apply
 
@@ -83,59 +124,45 @@ class GPUActor:
         team: what acts.
         batch: B.
         dtype: float16 or bfloat16.
-        form: `sparse` (2:4 calls), `dense` (one batched product), or `auto`: the faster one here, measured.
+        implementation: `sparse` (2:4 calls), `dense` (one batched product), or `auto`: the faster one here, measured.
 
     Raises:
-        ConfigError: no GPU with 2:4 kernels (compute capability 8.0), or an unknown dtype or form.
+        ConfigError: no GPU with 2:4 kernels (compute capability 8.0), or an unknown dtype or implementation.
     """
 
-    def __init__(self, team: FrozenTeam, batch: int, dtype: str = "float16", form: str = "auto"):
+    def __init__(self, team: FrozenTeam, batch: int, dtype: str = "float16", implementation: str = "auto"):
         if dtype not in DTYPES:
             raise ConfigError(unknown("dtype", dtype, DTYPES))
-        if form not in FORMS:
-            raise ConfigError(unknown("form", form, FORMS))
-        available, reason = sparse24_available()
+        if implementation not in IMPLEMENTATIONS:
+            raise ConfigError(unknown("implementation", implementation, IMPLEMENTATIONS))
+        available, found = sparse24_available()
         if not available:
-            raise ConfigError(reason)
-        backend = _backend(torch.cuda.get_device_capability())
-        assert backend is not None
-        layers = {
-            name: PaddedLayer(layer.weight.cuda().to(DTYPES[dtype]), layer.bias.cuda().to(DTYPES[dtype]), layer.sparse)
-            for name, layer in padded_layers(team, backend).items()
-        }
-        n = team.n_masks
-        like = layers["fc1"].weight
+            raise ConfigError(found)
+        kind = DTYPES[dtype]
+        layers = {name: (w.cuda().to(kind), bias.cuda().to(kind)) for name, (w, bias) in padded_layers(team).items()}
+        first, _ = layers["fc1"]
         self.team = team
-        self._x = like.new_zeros(n, batch, like.shape[2])
-        self._hidden = like.new_zeros(n, batch, like.shape[1])
-        self._outputs: dict[str, Tensor] = {}
-        forms = {
-            "dense": batched({name: (layer.weight, layer.bias) for name, layer in layers.items()}),
-            "sparse": sparse_form(layers, lambda w: pack_for_gpu(w, backend, batch)),
-        }
-        graphs = {name: self._capture(name, apply) for name, apply in forms.items() if form in (name, "auto")}
-        self.form = self._faster(graphs) if form == "auto" else form
-        self._graph = graphs[self.form]
+        self._x = first.new_zeros(team.n_masks, batch, first.shape[2])
+        self._hidden = first.new_zeros(team.n_masks, batch, first.shape[1])
+        self._q_values: dict[str, Tensor] = {}
+        replays: dict[str, Call] = {}
+        if implementation != "sparse":
+            replays["dense"] = self._captured("dense", batched(layers))
+        if implementation != "dense":
+            masked = [name for name, layer in team.layers.items() if layer.patterns is not None]
+            sparse = sparse_calls(layers, masked, lambda weight: pack_for_gpu(weight, batch))
+            replays["sparse"] = self._captured("sparse", sparse)
+        self.implementation = _fastest(replays) if implementation == "auto" else implementation
+        self.replay = replays[self.implementation]  # a step on the inputs of the last one
         self.reset()
 
     @torch.inference_mode()
-    def _capture(self, name: str, apply: Apply) -> torch.cuda.CUDAGraph:
-        for _ in range(3):  # choose kernels and set up plans outside the graph
-            team_step(apply, self._x, self._hidden)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._outputs[name], after = team_step(apply, self._x, self._hidden)
+    def _captured(self, name: str, apply: Apply) -> Call:
+        def step() -> None:
+            self._q_values[name], after = team_step(apply, self._x, self._hidden)
             self._hidden.copy_(after)
-        return graph
 
-    def _faster(self, graphs: Mapping[str, torch.cuda.CUDAGraph]) -> str:
-        dense, sparse = median_interleaved(graphs["dense"].replay, graphs["sparse"].replay, gpu_time, TRIALS)
-        return "sparse" if sparse < dense else "dense"
-
-    def replay(self) -> None:
-        """The step on the inputs that are there."""
-        self._graph.replay()
+        return capture(step)
 
     def reset(self) -> None:
         """Forget: the next step is the first of new games."""
@@ -153,4 +180,12 @@ class GPUActor:
             raise ValueError(f"inputs {tuple(inputs.shape)}, expected {wanted}: masks, games and inputs")
         self._x[..., : inputs.shape[2]] = inputs
         self.replay()
-        return self._outputs[self.form][..., : self.team.n_actions]
+        return self._q_values[self.implementation][..., : self.team.n_actions]
+
+
+def _fastest(calls: Mapping[str, Call]) -> str:
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(TRIALS):  # interleaved, so that clocks and heat favour none
+        for name, call in calls.items():
+            times[name].append(gpu_time(call))
+    return min(times, key=lambda name: statistics.median(times[name]))

@@ -3,7 +3,7 @@
 Folded and constant, so that a compiler for 2:4 (TensorRT with `--sparsity=enable`) sees the zeros in the initializer.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,10 @@ import numpy as np
 
 from k24lab.errors import ConfigError, unknown
 from k24lab.inference.freeze import FrozenTeam
-from k24lab.inference.packing import check_24
 from k24lab.lab.runs import atomic_write
 
 OPSET = 17  # onnxruntime since 1.12, TensorRT since 8.6
 DTYPES: dict[str, type[np.floating[Any]]] = {"float32": np.float32, "float16": np.float16}
-GATED = ("rnn_input", "rnn_hidden")
 
 
 def export_onnx(team: FrozenTeam, path: Path, dtype: str = "float32", agent: int | None = None) -> None:
@@ -26,8 +24,7 @@ def export_onnx(team: FrozenTeam, path: Path, dtype: str = "float32", agent: int
     Team: the same with the agents as a first axis. All numbers have the given dtype.
 
     Raises:
-        ConfigError: onnx is not installed, an unknown dtype, an agent that the team does not have, or a folded matrix
-            that is not 2:4.
+        ConfigError: onnx is not installed, an unknown dtype, or an agent that the team does not have.
     """
     try:
         import onnx
@@ -45,96 +42,76 @@ def export_onnx(team: FrozenTeam, path: Path, dtype: str = "float32", agent: int
 
 
 class _Graph:
-    """Nodes and constants of a graph in the making."""
+    """Collects nodes and constants of a graph."""
 
     def __init__(self, team: FrozenTeam, dtype: type[np.floating[Any]]):
-        self.team, self.dtype = team, dtype
+        self.team, self.dtype, self.matrices = team, dtype, team.folded()
         self.nodes: list[Any] = []
-        self.constants: list[Any] = []
-        self.folded = {name: layer.folded() for name, layer in team.layers.items()}
-        for name, layer in team.layers.items():
-            if layer.patterns is not None:
-                check_24(self.folded[name], name)
+        self.constants: dict[str, np.ndarray] = {}
 
     def model(self, agent: int | None) -> Any:
         """The graph of one agent, or of all."""
-        from onnx import TensorProto, helper
+        from onnx import TensorProto, helper, numpy_helper
 
-        kind = TensorProto.FLOAT if self.dtype is np.float32 else TensorProto.FLOAT16
-        size, n = self.team.config.hidden_dim, self.team.n_masks
-        lead = [] if agent is not None else [n]
-        if agent is not None:
-            self._agent(agent, "obs", "hidden", "q_values", "next_hidden", prefix="")
+        if agent is None:
+            self._team()
         else:
-            self._team(n)
-        shapes = {"obs": self.team.input_dim, "hidden": size, "q_values": self.team.n_actions, "next_hidden": size}
-        values = [helper.make_tensor_value_info(x, kind, [*lead, "batch", width]) for x, width in shapes.items()]
-        graph = helper.make_graph(self.nodes, "k24lab_team", values[:2], values[2:], self.constants)
+            self._agent(agent, "obs", "hidden", ["q_values", "next_hidden"])
+        kind = TensorProto.FLOAT if self.dtype is np.float32 else TensorProto.FLOAT16
+        lead, size = [self.team.n_masks] if agent is None else [], self.team.config.hidden_dim
+        widths = {"obs": self.team.input_dim, "hidden": size, "q_values": self.team.n_actions, "next_hidden": size}
+        values = [helper.make_tensor_value_info(x, kind, [*lead, "batch", width]) for x, width in widths.items()]
+        constants = [numpy_helper.from_array(value, name) for name, value in self.constants.items()]
+        graph = helper.make_graph(self.nodes, "k24lab_team", values[:2], values[2:], constants)
         opsets = [helper.make_opsetid("", OPSET)]
         return helper.make_model(graph, producer_name="k24lab", opset_imports=opsets, ir_version=8)
 
-    def _team(self, n: int) -> None:
+    def _team(self) -> None:
         """Each agent on its slice of the inputs."""
-        self._constant("first_axis", np.array([0]))
-        for whole in ("obs", "hidden"):
-            self._node("Split", [whole], [f"{whole}_{k}_" for k in range(n)], axis=0)
-            for k in range(n):
-                self._node("Squeeze", [f"{whole}_{k}_", "first_axis"], [f"{whole}_{k}"])
+        n, axis = self.team.n_masks, self._constant("first_axis", np.array([0]))
+        slices = [self._op("Split", [whole], [f"{whole}_{k}" for k in range(n)], axis=0) for whole in ("obs", "hidden")]
+        wholes: dict[str, list[str]] = {"q_values": [], "next_hidden": []}
         for k in range(n):
-            self._agent(k, f"obs_{k}", f"hidden_{k}", f"q_{k}", f"next_{k}", prefix=f"agent{k}_")
-        for part, whole in (("q", "q_values"), ("next", "next_hidden")):
-            for k in range(n):
-                self._node("Unsqueeze", [f"{part}_{k}", "first_axis"], [f"{part}_{k}_"])
-            self._node("Concat", [f"{part}_{k}_" for k in range(n)], [whole], axis=0)
+            (obs,), (hidden,) = (self._op("Squeeze", [parts[k], axis]) for parts in slices)
+            outputs = [f"{whole}_{k}" for whole in wholes]
+            self._agent(k, obs, hidden, outputs, prefix=f"agent{k}_")
+            for output, parts in zip(outputs, wholes.values(), strict=True):
+                parts += self._op("Unsqueeze", [output, axis])
+        for whole, parts in wholes.items():
+            self._op("Concat", parts, [whole], axis=0)
 
-    def _agent(self, k: int, obs: str, hidden: str, q_values: str, after: str, prefix: str) -> None:
-        """fc1 -> GRU -> fc2 -> fc3 -> fc4."""
+    def _agent(self, k: int, obs: str, hidden: str, outputs: Sequence[str], prefix: str = "") -> None:
+        """fc1 -> GRU -> fc2 -> fc3 -> fc4 under mask k; `outputs` are the names of Q-values and next hidden state."""
 
-        def named(*names: str) -> Iterator[str]:
-            return (f"{prefix}{name}" for name in names)
+        def linear(name: str, x: str, output: str | None = None) -> str:
+            matrix, bias = self.matrices[name]
+            own = len(matrix) > 1  # a dense matrix is one constant for all agents
+            weight = self._constant(f"{prefix if own else ''}{name}.weight", matrix[k if own else 0].numpy())
+            inputs = [x, weight, self._constant(f"{name}.bias", bias.numpy())]
+            return self._op("Gemm", inputs, [output or prefix + name], transB=1)[0]
 
-        x, gate_x, gate_h = named("fc1", "gate_x", "gate_h")
-        self._linear("fc1", k, obs, x, prefix, relu=True)
-        self._linear("rnn_input", k, x, gate_x, prefix)
-        self._linear("rnn_hidden", k, hidden, gate_h, prefix)
-        parts = {side: list(named(*(f"{side}_{gate}" for gate in "rzn"))) for side in ("x", "h")}
-        self._node("Split", [gate_x], parts["x"], axis=1)
-        self._node("Split", [gate_h], parts["h"], axis=1)
-        r, z, sums = named("r", "z", "sums")
-        for gate, a, b in ((r, parts["x"][0], parts["h"][0]), (z, parts["x"][1], parts["h"][1])):
-            self._node("Add", [a, b], [f"{gate}_sum"])
-            self._node("Sigmoid", [f"{gate}_sum"], [gate])
-        reset, candidate, change, kept = named("reset", "n", "change", "kept")
-        self._node("Mul", [r, parts["h"][2]], [reset])
-        self._node("Add", [parts["x"][2], reset], [sums])
-        self._node("Tanh", [sums], [candidate])
-        self._node("Sub", [hidden, candidate], [change])
-        self._node("Mul", [z, change], [kept])
-        self._node("Add", [candidate, kept], [after])
-        a, b = named("fc2", "fc3")
-        self._linear("fc2", k, after, a, prefix, relu=True)
-        self._linear("fc3", k, a, b, prefix, relu=True)
-        self._linear("fc4", k, b, q_values, prefix)
+        def op(kind: str, *inputs: str, output: str | None = None) -> str:
+            return self._op(kind, inputs, [output or f"{prefix}{kind.lower()}_{len(self.nodes)}"])[0]
 
-    def _linear(self, name: str, k: int, x: str, y: str, prefix: str, relu: bool = False) -> None:
-        """A Gemm with the folded matrix of mask k; dense layers are one constant for all."""
-        matrices = self.folded[name]
-        own = len(matrices) > 1
-        weight = f"{prefix if own else ''}{name}.weight"
-        self._constant(weight, matrices[k if own else 0].numpy().astype(self.dtype))
-        self._constant(f"{name}.bias", self.team.layers[name].bias.numpy().astype(self.dtype))
-        out = f"{y}_sum" if relu else y
-        self._node("Gemm", [x, weight, f"{name}.bias"], [out], transB=1)
-        if relu:
-            self._node("Relu", [out], [y])
+        def gates(x: str) -> list[str]:
+            return self._op("Split", [x], [f"{x}_{gate}" for gate in "rzn"], axis=1)
 
-    def _node(self, kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
+        x_r, x_z, x_n = gates(linear("rnn_input", op("Relu", linear("fc1", obs))))
+        h_r, h_z, h_n = gates(linear("rnn_hidden", hidden))
+        r, z = op("Sigmoid", op("Add", x_r, h_r)), op("Sigmoid", op("Add", x_z, h_z))
+        n = op("Tanh", op("Add", x_n, op("Mul", r, h_n)))
+        after = op("Add", n, op("Mul", z, op("Sub", hidden, n)), output=outputs[1])
+        linear("fc4", op("Relu", linear("fc3", op("Relu", linear("fc2", after)))), outputs[0])
+
+    def _op(self, kind: str, inputs: Sequence[str], outputs: Sequence[str] = (), **attributes: Any) -> list[str]:
+        """Add a node; returns the names of its outputs, by default one that is numbered."""
         from onnx import helper
 
-        self.nodes.append(helper.make_node(kind, inputs, outputs, name=f"{kind}:{outputs[0]}", **attributes))
+        names = list(outputs) or [f"{kind.lower()}_{len(self.nodes)}"]
+        self.nodes.append(helper.make_node(kind, inputs, names, name=f"{kind}:{names[0]}", **attributes))
+        return names
 
-    def _constant(self, name: str, value: np.ndarray) -> None:
-        from onnx import numpy_helper
-
-        if all(name != constant.name for constant in self.constants):
-            self.constants.append(numpy_helper.from_array(value, name))
+    def _constant(self, name: str, value: np.ndarray) -> str:
+        """Add a constant, once; weights and biases in the dtype of the graph."""
+        self.constants[name] = value.astype(self.dtype) if value.dtype == np.float32 else value
+        return name

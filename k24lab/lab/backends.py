@@ -22,12 +22,12 @@ from k24lab.lab.paths import HOME_VARIABLE, project_root, runs_dir
 BackendName = Literal["local", "slurm", "ray"]
 INTERRUPTED = 130  # exit code of a run that was told to stop; a signal's own is negative
 STOP_SECONDS = 10  # between asking a run to stop and killing it
-QUEUE_SECONDS = 10.0  # between two looks at SLURM's queue
-PARENT_VARIABLE = "K24LAB_PARENT"  # tells a run the process that started it
-PARENT_SECONDS = 1.0  # between two looks whether that is still there
+QUEUE_SECONDS = 10.0  # between two queries of SLURM's queue
+PARENT_VARIABLE = "K24LAB_PARENT"  # environment variable of a run: id of the process that started it
+PARENT_SECONDS = 1.0  # between two checks that this process is alive
 MEMORY_GB = 2.0  # of a run; the small networks of this field need less
-MOST_TIMEOUTS = 1000  # of a SLURM job: each time it goes on where it was
-CLUSTER_JOBS = 1000  # at a time, where the cluster's own limits decide
+MOST_TIMEOUTS = 1000  # of a SLURM job; after each it goes on from its checkpoint
+CLUSTER_JOBS = 1000  # at a time on a cluster, whose own limits then decide
 
 
 class Resources(NamedTuple):
@@ -43,10 +43,10 @@ class Resources(NamedTuple):
 
 @runtime_checkable
 class Job(Protocol):
-    """One run that was handed over."""
+    """One run that was submitted."""
 
     def done(self) -> bool:
-        """Whether it has ended, in whichever way."""
+        """Whether it has ended, with success or without."""
 
     def result(self) -> int:
         """Exit code; waits for the end, and raises if the backend lost the run."""
@@ -57,14 +57,14 @@ class Backend(Protocol):
     """Runs commands."""
 
     def submit(self, commands: Sequence[list[str]], logs: Sequence[Path]) -> Sequence[Job]:
-        """Hand over one command per run; what it says is appended to its log."""
+        """Submit one command per run; its output is appended to its log."""
 
     def stop(self) -> None:
-        """Stop what has not ended; returns when nothing of it is left, or was told to go."""
+        """Stop the runs that have not ended."""
 
 
 class Command:
-    """One run as it is executed on whichever machine."""
+    """The command of one run, with its log and environment variables; it can be sent to another machine."""
 
     def __init__(self, command: list[str], log: Path, n_threads: int):
         self.command, self.log, self.n_threads = command, log, n_threads
@@ -80,7 +80,7 @@ class Command:
             )
 
     def __call__(self) -> int:
-        """Run it to its end; what ends this process early (SLURM and Ray have their ways) ends the run."""
+        """Run it to its end; if SLURM or Ray ends this process early, the run ends too."""
         process = self.start()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -98,9 +98,9 @@ class Command:
 
 
 def end_with_parent() -> None:
-    """Let this process end when the one that started it for a sweep has died: nobody else would end it.
+    """Let this process end when the sweep that started it has died.
 
-    A sweep that was killed outright, or a lost node of Ray, must leave no run behind that keeps its lock.
+    A sweep that was killed, or a lost node of Ray, must leave no run behind that keeps its lock.
     """
     parent = os.environ.get(PARENT_VARIABLE)
     if parent is None:
@@ -139,7 +139,7 @@ class Local:
         return [self._pool.submit(self._run, task) for task in tasks]
 
     def _run(self, task: Command) -> int:
-        with self._lock:  # nothing starts behind the back of `stop`
+        with self._lock:  # after `stop` nothing starts
             if self._stopped:
                 return INTERRUPTED
             process = task.start()
@@ -160,48 +160,11 @@ class Local:
         self._pool.shutdown()
 
 
-class SlurmQueue:
-    """Which jobs SLURM has not ended yet.
-
-    Submitit learns of a job that was killed from SLURM's accounts (sacct), and many clusters keep none.
-    """
-
-    def __init__(self) -> None:
-        self._looked_at = -math.inf
-        self._misses: dict[str, int] = {}  # looks in a row that did not find a job
-
-    def lost(self, job: str, all_jobs: Sequence[str]) -> bool:
-        """Whether two looks did not find it; after one its result may still be on its way over the file system."""
-        if time.monotonic() - self._looked_at >= QUEUE_SECONDS:
-            self._looked_at = time.monotonic()
-            arrays = ",".join({one.split("_")[0] for one in all_jobs})
-            command = ["squeue", "--noheader", "--array", "--format=%i", f"--jobs={arrays}"]
-            answer = subprocess.run(command, capture_output=True, text=True)
-            if answer.returncode == 0 or "Invalid job id" in answer.stderr:  # forgotten: it ended long ago
-                found = set(answer.stdout.split())
-                self._misses = {one: 0 if one in found else self._misses.get(one, 0) + 1 for one in all_jobs}
-        return self._misses.get(job, 0) > 1
-
-
-class SlurmJob:
-    """A job of submitit that notices when SLURM has lost it."""
-
-    def __init__(self, job: Any, queue: SlurmQueue, all_jobs: Sequence[str]):
-        self._job, self._queue, self._all_jobs = job, queue, all_jobs
-
-    def done(self) -> bool:
-        """Whether it has ended, in whichever way."""
-        return self._job.done() or self._queue.lost(self._job.job_id, self._all_jobs)
-
-    def result(self) -> int:
-        """Exit code; raises if there is none."""
-        if not self._job.done():  # submitit would wait for it
-            raise RunError(f"SLURM job {self._job.job_id} ended without a result")
-        return int(self._job.result())
-
-
 class Slurm:
     """One job array, through submitit; a job that SLURM ends early (time, preemption) is queued again and goes on.
+
+    Submitit asks SLURM's accounting (sacct) whether a job was killed, and many clusters have none: so the queue is
+    asked as well.
 
     Args:
         resources: of the jobs.
@@ -213,9 +176,10 @@ class Slurm:
         if resources.gpus != int(resources.gpus):
             raise ConfigError(f"gpus = {resources.gpus} of a SLURM job must be a whole number (Ray shares GPUs)")
         submitit = self._submitit = _import("submitit", "slurm")
-        self.n_threads = resources.n_threads
+        self.n_threads, self._has_queue = resources.n_threads, cluster == "slurm"
         self._jobs: list[Any] = []
-        self._queue = SlurmQueue() if cluster == "slurm" else None
+        self._asked_at = -math.inf
+        self._misses: dict[str, int] = {}  # queries in a row that did not find a job
         try:
             self._executor = submitit.AutoExecutor(folder, cluster=cluster, slurm_max_num_timeout=MOST_TIMEOUTS)
             self._executor.update_parameters(
@@ -239,14 +203,43 @@ class Slurm:
                 self._jobs = [self._executor.submit(task) for task in tasks]
         except self._submitit.core.utils.FailedJobError as error:  # sbatch says why
             raise ConfigError(f"SLURM cannot be used: {' '.join(str(error).split())}") from error
-        names = [job.job_id for job in self._jobs]
-        return [SlurmJob(job, self._queue, names) for job in self._jobs] if self._queue else self._jobs
+        return [SlurmJob(job, self) for job in self._jobs] if self._has_queue else self._jobs
 
     def stop(self) -> None:
         """Cancel the jobs that have not ended."""
         for job in self._jobs:
             if not job.done():
                 job.cancel(check=False)
+
+    def lost(self, job: str) -> bool:
+        """Whether two queries did not find a job; after one its result may still be on its way over the file system."""
+        if time.monotonic() - self._asked_at >= QUEUE_SECONDS:
+            self._asked_at = time.monotonic()
+            names = [one.job_id for one in self._jobs]
+            arrays = ",".join({name.split("_")[0] for name in names})
+            command = ["squeue", "--noheader", "--array", "--format=%i", f"--jobs={arrays}"]
+            answer = subprocess.run(command, capture_output=True, text=True)
+            if answer.returncode == 0 or "Invalid job id" in answer.stderr:  # forgotten: it ended long ago
+                found = set(answer.stdout.split())
+                self._misses = {name: 0 if name in found else self._misses.get(name, 0) + 1 for name in names}
+        return self._misses.get(job, 0) > 1
+
+
+class SlurmJob:
+    """A job of submitit that notices when SLURM has lost it."""
+
+    def __init__(self, job: Any, array: Slurm):
+        self._job, self._array = job, array
+
+    def done(self) -> bool:
+        """Whether it has ended, with success or without."""
+        return self._job.done() or self._array.lost(self._job.job_id)
+
+    def result(self) -> int:
+        """Exit code; raises if there is none."""
+        if not self._job.done():  # submitit would wait for it
+            raise RunError(f"SLURM job {self._job.job_id} ended without a result")
+        return int(self._job.result())
 
 
 class Ray:
@@ -305,9 +298,8 @@ def _import(package: str, extra: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise ConfigError(
-            f"backend {extra!r} needs the package {package}: pip install 'k24lab[{extra}]' ({error})"
-        ) from error
+        needs = f"backend {extra!r} needs the package {package}: pip install 'k24lab[{extra}]' ({error})"
+        raise ConfigError(needs) from error
 
 
 def default_jobs(n_threads: int, memory_gb: float) -> int:

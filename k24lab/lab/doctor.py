@@ -1,4 +1,4 @@
-"""What of the optional parts is there, what is missing, and the command that mends it; or what is wrong with a task."""
+"""Which optional parts are there, and the command that installs a missing one; or what is wrong with a task."""
 
 import contextlib
 import importlib.metadata
@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from k24lab.errors import ConfigError, unknown
-from k24lab.ops import library as kernels
 
 SPARSE_CAPABILITY = (8, 0)  # first compute capability with 2:4 sparse tensor cores
 
@@ -20,7 +19,7 @@ class Check(NamedTuple):
 
     part: str
     found: str | None  # None: missing
-    mend: str = ""  # what to do where it is missing
+    fix: str = ""  # what to do where it is missing
 
 
 def doctor(parts: Sequence[str] = (), task: str | None = None, episodes: int = 5) -> int:
@@ -53,7 +52,7 @@ def doctor(parts: Sequence[str] = (), task: str | None = None, episodes: int = 5
 
 
 def table(checks: dict[str, list[Check]]) -> str:
-    """One line a check, part by part, and below each missing one the command that mends it."""
+    """One line a check, part by part, and below each missing one what fixes it."""
     width = max(len(check.part) for lines in checks.values() for check in lines)
     text = []
     for name, lines in checks.items():
@@ -62,23 +61,37 @@ def table(checks: dict[str, list[Check]]) -> str:
             sign, found = ("missing", "") if check.found is None else ("ok", check.found)
             text.append(f"  {sign:8}{check.part:{width}}  {found}".rstrip())
             if check.found is None:
-                text.append(f"  {'':8}{'':{width}}  -> {check.mend}")
+                text.append(f"  {'':8}{'':{width}}  -> {check.fix}")
     return "\n".join(text)
 
 
-def check_torch() -> list[Check]:
-    """PyTorch."""
+def package(name: str, fix: str) -> Check:
+    """Whether a package is installed, and its version; it is not imported."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return Check(name, importlib.metadata.version(name))
+    importable = name.isidentifier() and importlib.util.find_spec(name) is not None
+    return Check(name, "version unknown" if importable else None, fix)
+
+
+def _of_extra(extra: str, *names: str) -> Callable[[], list[Check]]:
+    """The packages of an extra of k24lab."""
+    return lambda: [package(name, f"pip install 'k24lab[{extra}]'") for name in names]
+
+
+def _torch() -> list[Check]:
     return [package("torch", "pip install torch")]
 
 
-def check_kernels() -> list[Check]:
+def _kernels() -> list[Check]:
     """The CPU kernels in C; without them torch does their work, slower."""
-    built = kernels.describe()
-    mend = f"unset {kernels.SWITCH}" if os.environ.get(kernels.SWITCH) else "install a C compiler, then k24lab again"
-    return [Check("CPU kernels", None if built == "torch" else built, mend)]
+    from k24lab.ops.library import SWITCH, describe
+
+    built = describe()
+    fix = f"unset {SWITCH}" if os.environ.get(SWITCH) else "install a C compiler, then k24lab again"
+    return [Check("CPU kernels", None if built == "torch" else built, fix)]
 
 
-def check_cuda() -> list[Check]:
+def _gpu() -> list[Check]:
     """A GPU that torch can use, and its tensor cores for 2:4 sparsity; training needs neither."""
     import torch
 
@@ -94,69 +107,20 @@ def check_cuda() -> list[Check]:
     ]
 
 
-def check_tensorboard() -> list[Check]:
-    """TensorBoard logs."""
-    return [package("tensorboard", extra("tensorboard"))]
-
-
-def check_onnx() -> list[Check]:
-    """Export of trained teams to ONNX; onnxruntime runs and checks them."""
-    return [package("onnx", extra("onnx")), package("onnxruntime", extra("onnx"))]
-
-
-def check_video() -> list[Check]:
-    """MP4 films of `k24lab replay`; a GIF needs nothing."""
+def _video() -> list[Check]:
+    """MP4 files of `k24lab replay`; a GIF needs nothing."""
     found = shutil.which("ffmpeg") or package("imageio-ffmpeg", "").found
-    return [Check("ffmpeg", found, extra("video"))]
+    return [Check("ffmpeg", found, "pip install 'k24lab[video]'")]
 
 
-def check_vmas() -> list[Check]:
-    """VMAS worlds."""
-    return [package("vmas", extra("vmas"))]
-
-
-def check_smax() -> list[Check]:
-    """SMAX worlds."""
-    return [package("jax", extra("smax")), package("jaxmarl", extra("smax"))]
-
-
-def check_smacv2() -> list[Check]:
-    """SMACv2: packages, the implementation of protobuf, the game, its program and map."""
+def _smacv2() -> list[Check]:
+    """Packages, the implementation of protobuf, the game, its program and map."""
     from k24lab.envs.smacv2 import INSTALL, game_folder, missing_game_files
 
     packages = [package(name, INSTALL) for name in ("smacv2", "pysc2", "s2clientprotocol", "portpicker")]
     packages += [package(name, f"pip install {name}") for name in ("absl-py", "protobuf", "websocket-client", "psutil")]
     game = [Check("StarCraft II", None, said) for said in missing_game_files()]
     return [*packages, _protobuf(), *(game or [Check("StarCraft II", str(game_folder()))])]
-
-
-PARTS: dict[str, Callable[[], list[Check]]] = {
-    "torch": check_torch,
-    "kernels": check_kernels,
-    "cuda": check_cuda,
-    "tensorboard": check_tensorboard,
-    "onnx": check_onnx,
-    "video": check_video,
-    "vmas": check_vmas,
-    "smax": check_smax,
-    "smacv2": check_smacv2,
-}
-
-
-def package(name: str, mend: str) -> Check:
-    """Whether a package is installed, and its version; it is not imported."""
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return Check(name, importlib.metadata.version(name))
-    return Check(name, "version unknown" if _importable(name) else None, mend)
-
-
-def extra(name: str) -> str:
-    """The command that installs an extra."""
-    return f"pip install 'k24lab[{name}]'"
-
-
-def _importable(name: str) -> bool:
-    return name.isidentifier() and importlib.util.find_spec(name) is not None
 
 
 def _protobuf() -> Check:
@@ -169,3 +133,16 @@ def _protobuf() -> Check:
         setting = loaded.Type()
     found = {None: f"{wanted} (k24lab sets it)", wanted: wanted}.get(setting)
     return Check("protobuf type", found, f"export {name}={wanted}")
+
+
+PARTS: dict[str, Callable[[], list[Check]]] = {
+    "torch": _torch,
+    "kernels": _kernels,
+    "cuda": _gpu,
+    "tensorboard": _of_extra("tensorboard", "tensorboard"),
+    "onnx": _of_extra("onnx", "onnx", "onnxruntime"),
+    "video": _video,
+    "vmas": _of_extra("vmas", "vmas"),
+    "smax": _of_extra("smax", "jax", "jaxmarl"),
+    "smacv2": _smacv2,
+}

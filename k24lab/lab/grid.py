@@ -4,28 +4,23 @@ import dataclasses
 import difflib
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from k24lab.envs.base import EnvSpec
-from k24lab.envs.factories import find_factory
-from k24lab.envs.registry import canonical_task, make_env
-from k24lab.envs.tasks import format_task, parse_task
+from k24lab.envs.tasks import canonical_text
 from k24lab.errors import ConfigError, unknown
-from k24lab.lab.checks import check_t_max
 from k24lab.lab.config import NOT_HASHED, Config, build_config
 from k24lab.lab.notebooks import check_notebook
 from k24lab.lab.paths import CHECKOUT
-from k24lab.lab.runs import canonical, check_name
+from k24lab.lab.runs import check_name
 from k24lab.lab.unused_settings import same_run_key
 from k24lab.lab.yamlfile import load_yaml
-from k24lab.marl.learner import check_types
 
 GRID_KEYS = ("name", "notebook", "common", "per_task", "grids")
-ANCHORS = "x-"  # begins keys that hold what the others refer to: `x-long: &long {t_max: 300000}`, then `<<: *long`
+ANCHORS = "x-"  # prefix of keys for what anchors hold: `x-long: &long {t_max: 300000}`, then `<<: *long`
 
 
 class Grid(NamedTuple):
@@ -37,85 +32,147 @@ class Grid(NamedTuple):
 
 
 def load_grid(path: Path) -> Grid:
-    """Read a grid file; docs/experiments.md has its format.
+    """Read a grid file (docs/experiments.md has its format) and check all of its runs.
 
     Raises:
         ConfigError: no such file, no YAML, unknown keys, a bad value, task or notebook, the same run twice.
     """
     data = _read(path)
     try:
-        return _build(data, path.stem)
+        grid = _build(data, path.stem, _canonical_task)
+        _refuse_repeated(grid.configs)
+        _check_environments(grid.configs)
+        if grid.notebook is not None:
+            check_notebook(grid.notebook)
+        return grid
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def _build(data: Mapping[str, Any], stem: str) -> Grid:
+def read_grid(path: Path) -> Grid:
+    """The runs of a grid file as far as its text tells: environments, which take seconds to load, are not asked.
+
+    So a task that repeats a default of its environment (`rolenav:n_agents=3`) is spelled as it is written.
+
+    Raises:
+        ConfigError: no such file, no YAML, unknown keys, a bad value.
+    """
+    return _build(_read(path), path.stem, canonical_text)
+
+
+def _canonical_task(task: str) -> str:
+    from k24lab.envs.registry import canonical_task  # environments load torch
+
+    return canonical_task(task)
+
+
+def _build(data: Mapping[str, Any], stem: str, spell: Callable[[str], str]) -> Grid:
     common, per_task = (_mapping(key, data.get(key)) for key in ("common", "per_task"))
-    per_task = _by_task(per_task)
+    per_task = _by_task(per_task, spell)
     configs = []
     for number, entry in enumerate(data["grids"], start=1):
         where = f"grids, entry {number}"
         own = _mapping(where, entry)
         try:
-            configs += expand(common, own, per_task)
+            configs += expand(common, own, per_task, spell)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
     tasks = dict.fromkeys(config.task for config in configs)
     for task in per_task.keys() - tasks:
         raise ConfigError("per_task: " + unknown("task", task, tasks))
-    _refuse_repeated(configs)
-    _check_worlds(configs)
-    if (notebook := data.get("notebook")) is not None:
-        check_notebook(notebook)
     name = stem if data.get("name") is None else data["name"]
     if isinstance(name, bool) or not isinstance(name, str | int | float):
         raise ConfigError(f"name = {name!r} must be text")
+    notebook = data.get("notebook")
+    if not isinstance(notebook, str | None):
+        raise ConfigError(f"notebook = {notebook!r} must be the name of a notebook, e.g. 02_train")
     return Grid(check_name(str(name)), configs, notebook)
 
 
-def _by_task(per_task: Mapping[Any, Any]) -> dict[Any, dict[str, Any]]:
+def _by_task(per_task: Mapping[Any, Any], spell: Callable[[str], str]) -> dict[Any, dict[str, Any]]:
     """The settings of each task, under the task's one spelling."""
     found: dict[Any, dict[str, Any]] = {}
-    spelt: dict[Any, Any] = {}
+    given: dict[Any, Any] = {}
     for task, values in per_task.items():
-        key = canonical_task(task) if isinstance(task, str) else task
+        key = spell(task) if isinstance(task, str) else task
         if key in found:
-            raise ConfigError(f"per_task: {spelt[key]} and {task} are the same task")
-        found[key], spelt[key] = _mapping(f"per_task: {task}", values), task
+            raise ConfigError(f"per_task: {given[key]} and {task} are the same task")
+        found[key], given[key] = _mapping(f"per_task: {task}", values), task
     return found
 
 
+def expand(
+    common: Mapping[str, Any],
+    grid: Mapping[str, Any],
+    per_task: Mapping[str, Mapping[str, Any]] | None = None,
+    spell: Callable[[str], str] = _canonical_task,
+) -> list[Config]:
+    """All combinations of a grid's lists; a single value counts as a list of one.
+
+    Under `zip` stand lists of the same length that are walked side by side, under `list` whole sets of parameters;
+    each is one axis of the product. A grid's values win over those of its task, and these over the common ones.
+    `per_task` has the tasks as `spell` gives them.
+
+    Raises:
+        ConfigError: an empty list, lists under `zip` of different lengths, or parameters that no run can have.
+    """
+    configs = []
+    for choice in itertools.product(*(_axis(key, value) for key, value in grid.items())):
+        own: dict[str, Any] = {}
+        for part in choice:
+            for key in part.keys() & own.keys():
+                raise ConfigError(f"{key} is given twice")
+            own |= part
+        task = own.get("task", common.get("task", Config.task))
+        of_task = (per_task or {}).get(spell(task), {}) if isinstance(task, str) else {}
+        config = build_config({**common, **of_task, **own})
+        configs.append(dataclasses.replace(config, task=spell(config.task)))
+    return configs
+
+
+def _axis(key: str, value: Any) -> list[dict[str, Any]]:
+    """One axis of a grid: the sets of parameters that it chooses from."""
+    if key == "list":
+        if not isinstance(value, list) or not value or not all(isinstance(part, dict) for part in value):
+            raise ConfigError(f"list = {value!r} must be a list of mappings from parameters to values, at least one")
+        return value
+    if key == "zip":
+        if not isinstance(value, dict) or not value or not all(isinstance(v, list) for v in value.values()):
+            raise ConfigError(f"zip = {value!r} must map parameters to lists")
+        lengths = {name: len(values) for name, values in value.items()}
+        if len(set(lengths.values())) > 1 or not min(lengths.values()):
+            raise ConfigError(f"the lists under zip must be equally long and not empty: {lengths}")
+        return [dict(zip(value, values, strict=True)) for values in zip(*value.values(), strict=True)]
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise ConfigError(f"{key} = [] has no value")
+    return [{key: each} for each in values]
+
+
 def _refuse_repeated(configs: Sequence[Config]) -> None:
-    """The same run twice, or two that differ in settings alone that change nothing, would count a seed twice."""
+    """Refuse the same run twice, or two that differ in settings of no effect: a seed would count twice."""
     first: dict[str, Config] = {}
-    factories: list[tuple[object, str]] = []
     for config in configs:
-        task = _first_spelling(config.task, factories)
-        other = first.setdefault(same_run_key(dataclasses.replace(config, task=task)), config)
+        other = first.setdefault(same_run_key(config), config)
         if other is config:
             continue
         run = f"the run {config.method}, {config.task}, seed {config.seed}"
         differ = [key for key in vars(config) if getattr(config, key) != getattr(other, key) and key not in NOT_HASHED]
         if not differ:
-            raise ConfigError(f"{run} stands there twice")
+            raise ConfigError(f"{run} is given twice")
         changes = "; ".join(f"{key} = {getattr(other, key)!r} and {getattr(config, key)!r}" for key in differ)
         raise ConfigError(
             f"{run} would be trained twice: {changes} change nothing of it; give the method an entry of its own"
         )
 
 
-def _first_spelling(task: str, factories: list[tuple[object, str]]) -> str:
-    """The task under the path that its PettingZoo factory was first named by: `m:Base` and `m.Base` are one."""
-    name, options = parse_task(task)
-    if not name.startswith("pettingzoo/"):
-        return task
-    factory = find_factory(name.removeprefix("pettingzoo/"))
-    factories.append((factory, name))
-    return format_task(next(first for each, first in factories if each is factory), options)
+def _check_environments(configs: Sequence[Config]) -> None:
+    """An unknown task or option, or an environment without unit types, is an error now, not in an hour."""
+    from k24lab.envs.base import EnvSpec
+    from k24lab.envs.registry import make_env
+    from k24lab.lab.checks import check_t_max
+    from k24lab.marl.learner import check_types
 
-
-def _check_worlds(configs: Sequence[Config]) -> None:
-    """An unknown task or option, or a world without unit types, is an error now, not in an hour."""
     specs: dict[tuple[str, int], EnvSpec] = {}
     for config in configs:
         key = (config.task, config.n_workers)
@@ -162,48 +219,3 @@ def _no_file(path: Path) -> str:
     near = difflib.get_close_matches(path.stem, [file.stem for file in files], n=1, cutoff=0.5)
     hints = [f"; did you mean {os.path.relpath(file)}?" for file in files if file.stem in near]
     return f"no grid file {path}{hints[0] if hints else ''}"
-
-
-def expand(
-    common: Mapping[str, Any], grid: Mapping[str, Any], per_task: Mapping[str, Mapping[str, Any]] | None = None
-) -> list[Config]:
-    """All combinations of a grid's lists; a single value counts as a list of one.
-
-    Under `zip` stand lists of the same length that are walked side by side, under `list` whole sets of parameters;
-    each is one axis of the product. A grid's values win over those of its task, and these over the common ones.
-    `per_task` has the tasks in their one spelling (`k24lab.envs.registry.canonical_task`), as the configurations will.
-
-    Raises:
-        ConfigError: an empty list, lists under `zip` of different lengths, or parameters that no run can have.
-    """
-    axes = [_axis(key, value) for key, value in grid.items()]
-    configs = []
-    for choice in itertools.product(*axes):
-        own: dict[str, Any] = {}
-        for part in choice:
-            for key in part.keys() & own.keys():
-                raise ConfigError(f"{key} is given twice")
-            own |= part
-        task = own.get("task", common.get("task", Config.task))
-        of_task = (per_task or {}).get(canonical_task(task), {}) if isinstance(task, str) else {}
-        configs.append(canonical(build_config({**common, **of_task, **own})))
-    return configs
-
-
-def _axis(key: str, value: Any) -> list[dict[str, Any]]:
-    """One axis of a grid: the sets of parameters that it chooses from."""
-    if key == "list":
-        if not isinstance(value, list) or not value or not all(isinstance(part, dict) for part in value):
-            raise ConfigError(f"list = {value!r} must be a list of mappings from parameters to values, at least one")
-        return value
-    if key == "zip":
-        if not isinstance(value, dict) or not value or not all(isinstance(v, list) for v in value.values()):
-            raise ConfigError(f"zip = {value!r} must map parameters to lists")
-        lengths = {name: len(values) for name, values in value.items()}
-        if len(set(lengths.values())) > 1 or not min(lengths.values()):
-            raise ConfigError(f"the lists under zip must be equally long and not empty: {lengths}")
-        return [dict(zip(value, values, strict=True)) for values in zip(*value.values(), strict=True)]
-    values = value if isinstance(value, list) else [value]
-    if not values:
-        raise ConfigError(f"{key} = [] has no value")
-    return [{key: each} for each in values]

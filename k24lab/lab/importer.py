@@ -10,16 +10,17 @@ from typing import Any
 from k24lab.errors import ConfigError, RunError
 from k24lab.lab import provenance
 from k24lab.lab.config import Config, stored_config
+from k24lab.lab.files import atomic_write
 from k24lab.lab.paths import runs_dir
-from k24lab.lab.runs import CHECKPOINT, RunFolder, atomic_write, check_name, read_config
+from k24lab.lab.runs import CHECKPOINT, RunFolder, check_name, read_config
 
 FIELDS = [field.name for field in dataclasses.fields(Config)]
-SERIES = {"evaluations", "training"}
+SERIES = ("evaluations", "training")
 Line = Mapping[str, Any]
 
 
 def import_runs(files: Sequence[Path], name: str | None = None) -> list[Path]:
-    """Make run folders of the lines of `*_runs.jsonl` files (`k24lab.analysis.marl_eval.run_lines`).
+    """Make run folders of the lines of `*_runs.jsonl` files (`k24lab.analysis.export.run_lines`).
 
     A folder has configuration, evaluations, final numbers and what of the training was kept, so every figure of returns
     can be drawn; masks, policies and checkpoints are not there. A run that is there already, finished or with a
@@ -36,25 +37,24 @@ def import_runs(files: Sequence[Path], name: str | None = None) -> list[Path]:
     """
     if not files:
         raise RunError("name at least one file of raw summaries, e.g. figures/05_rolenav3_runs.jsonl")
-    read = [(path, line, _config(line, where)) for path in files for where, line in _lines(path)]
-    runs = [(_folder(path, name) / str(line["run"]), line, config, path) for path, line, config in read]
-    first: dict[Path, Line] = {}
-    if unequal := {folder.name for folder, line, *_ in runs if first.setdefault(folder, line) != line}:
-        raise RunError(f"{', '.join(map(str, files))}: lines that differ for run {', '.join(sorted(unequal))}")
-    for folder, _, config, _ in runs:
-        if (folder / "config.json").exists() and read_config(folder) != config:
-            raise RunError(f"{folder} holds a run with other settings: import under another --name")
-    for folder, line, config, path in runs:
+    lines: dict[Path, Line] = {}
+    runs: list[tuple[Path, Config, Path]] = []
+    for file in files:
+        for where, line in _lines(file):
+            config = _config(line, where)
+            folder = runs_dir() / check_name(file.stem if name is None else name) / str(line["run"])
+            if lines.setdefault(folder, line) != line:
+                raise RunError(f"{', '.join(map(str, files))}: lines that differ for run {folder.name}")
+            if (folder / "config.json").exists() and read_config(folder) != config:
+                raise RunError(f"{folder} holds a run with other settings: import under another --name")
+            runs.append((folder, config, file))
+    for folder, config, file in runs:
         run = RunFolder(folder, config)
         if not (run.done or (folder / CHECKPOINT).exists()):
             with run.attempt():
-                provenance.record_import(folder, path)
-                _write(run, line)
+                provenance.record_import(folder, file)
+                _write(run, lines[folder])
     return [folder for folder, *_ in runs]
-
-
-def _folder(path: Path, name: str | None) -> Path:
-    return runs_dir() / check_name(path.stem if name is None else name)
 
 
 def _lines(path: Path) -> list[tuple[str, Line]]:
@@ -80,13 +80,13 @@ def _check_line(line: object, where: str) -> None:
     if not isinstance(line, dict) or not {"run", "task", "method", "seed", "evaluations"} <= line.keys():
         raise RunError(f"{where} is no raw summary: it must be an object with run, task, method, seed, evaluations")
     check_name(str(line["run"]))
-    for key in SERIES & line.keys():
+    for key in line.keys() & SERIES:
         columns = list(line[key].values()) if isinstance(line[key], dict) else [None]
         lengths = {len(column) if isinstance(column, list) else None for column in columns}
         if columns and (len(lengths) != 1 or None in lengths or "t_env" not in line[key]):
             raise RunError(f"{where}: {key} must be lists of one length, t_env among them")
         if any(type(number) not in (int, float, NoneType) for column in columns for number in column or ()):
-            raise RunError(f"{where}: {key} holds what is no number")
+            raise RunError(f"{where}: {key} holds something that is no number")
         if any(type(t_env) is not int for t_env in (line[key]["t_env"] if columns else ())):
             raise RunError(f"{where}: t_env of {key} must be whole numbers")
 
@@ -100,11 +100,11 @@ def _config(line: Line, where: str) -> Config:
         raise RunError(f"{where} cannot be used: {error}") from error
 
 
-def _write(folder: RunFolder, line: Line) -> None:
-    series = [line[key] for key in sorted(SERIES & line.keys())]
+def _write(run: RunFolder, line: Line) -> None:
+    """Metrics and summary of a line; its other entries are settings, or metrics with the names of settings."""
+    series = [line[key] for key in sorted(line.keys() & SERIES)]
     rows = [dict(zip(each, values, strict=True)) for each in series for values in zip(*each.values(), strict=True)]
-    with atomic_write(folder.path / "metrics.jsonl") as file:
+    with atomic_write(run.path / "metrics.jsonl") as file:
         file.write("".join(json.dumps(row) + "\n" for row in sorted(rows, key=lambda row: row["t_env"])).encode())
-    clashing = {key for key in FIELDS if f"config_{key}" in line}
-    no_metric = {"run", "variant", *SERIES, *FIELDS, *(f"config_{key}" for key in clashing)} - clashing
-    folder.finish({key: value for key, value in line.items() if key not in no_metric})
+    settings = {f"config_{key}" if f"config_{key}" in line else key for key in FIELDS}
+    run.finish({key: value for key, value in line.items() if key not in {"run", "variant", *SERIES, *settings}})

@@ -13,6 +13,7 @@ from typing import Any
 
 from k24lab.errors import warn
 from k24lab.lab.config import Config
+from k24lab.lab.files import atomic_write
 from k24lab.lab.paths import CHECKOUT
 
 FILE = "provenance.jsonl"
@@ -26,19 +27,19 @@ def record(folder: Path, config: Config, t_env: int, kernels: str, n_threads: in
     Args:
         folder: of the run.
         config: its configuration.
-        t_env: env steps where the attempt begins.
+        t_env: env steps where the attempt starts.
         kernels: build of the CPU kernels that does the work, or torch (`k24lab.ops.library.in_use`).
         n_threads: of torch.
     """
     now: dict[str, Any] = {"n_threads": n_threads, "kernels": kernels}
-    # An attempt that began at t_env itself left no checkpoint, and so nothing in this run.
+    # An attempt that started at t_env itself left no checkpoint, and so nothing in this run.
     earlier = [line for line in read(folder) if isinstance(line.get("t_env"), int) and line["t_env"] < t_env]
     before = earlier[-1] if earlier else now
     if changed := [key for key in now if before.get(key, now[key]) != now[key]]:
         each = ", ".join(f"{key} = {now[key]!r} (before: {before[key]!r})" for key in changed)
         warn(f"{folder.name} goes on with {each}: from here on its numbers differ in their last digits")
     own = {"t_env": t_env, "seed": config.seed, "device": config.device}
-    _append(folder, own | surroundings() | now)
+    _append(folder, _origin() | own | now)
 
 
 def record_import(folder: Path, file: Path) -> None:
@@ -47,8 +48,6 @@ def record_import(folder: Path, file: Path) -> None:
 
 
 def _append(folder: Path, line: dict[str, Any]) -> None:
-    from k24lab.lab.runs import atomic_write  # it loads torch, which readers do without
-
     path = folder / FILE
     before = path.read_bytes() if path.exists() else b""
     with atomic_write(path) as file:
@@ -69,21 +68,30 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return attempts
 
 
-def surroundings() -> dict[str, Any]:
+def _origin() -> dict[str, Any]:
     """Time (UTC), versions, code and machine of this process."""
     import torch
 
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"started": now, "k24lab": _version("k24lab"), **_code(CHECKOUT)} | {
+    return {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "k24lab": _version("k24lab"),
+        **_code(CHECKOUT),
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "system": platform.platform(),
         "host": platform.node(),
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "n_cpus": os.cpu_count(),
-        "gpu": gpu,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def cpu_name() -> str:
+    """The processor as the system names it."""
+    info = Path("/proc/cpuinfo")  # Linux, where platform.processor() is empty
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 @functools.cache
@@ -115,11 +123,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _cpu() -> str:
-    """Name of the processor."""
-    info = Path("/proc/cpuinfo")  # Linux; platform.processor() is empty there
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()

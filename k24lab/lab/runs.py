@@ -6,48 +6,30 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-import torch
 from filelock import FileLock, Timeout
 
-from k24lab.envs.registry import canonical_task
 from k24lab.envs.tasks import parse_task
 from k24lab.errors import ConfigError, RunError, told, warn
-from k24lab.lab import tensorfile
 from k24lab.lab.config import NOT_HASHED, Config, stored_config
+from k24lab.lab.files import atomic_write
 from k24lab.lab.paths import runs_dir
 
 CHECKPOINT, PREVIOUS = "checkpoint.safetensors", "checkpoint.prev.safetensors"
 CHECKPOINT_FORMAT = "k24lab-checkpoint-2"
 FAILED, LOCK = "FAILED", ".lock"  # the error of the last attempt; held by the process that trains the run
-# How long a run waits for its lock. One who asks whether it is held holds it for a moment; a run whose sweep was killed
-# ends within seconds.
+# A run waits so long for its lock: `is_locked` holds it for a moment, and a run whose sweep was killed for seconds.
 LOCK_SECONDS = 10.0
 MOST_NAMED = 4  # runs in a message
 
 
-@contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path` that takes its place only once it is whole and on disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    if not path.parent.is_dir():
-        raise RunError(f"{path.parent} is gone: {path.name} cannot be written")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def canonical(config: Config) -> Config:
-    """The configuration of a new run with its task spelt as `canonical_task` has it, so that equal runs are one."""
+    """The configuration of a new run with its task spelled as `canonical_task` has it, so that equal runs are one."""
+    from k24lab.envs.registry import canonical_task  # environments load torch, which readers of runs do without
+
     return dataclasses.replace(config, task=canonical_task(config.task))
 
 
@@ -77,7 +59,7 @@ def run_folder(config: Config, name: str) -> Path:
 def find_or_name(config: Config, name: str) -> tuple[Path, Config]:
     """The folder of a run, and the configuration that it has there.
 
-    That is `run_folder`, unless an earlier version stored this very run under another spelling of its task: then its
+    That is `run_folder`, unless an earlier version stored the same run under another spelling of its task: then its
     folder, and the configuration with that spelling.
 
     Args:
@@ -100,6 +82,8 @@ def find_or_name(config: Config, name: str) -> tuple[Path, Config]:
 
 def _same_task(stored: Config, config: Config) -> bool:
     """Whether two spellings are one task, and were so for earlier versions, which took the word false for true."""
+    from k24lab.envs.registry import canonical_task
+
     words = {str(value).lower() for value in parse_task(stored.task)[1].values() if isinstance(value, str)}
     return not words & {"true", "false"} and canonical_task(stored.task) == config.task
 
@@ -113,7 +97,7 @@ class RunFolder:
         if (path / "config.json").exists():
             _check_same(read_config(path), config, path)
         else:
-            self.write_json("config.json", dataclasses.asdict(config))
+            self._write_json("config.json", dataclasses.asdict(config))
 
     @property
     def done(self) -> bool:
@@ -135,7 +119,7 @@ class RunFolder:
             raise RunError(f"{self.path}: another process trains this run") from None
         with lock:
             (self.path / FAILED).unlink(missing_ok=True)
-            self._clear_temporary(but=(".config.json.",))  # whoever waits for the lock may be writing that
+            self._clear_temporary(but=(".config.json.",))  # a process that waits for the lock may be writing it
             try:
                 yield
             except (KeyboardInterrupt, GeneratorExit):
@@ -155,8 +139,7 @@ class RunFolder:
             if not path.name.startswith(but):
                 path.unlink(missing_ok=True)
 
-    def write_json(self, name: str, data: dict[str, Any]) -> None:
-        """Write a small JSON file, whole or not at all."""
+    def _write_json(self, name: str, data: dict[str, Any]) -> None:
         with atomic_write(self.path / name) as file:
             file.write((json.dumps(data, indent=1) + "\n").encode())
 
@@ -204,16 +187,18 @@ class RunFolder:
             raise RunError("; ".join(problems) + "; delete the run folder to start afresh")
         return None
 
-    def save_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
-        """Store arrays as an npz file of the run folder."""
+    def save_arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
+        """Store arrays of numpy as an npz file of the run folder."""
+        import numpy as np
+
         path = self.path / name
         path.parent.mkdir(exist_ok=True)
         with atomic_write(path) as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+            np.savez_compressed(file, **arrays)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the summary and mark the run as done; its checkpoints' reserve is no longer needed."""
-        self.write_json("summary.json", summary)
+        self._write_json("summary.json", summary)
         (self.path / PREVIOUS).unlink(missing_ok=True)
         self._clear_temporary()
         with atomic_write(self.path / "DONE"):
@@ -258,7 +243,7 @@ def read_config(path: Path) -> Config:
 def find_folder(run: str) -> Path:
     """The folder of a run that is named by its path, as group/run, or by its id where only one group has it.
 
-    The beginning of an id will do where no other begins so.
+    The first characters of an id are enough where no other run has the same.
 
     Raises:
         RunError: there is none, or there are several.
@@ -288,7 +273,9 @@ def find_folder(run: str) -> Path:
 
 def write_checkpoint(file: BinaryIO, state: dict[str, Any], config_hash: str) -> None:
     """Write the state of a run of this configuration into an open file."""
-    tensors: dict[str, torch.Tensor] = {}
+    from k24lab.lab import tensorfile
+
+    tensors: dict[str, Any] = {}
     tree = json.dumps(tensorfile.flatten(state, tensors))
     tensorfile.write(file, {"format": CHECKPOINT_FORMAT, "config_hash": config_hash, "state": tree}, tensors)
 
@@ -299,6 +286,8 @@ def read_checkpoint(path: Path, config_hash: str) -> dict[str, Any]:
     Raises:
         RunError: truncated, damaged, not a checkpoint of this version of the package, or of another configuration.
     """
+    from k24lab.lab import tensorfile
+
     about, tensors = tensorfile.read(path, CHECKPOINT_FORMAT)
     if about["config_hash"] != config_hash:
         raise RunError(f"{path} belongs to config {about['config_hash']}, not to this run's {config_hash}")

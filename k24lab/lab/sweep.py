@@ -1,4 +1,4 @@
-"""Grids of runs: one process each, finished ones skipped, failed ones listed, what was begun goes on."""
+"""Grids of runs: one process each; finished runs are skipped, failed ones listed, stopped ones go on."""
 
 import time
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ POLL_SECONDS = 1.0
 
 
 def sweep(grid: Grid, backend: Backend, retry: bool = False, poll_seconds: float = POLL_SECONDS) -> list[Path]:
-    """Train all runs that are not finished; what was begun goes on. Runs that failed wait for `retry`.
+    """Train all runs that are not finished; those that were stopped go on. Runs that failed wait for `retry`.
 
-    A run that another process has in hand is left to it, unless that lets go within seconds: after a killed sweep.
+    A run that another process trains is left to it, unless that ends within seconds, as after a killed sweep.
 
     Returns:
         The run folders.
@@ -38,21 +38,17 @@ def sweep(grid: Grid, backend: Backend, retry: bool = False, poll_seconds: float
         backend.stop()
         raise
     after = [run_status(path, grid.notebook) for path in folders]
-    open_ones = [status for status in after if status.state != "finished" or codes.get(status.path, 0) != 0]
-    problems = [f"  {status.path}: {_problem(status, codes.get(status.path))}" for status in open_ones]
+    unfinished = [status for status in after if status.state != "finished" or codes.get(status.path, 0) != 0]
+    problems = [f"  {status.path}: {_problem(status, codes.get(status.path))}" for status in unfinished]
     if problems:
         raise RunError(f"{len(problems)} of {len(folders)} runs are not finished:\n" + "\n".join(problems))
     return folders
 
 
-def _done(path: Path) -> bool:
-    return (path / "DONE").exists()
-
-
 def _watch(
     name: str, before: Mapping[Path, RunStatus], jobs: Mapping[Path, Job], poll_seconds: float
 ) -> dict[Path, int | str | None]:
-    """Wait for the jobs, showing how far the grid is; returns what `_result` says of them."""
+    """Wait for the jobs with a progress bar of the grid; returns each job's `_result`."""
     codes: dict[Path, int | str | None] = {}
     steps = {path: status.t_env for path, status in before.items()}
     with tqdm(
@@ -69,7 +65,7 @@ def _watch(
                     codes[path] = _result(job)
             for path in jobs:  # a run that goes on steps back first
                 steps[path] = max(steps[path], min(last_t_env(path / "metrics.jsonl"), before[path].t_max))
-            bar.set_postfix_str(f"{sum(map(_done, before))}/{len(before)} runs", refresh=False)
+            bar.set_postfix_str(f"{sum((path / 'DONE').exists() for path in before)}/{len(before)} runs", refresh=False)
             bar.update(sum(steps.values()) - bar.n)
             if len(codes) == len(jobs):
                 return codes
@@ -95,7 +91,7 @@ def _problem(status: RunStatus, code: int | str | None) -> str:
     if status.state == "finished":
         return f"is trained, but ended with exit code {code}: {last_line(status.path)}"
     if status.state == "running":
-        return "another process has it in hand"
+        return "another process trains it"
     if code is None or code == INTERRUPTED:
         return "was stopped; the same sweep goes on with it"
     if code < 0:

@@ -17,7 +17,7 @@ TENSOR, PAIRS, TUPLE = "$tensor", "$pairs", "$tuple"  # what JSON has no words f
 
 
 def write(file: BinaryIO, about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors, and `about` them, into a file that is open at its begin."""
+    """Write tensors, and `about` them, into a file that is open at its start."""
     plain = _separate(tensors)
     # Not `save_file`: it writes another file and renames it, so that nothing could be known to be on disk.
     file.write(save(plain, dict(about) | {"checksum": checksum(about, plain)}))

@@ -21,43 +21,45 @@ def load_yaml(text: str) -> Any:
     """
     loader = yaml.SafeLoader(text)
     try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        for key, part in _nodes(node, ""):
-            _check_node(key, part)
-        return loader.construct_document(node)
-    except ValueError as error:  # the 13th month, say
+        root = loader.get_single_node()
+        for key, node in _nodes(root, "", set()) if root else ():
+            if isinstance(node, yaml.MappingNode):
+                _refuse_repeated_keys(node)
+            elif isinstance(node, yaml.ScalarNode) and node.tag in (INT, FLOAT):
+                _refuse_other_bases(key, node)
+        return loader.construct_document(root) if root else None
+    except ValueError as error:  # a date in the 13th month, for example
         raise yaml.constructor.ConstructorError(None, None, str(error)) from error
     finally:
         loader.dispose()
 
 
-def _nodes(root: yaml.Node, name: str) -> Iterator[tuple[str, yaml.Node]]:
-    """Every node of a document, keys included, each once, with the key that it stands under."""
-    seen: set[int] = set()  # what an anchor names is there several times, perhaps inside itself
-    todo = [(name, root)]
-    while todo:
-        key, node = todo.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        yield key, node
-        if isinstance(node, yaml.SequenceNode):
-            todo += [(key, part) for part in reversed(node.value)]
-        elif isinstance(node, yaml.MappingNode):
-            for inner, value in reversed(node.value):
-                todo += [(str(inner.value) if isinstance(inner, yaml.ScalarNode) else key, value), (key, inner)]
+def _nodes(node: yaml.Node, key: str, seen: set[int]) -> Iterator[tuple[str, yaml.Node]]:
+    """Every node of a document, keys included, with the key that it stands under.
 
-
-def _check_node(key: str, node: yaml.Node) -> None:
-    if isinstance(node, yaml.MappingNode):
-        names = Counter(name.value for name, _ in node.value if isinstance(name, yaml.ScalarNode))
-        for name, n in names.items():
-            if n > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {name} stands twice", node.start_mark)
-    if not (isinstance(node, yaml.ScalarNode) and node.tag in (INT, FLOAT)):
+    An anchor's node is met at every alias, perhaps inside itself, and given once.
+    """
+    if id(node) in seen:
         return
+    seen.add(id(node))
+    yield key, node
+    if isinstance(node, yaml.SequenceNode):
+        for part in node.value:
+            yield from _nodes(part, key, seen)
+    elif isinstance(node, yaml.MappingNode):
+        for name, value in node.value:
+            yield from _nodes(name, key, seen)
+            yield from _nodes(value, str(name.value) if isinstance(name, yaml.ScalarNode) else key, seen)
+
+
+def _refuse_repeated_keys(mapping: yaml.MappingNode) -> None:
+    names = Counter(name.value for name, _ in mapping.value if isinstance(name, yaml.ScalarNode))
+    for name, n in names.items():
+        if n > 1:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {name} stands twice", mapping.start_mark)
+
+
+def _refuse_other_bases(key: str, node: yaml.ScalarNode) -> None:
     number = node.value.lstrip("+-")
     octal = node.tag == INT and re.fullmatch(r"0[0-7_]+", number) and number.strip("0_")
     if base := 60 if ":" in number else 8 if octal else None:

@@ -1,6 +1,7 @@
 """The learner: value learning with the masks of a mask scheme, drawn once per update."""
 
 import copy
+import functools
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -93,19 +94,21 @@ class K24QLearner:
         self.target_agent, self.target_mixer = copy.deepcopy(self.agent), copy.deepcopy(self.mixer)
         self.masked_layers = self.agent.masked_layers
         self.scheme = get_method(config.method).mask_scheme(dict(self.agent.layers.items()), config, config.t_max)
-        self.optimizer = self._build_optimizer()
-        self._set_lr(t_env=0)
         self.generator = torch.Generator(config.device)  # of mask draws and resets
         self.generator.manual_seed(derive_seed(config.seed, Stream.MASKS))
         self.n_updates = 0
 
-    def _build_optimizer(self) -> torch.optim.Optimizer:
-        """Adam; the mask coefficients in a group of their own, whose rate is `alpha_lr_factor` times higher."""
+    @functools.cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Adam; the mask coefficients in a group of their own, whose rate is `alpha_lr_factor` times higher.
+
+        Built for the first update: torch.optim then loads torch's compiler, which takes nearly as long as torch itself.
+        """
         alphas = set(self.scheme.alphas)
         others = [p for m in (self.agent, self.mixer) for p in m.parameters() if p.requires_grad and p not in alphas]
         groups: list[dict[str, Any]] = [{"params": others}]
         if alphas:
-            groups.append({"params": self.scheme.alphas})
+            groups.append({"params": self.scheme.alphas, "lr": self.config.lr * self.config.alpha_lr_factor})
         return torch.optim.Adam(groups, lr=self.config.lr, fused=True)
 
     def update(self, batch: EpisodeBatch, t_env: int, log: bool = False) -> dict[str, float]:

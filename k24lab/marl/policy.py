@@ -1,7 +1,8 @@
-"""The team as it acts, and as arrays: its masks, and what its agents would do on the same observations."""
+"""The team as it acts: its policy, episodes played with one, its masks, and what its agents would do on one history."""
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,11 +10,19 @@ from torch import Tensor
 
 from k24lab.core.masks import groups_per_layer
 from k24lab.core.schemes import PatternScheme
+from k24lab.envs.base import VecEnv
 from k24lab.marl.agent import Weights, step, unroll
 from k24lab.marl.learner import K24QLearner
 from k24lab.marl.replay import EpisodeBatch
-from k24lab.marl.rollout import agent_inputs
+from k24lab.marl.rollout import agent_inputs, collect
 from k24lab.marl.seeding import Stream, derive_seed
+
+
+class Policy(NamedTuple):
+    """What `collect` acts with."""
+
+    act: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    initial_hidden: Callable[[int, int], Tensor]
 
 
 def acting_weights(learner: K24QLearner, t_env: int, generator: torch.Generator) -> Weights:
@@ -33,6 +42,38 @@ def acting_policy(learner: K24QLearner, t_env: int, seed: int) -> Callable[[Tens
     if learner.config.acting_masks == "argmax":
         return partial(step, learner.argmax_weights())
     return lambda inputs, hidden: step(acting_weights(learner, t_env, generator), inputs, hidden)
+
+
+def trained_policy(learner: K24QLearner, t_env: int, seed: int, counter: int = 0) -> Policy:
+    """What a run with this seed is evaluated with after `t_env` env steps, for its `counter`-th batch of episodes."""
+    act = acting_policy(learner, t_env, derive_seed(seed, Stream.TEST_MASKS, counter))
+    return Policy(act, learner.agent.initial_hidden)
+
+
+def play(
+    learner: K24QLearner, env: VecEnv, policy: Policy, seed: int, counter: int = 0, epsilon: float = 0.0
+) -> EpisodeBatch:
+    """An episode of each environment: the `counter`-th batch (from 0) of a run's test episodes.
+
+    Args:
+        learner: which unit uses which weights, and the run's configuration.
+        env: with as many environments as the run tests with, these are the run's own test episodes.
+        policy: what acts.
+        seed: of the run whose test episodes these are.
+        counter: which batch.
+        epsilon: probability of a random action; 0 is greedy.
+    """
+    return collect(
+        env,
+        policy.act,
+        initial_hidden=policy.initial_hidden,
+        rows_of=learner.rows,
+        epsilon=epsilon,
+        seed=derive_seed(seed, Stream.TEST_EPISODES, counter),
+        generator=torch.Generator().manual_seed(0),
+        agent_id=learner.config.agent_id,
+        with_state=False,
+    )
 
 
 def pattern_arrays(learner: K24QLearner, t_env: int) -> dict[str, np.ndarray]:

@@ -6,20 +6,6 @@ from typing import Annotated
 import tyro
 
 
-def show(run: Annotated[str, tyro.conf.Positional]) -> None:
-    """Show a run: settings, how far it is, last metrics, and where it comes from: code, packages, machine.
-
-    Example: k24lab show rolenav-k24-s0-1a2b3c4d
-
-    Args:
-        run: run folder, or its name alone where only one group has it.
-    """
-    from k24lab.lab.runs import find_folder
-    from k24lab.lab.show import describe_run
-
-    print(describe_run(find_folder(run)))
-
-
 def report(what: Annotated[str, tyro.conf.Positional], output: Path | None = None) -> None:
     """Write a run or a group of runs as one HTML page: curves, masks, similarity, tables, where they come from.
 
@@ -43,7 +29,7 @@ def replay(
     fps: int = 10,
     dpi: int = 100,
 ) -> None:
-    """Film test episodes of a trained team: the world, and beside it who is who, what each does, the return.
+    """Animate test episodes of a trained team: the environment, and beside it who is who, what each does, the return.
 
     Example: k24lab replay rolenav-k24-s0-1a2b3c4d
     Example: k24lab replay rolenav-k24-s0-1a2b3c4d --episodes 1 --output team.mp4
@@ -54,9 +40,9 @@ def replay(
         episodes: how many, the first ones that the run was tested on.
         seed: play the test episodes of a run with this seed instead.
         fps: env steps per second, 1 to 50.
-        dpi: pixels per inch of a picture of 7.3 x 4.84 inches.
+        dpi: pixels per inch of a frame of 7.3 x 4.84 inches.
     """
-    from k24lab.rendering.replay import replay as replay_run
+    from k24lab.rendering.animation import replay as replay_run
 
     path, shown = replay_run(run, output, episodes, seed, fps, dpi, progress=True)
     print(shown)

@@ -38,7 +38,7 @@ PLAN = (
     _part("marl/learner.py", "targets learner reset frozen diversity literal types reference_state reference_update"),
     _part("core/schedules.py", "schedules reference_update"),
     _part("analysis/stats.py", "stats"),
-    _part("inference/packing.py", "pack"),
+    _part("inference/packing.py", "packing"),
     _part("envs/rolenav.py", "envs_rolenav"),
     _part("envs/base.py", "envs_base types"),
     _part("envs/scripted.py", "scripted envs_pettingzoo"),
@@ -78,5 +78,5 @@ NAMED = (
         "return schedules.linear(c.epsilon_start, c.epsilon_finish, self.t_env / max(c.epsilon_anneal_steps, 1))",
         "return schedules.linear(c.epsilon_start, c.epsilon_finish, self.t_env / c.t_max)",
     ),
-    ("k24lab/inference/packing.py", "if bool((kept > 2).any()):", "if bool((kept > 3).any()):"),
+    ("k24lab/inference/packing.py", "if not agrees.any(dim=-1).all():", "if not agrees.any():"),
 )

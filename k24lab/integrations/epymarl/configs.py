@@ -1,7 +1,6 @@
 """Algorithm configurations for a checkout: settings of its own algorithms with K-2:4's agent and learner."""
 
 import dataclasses
-import zlib
 from itertools import product
 from typing import Literal
 
@@ -16,11 +15,10 @@ METHODS = {
     "random24": "fixed random 2:4 masks: what learning them is to be compared with",
 }
 MIXERS = ("qmix", "vdn")
-# What `k24_args` may say; everything else is a setting of the checkout's own.
+# What `k24_args` may hold; everything else is a setting of the checkout's own.
 TYPE_KEYS = ("n_unit_types", "unit_type_start")
 MASK_KEYS = tuple(field.name for field in dataclasses.fields(MaskConfig) if field.name != "mask_per")
 KEYS = ("method", "alpha_lr_factor", "grad_clip", "lr_final", "td_loss", *MASK_KEYS, *TYPE_KEYS)
-HEADER = "# k24lab "  # before the checksum of all that follows the first line
 
 EXPLORATION = """\
 action_selector: "epsilon_greedy"
@@ -81,12 +79,12 @@ def config_files(flavour: Flavour) -> dict[str, str]:
     files = {}
     for method, per_type, mixer in product(METHODS, (False, True), MIXERS):
         name = "_".join([method.replace("-", "_"), *(["type"] if per_type else []), mixer])
-        files[f"{name}.yaml"] = _signed(_config(flavour, name, method, per_type, mixer))
+        files[f"{name}.yaml"] = _config(flavour, name, method, per_type, mixer)
     return files
 
 
 def _config(flavour: Flavour, name: str, method: str, per_type: bool, mixer: str) -> str:
-    """One file, but for its first line."""
+    """The text of one file."""
     owner = "unit type" if per_type else "agent"
     return (
         f"# {mixer.upper()} on one shared network, seen by every {owner} through its own mask: {METHODS[method]}.\n\n"
@@ -115,18 +113,3 @@ def _defaults(method: str) -> str:
     """A line for every setting of the masks."""
     config = build_config({"method": method})
     return "".join(f"  {key}: null # {getattr(config, key)}\n" for key in ("alpha_lr_factor", "grad_clip", *MASK_KEYS))
-
-
-def _signed(text: str) -> str:
-    """With a first line that tells whether the rest is as it was written."""
-    return f"{HEADER}{zlib.crc32(text.encode()):08x}\n{text}"
-
-
-def is_untouched(text: str) -> bool:
-    """Whether a file is one of ours, of this version or another, that nobody has edited."""
-    return text == _signed(text.partition("\n")[2])
-
-
-def is_ours(text: str) -> bool:
-    """Whether a file began as one of ours."""
-    return text.startswith(HEADER)

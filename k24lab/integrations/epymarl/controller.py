@@ -11,7 +11,7 @@ from torch import Tensor
 
 from k24lab.errors import ConfigError
 from k24lab.integrations.epymarl.batches import TheirBatch, observations, types_at_reset
-from k24lab.integrations.epymarl.settings import env_spec, read_settings, torch_device
+from k24lab.integrations.epymarl.settings import env_spec, read_settings
 from k24lab.marl.agent import RNNAgent, Weights, build_agent, step
 from k24lab.marl.batching import Rows, rows_for
 from k24lab.marl.rollout import agent_inputs
@@ -23,7 +23,7 @@ def k24_agent(input_shape: int, args: SimpleNamespace) -> RNNAgent:
     """The network of the whole team, for the registry of agents: `k24`, and `k24_type` with a mask per unit type."""
     settings = read_settings(args)
     n_masks = settings.n_unit_types if settings.config.per_type else args.n_agents
-    return build_agent(settings.config, input_shape, args.n_actions, n_masks).to(torch_device(args))
+    return build_agent(settings.config, input_shape, args.n_actions, n_masks).to(torch.device(args.device))
 
 
 class K24MAC:
@@ -71,7 +71,7 @@ class K24MAC:
 
     @torch.no_grad()
     def forward(self, ep_batch: TheirBatch, t: int, test_mode: bool = False) -> Float[Tensor, "B N A"]:
-        """Q-values at time step t; to be called for every step of an episode in turn."""
+        """Q-values at time step t; to be called for the steps of an episode one after another."""
         if self._policy is None:
             self._policy = self._begin(ep_batch)
         rows, weights = self._policy
@@ -107,5 +107,5 @@ class K24MAC:
 
     def load_models(self, path: str) -> None:
         """Read the network."""
-        state = torch.load(Path(path) / AGENT_FILE, map_location=torch_device(self.args), weights_only=True)
+        state = torch.load(Path(path) / AGENT_FILE, map_location=self.args.device, weights_only=True)
         self.agent.load_state_dict(state)

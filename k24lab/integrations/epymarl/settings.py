@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Bool
 from torch import Tensor
 
@@ -80,7 +79,7 @@ def read_settings(args: SimpleNamespace) -> Settings:
         ConfigError: for an unknown or impossible entry of `k24_args`, and for settings of the checkout's own that the
             K-2:4 agent and learner do not have.
     """
-    given = _given(args)
+    given = _k24_args(args)
     problems = [
         f"{key} = {getattr(args, key)!r} must be {wanted!r} with K-2:4"
         for key, wanted in DEMANDED.items()
@@ -90,26 +89,24 @@ def read_settings(args: SimpleNamespace) -> Settings:
         raise ConfigError("; ".join(problems))
     unit_types = _unit_types(args, given)
     own = {key: value for key, value in given.items() if key not in TYPE_KEYS}
-    return Settings(build_config(_theirs(args) | own), unit_types, bool(args.obs_last_action))
+    return Settings(build_config(_their_settings(args) | own), unit_types, bool(args.obs_last_action))
 
 
-def _given(args: SimpleNamespace) -> dict[str, Any]:
-    """The entries of `k24_args` that say something, all names checked."""
+def _k24_args(args: SimpleNamespace) -> dict[str, Any]:
+    """The entries of `k24_args` that are not null, all names checked."""
     given = getattr(args, "k24_args", None) or {}
     if not isinstance(given, Mapping):
         raise ConfigError(f"k24_args = {given!r} is a {type(given).__name__}, not a mapping such as {{method: k24}}")
     problems = []
-    for key, value in given.items():
-        if key not in KEYS and hasattr(args, key):
-            problems.append(f"k24_args.{key} = {value!r}: {key} is a setting of its own here, give {key} itself")
-        elif key not in KEYS:
-            problems.append(f"k24_args.{key} = {value!r}: {unknown('key', key, KEYS)}")
+    for key in [key for key in given if key not in KEYS]:
+        wrong = f"{key} is a setting of its own here, give {key} itself" if hasattr(args, key) else ""
+        problems.append(f"k24_args.{key} = {given[key]!r}: {wrong or unknown('key', key, KEYS)}")
     if problems:
         raise ConfigError("; ".join(problems))
     return {key: value for key, value in given.items() if value is not None}
 
 
-def _theirs(args: SimpleNamespace) -> dict[str, Any]:
+def _their_settings(args: SimpleNamespace) -> dict[str, Any]:
     """What is said by the checkout's own keys."""
     return {
         "task": str(args.env),
@@ -136,17 +133,15 @@ def _theirs(args: SimpleNamespace) -> dict[str, Any]:
 
 def _target_update(args: SimpleNamespace) -> dict[str, Any]:
     """epymarl counts updates, and takes a number up to 1 for a share; pymarl2 counts episodes."""
-    if hasattr(args, "target_update_interval_or_tau"):
-        interval = args.target_update_interval_or_tau
-        if interval <= 1:
-            return {"target_update": "polyak", "polyak": interval}
-    else:
+    if not hasattr(args, "target_update_interval_or_tau"):
         interval = args.target_update_interval / args.batch_size_run
+    elif (interval := args.target_update_interval_or_tau) <= 1:
+        return {"target_update": "polyak", "polyak": interval}
     return {"target_update": "hard", "target_update_interval": math.ceil(interval)}
 
 
 def _unit_types(args: SimpleNamespace, given: Mapping[str, Any]) -> UnitTypes | None:
-    """Where the observations tell the unit type; only agent "k24_type" wants to know."""
+    """Where the observations tell the unit type, which matters to agent "k24_type" alone."""
     if args.agent != "k24_type":
         if any(key in given for key in TYPE_KEYS):
             raise ConfigError(f"{', '.join(TYPE_KEYS)} of k24_args are for agent = 'k24_type', not {args.agent!r}")
@@ -169,10 +164,8 @@ def env_spec(scheme: Mapping[str, Any], args: SimpleNamespace, settings: Setting
     obs_dim = int(np.prod(scheme["obs"]["vshape"]))
     types = settings.unit_types
     if types and not (-obs_dim <= types.start < obs_dim and types.start % obs_dim + types.n <= obs_dim):
-        raise ConfigError(
-            f"unit_type_start = {types.start}, n_unit_types = {types.n} is not inside an observation of {obs_dim} "
-            "numbers"
-        )
+        where = f"unit_type_start = {types.start}, n_unit_types = {types.n}"
+        raise ConfigError(f"{where} is not inside an observation of {obs_dim} numbers")
     return EnvSpec(
         n_envs=args.batch_size_run,
         n_agents=args.n_agents,
@@ -182,8 +175,3 @@ def env_spec(scheme: Mapping[str, Any], args: SimpleNamespace, settings: Setting
         episode_limit=0,  # the checkout's runner and buffer know it, a learner does not ask
         n_unit_types=settings.n_unit_types,
     )
-
-
-def torch_device(args: SimpleNamespace) -> torch.device:
-    """Where everything lives."""
-    return torch.device(args.device)
