@@ -110,7 +110,7 @@ def sweep(
     Example: k24lab sweep grid.yaml --backend slurm --jobs 50 --hours 4 --options slurm_partition cpu
 
     Args:
-        grid: YAML file of the runs, see README.md.
+        grid: YAML file of the runs, see docs/experiments.md.
         jobs: runs at a time; by default as many as this machine has cores and memory for, on SLURM and Ray 1000.
         retry: try runs that failed once more; otherwise they are only listed.
         backend: processes on this machine, a SLURM job array, or a Ray cluster; the last two need their extras.
