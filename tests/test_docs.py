@@ -129,12 +129,6 @@ def test_commands_name_files_that_exist():
     assert named and {part for names in named for part in names.split()} <= NOTEBOOKS
 
 
-def test_figures_that_the_results_name_are_there():
-    prefixes = set(re.findall(r"`((?:\d\d|bench)_\w+?)(?:_?\*|\.\w+)?`", RESULTS.read_text())) - NOTEBOOKS
-    files = [path.name for path in (ROOT / "figures").iterdir()]
-    assert prefixes and not [p for p in prefixes if not any(name.startswith(p) for name in files)]
-
-
 def test_overview_is_drawn_from_the_published_tables(tmp_path):
     spec = importlib.util.spec_from_file_location("draw_overview", ROOT / "docs" / "tools" / "draw_overview.py")
     module = importlib.util.module_from_spec(spec)
