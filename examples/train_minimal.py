@@ -26,7 +26,7 @@ from k24lab.core.diversity import K24DiversityManager, PatternOrthogonalityLoss
 from k24lab.core.layers import SemiStructuredLinear24
 from k24lab.core.masks import argmax_masks, draw_masks
 from k24lab.core.schedules import linear, mask_temperature
-from k24lab.envs.base import EnvSpec, VecEnv
+from k24lab.envs.base import EnvSpec
 from k24lab.envs.rolenav import RoleNav
 
 
@@ -83,12 +83,15 @@ def q_values(
 
 
 @torch.no_grad()
-def rollout(env: VecEnv, network: Network, epsilon: float) -> Transitions:
-    """Play one episode in each environment, epsilon-greedy under the argmax masks."""
+def rollout(env: RoleNav, network: Network, epsilon: float) -> Transitions:
+    """Play one episode in each environment, epsilon-greedy under the argmax masks.
+
+    RoleNav allows every action at every step and ends all episodes at the time limit. In other tasks actions must be
+    chosen among `now.avail_actions`, here and in `td_loss`, and steps after the end of an episode left out.
+    """
     masks, steps = argmax_masks(network), []
     now = env.reset(seed=int(torch.randint(2**31, ())))
     for _ in range(env.spec.episode_limit):
-        # RoleNav allows every action at every step. Other tasks need `now.avail_actions` wherever an action is chosen.
         greedy = q_values(network, masks, now.obs)[0].argmax(dim=-1)
         random = torch.randint_like(greedy, env.spec.action_dim)
         actions = torch.where(torch.rand(greedy.shape) < epsilon, random, greedy)
