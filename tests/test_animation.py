@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from test_cli import assert_one_line_error, k24lab  # noqa: F401
-from test_envs_pettingzoo import World
+from test_envs_pettingzoo import ToyEnv
 
 from k24lab.envs.registry import drawable, make_env
 from k24lab.envs.scene import Episode, Scene, Thing
@@ -187,7 +187,7 @@ def test_environments_are_animated(task, make_run, tmp_path):
         assert gif.n_frames == 1 + load_learner(folder)[0].spec.episode_limit
 
 
-class Silent(World):
+class Silent(ToyEnv):
     """Nothing that can be drawn."""
 
     max_cycles = 3
@@ -248,6 +248,30 @@ def test_frames_show_agents_where_they_are_in_their_colours_and_the_dead_as_cros
     assert pixel(first, 0.62, 0.62) == pixel(last, 0.62, 0.62) == color
     assert pixel(first, -0.54, -0.5) != (255, 255, 255) and pixel(last, -0.55, -0.5) == (255, 255, 255)
     assert np.array_equal(drawing.frame(0), first)  # nothing of a later moment stays
+
+
+def test_obstacles_objects_lines_goals_and_health_have_their_colours():
+    scene = scene_of(
+        Thing("obstacle", -0.5, 0.5, radius=0.2),
+        Thing("object", 0.5, 0.5, box=(0.6, 0.1), angle=np.pi / 2),
+        Thing("object", 0.0, 0.0, box=(1.0, 0.0), angle=np.pi / 4),
+        Thing("landmark", 0.0, -0.7, radius=0.2),
+        Thing("goal", -0.5, -0.5, radius=0.1, owners=(0, 1)),
+        Thing("agent", 0.5, -0.5, radius=0.2, owners=(2,), label="medic", health=0.5),
+    )
+    names = ("idle",) * 3
+    frame = EpisodeDrawing(Episode((scene, scene), (names,), np.ones(1, np.float32), 1), "", "", dpi=100).frame(0)
+    assert pixel(frame, -0.5, 0.5) == (208, 208, 208)
+    assert pixel(frame, 0.5, 0.75) == (154, 154, 154) and pixel(frame, 0.75, 0.5) == (
+        255,
+        255,
+        255,
+    )  # it stands upright
+    assert pixel(frame, 0.3, 0.3) == (64, 64, 64) and pixel(frame, 0.0, -0.7) == (255, 255, 255)
+    colors = [tuple(int(agent_color(i)[k : k + 2], 16) for k in (1, 3, 5)) for i in range(3)]
+    rim = 0.1 + 0.03 * 0.45
+    assert pixel(frame, -0.5 - rim, -0.5) == colors[0] and pixel(frame, -0.5 + rim, -0.5) == colors[1]
+    assert pixel(frame, 0.5 - 0.23, -0.5) == colors[2] and pixel(frame, 0.5 + 0.23, -0.5) == (237, 237, 237)
 
 
 def still(value: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from matplotlib.colors import to_rgb
 from k24lab.analysis import comparison_plots, curve_plots as plots, mask_plots, similarity, stats, style
 from k24lab.core.pattern_table import PATTERN_NAMES
 from k24lab.errors import ConfigError
+from k24lab.methods import METHODS
 
 
 @pytest.fixture(autouse=True)
@@ -99,14 +100,19 @@ def test_a_reader_of_the_old_file_never_sees_half_of_the_new_one(curves, tmp_pat
     assert len(pd.read_csv(path)) == 1
 
 
+def test_figures_of_a_study_go_to_its_folder(curves, tmp_path):
+    assert style.save_table(curves, "study/t", tmp_path) == tmp_path / "study" / "t.csv"
+    assert (tmp_path / "study" / "t.csv").is_file()
+
+
 def test_figures_go_to_the_figures_folder_by_default(curves, tmp_path, monkeypatch):
     monkeypatch.setenv("K24LAB_HOME", str(tmp_path))
     assert style.save_table(curves, "t") == tmp_path / "figures" / "t.csv"
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "figures" / "t.csv"), curves, check_dtype=False)
 
 
-@pytest.mark.parametrize("name", ["a/b", "../up", "", ".hidden", "a b", "x\\y", "c\n"])
-def test_figure_names_with_folders_are_refused(name, curves, tmp_path):
+@pytest.mark.parametrize("name", ["a/b/c", "../up", "a/.b", "/a", "a/", "", ".hidden", "a b", "x\\y", "c\n"])
+def test_figure_names_that_are_no_plain_ones_are_refused(name, curves, tmp_path):
     with pytest.raises(ConfigError, match="figure name"):
         style.save_table(curves, name, tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -120,21 +126,22 @@ def test_paper_style_ends_with_its_block():
 
 
 def test_methods_differ_in_more_than_colour():
-    looks = [(s.linestyle, s.marker) for s in style.METHOD_STYLE.values()]
+    methods = [style.method_style(method) for method in METHODS]
+    looks = [(s.linestyle, s.marker) for s in methods]
     assert len(set(looks)) == len(looks)
-    assert len({s.color for s in style.METHOD_STYLE.values()}) == len(looks)
+    assert len({s.color for s in methods}) == len(looks)
 
 
 def test_variant_styles_keep_the_methods_look_and_tell_variants_apart():
     styles = style.variant_styles(["nops", "k24 hidden_dim=64", "k24 hidden_dim=16", "mine"])
     assert list(styles) == ["k24 hidden_dim=16", "k24 hidden_dim=64", "nops", "mine"]
-    assert styles["nops"] == style.METHOD_STYLE["nops"]
+    assert styles["nops"] == style.method_style("nops")
     small, large = styles["k24 hidden_dim=16"], styles["k24 hidden_dim=64"]
-    assert (small.label, small.color) == ("K-2:4 (hidden_dim=16)", style.METHOD_STYLE["k24"].color)
+    assert (small.label, small.color) == ("K-2:4 (hidden_dim=16)", style.method_style("k24").color)
     assert sum(to_rgb(large.color)) > sum(to_rgb(small.color))
     assert styles["mine"].label == "mine"
     many = style.variant_styles(["random24", "k24", *(f"k24 seedless={k}" for k in range(8))])
-    assert many["k24"] == style.METHOD_STYLE["k24"] and many["random24"] == style.METHOD_STYLE["random24"]
+    assert many["k24"] == style.method_style("k24") and many["random24"] == style.method_style("random24")
     assert len({s.color for s in many.values()}) == 10
     crowd = style.variant_styles(["random24", "k24", "k24-alpha", *(f"k24 seedless={k}" for k in range(30))])
     assert len({(s.color, s.linestyle, s.marker) for s in crowd.values()}) == 33
@@ -309,10 +316,10 @@ def test_functions_draw_on_the_axes_they_are_given(curves, index):
 
 
 def test_share_map_writes_every_share_under_its_action():
-    ax = mask_plots.share_map(np.array([[0.25, 0.75], [1.0, 0.0]]), labels=["marine", "zealot"], ylabel="unit type")
+    ax = mask_plots.share_map(np.array([[0.25, 0.75], [1.0, 0.0]]), labels=["marine", "zealot"])
     assert [text.get_text() for text in ax.texts] == ["25%", "75%", "100%", "0%"]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["marine", "zealot"]
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "1"] and ax.get_ylabel() == "unit type"
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "1"]
 
 
 def test_matrix_map_of_types_has_their_names_on_both_axes():

@@ -16,12 +16,12 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 from k24lab import cli
-from k24lab.analysis.load import find_runs
 from k24lab.envs.registry import canonical_task, make_env
 from k24lab.envs.tasks import canonical_text
 from k24lab.errors import ConfigError, RunError
 from k24lab.lab import notebooks, train as training
 from k24lab.lab.config import Config, build_config, merge_settings, stored_config
+from k24lab.lab.find_runs import find_runs
 from k24lab.lab.grid import load_grid
 from k24lab.lab.paths import CHECKOUT
 from k24lab.lab.runs import RunFolder, canonical, read_config, run_folder
@@ -308,7 +308,7 @@ SHORT = {"t_max": 400, "batch_size": 64, "n_envs": 4}
 def test_a_run_that_cannot_fill_a_batch_is_refused_before_it_starts(home, tmp_path):
     said = (
         "t_max = 400 is over before the first update: batch_size = 64 episodes are 16 rollouts of n_envs = 4, of which "
-        "the last begins after 1500 env steps at least; allowed: t_max of at least 1501, or batch_size of at most 16"
+        "the last starts after 1500 env steps at least; allowed: t_max of at least 1501, or batch_size of at most 16"
     )
     with pytest.raises(ConfigError, match=f"^{re.escape(said)}$"):
         train(build_config(SHORT), progress=False)

@@ -39,19 +39,10 @@ def final_returns(
     styles, counts = variant_styles(order), scores["variant"].value_counts()
     ax = ax or new_axes(height=0.5 + 0.28 * len(order))
     colors, marks = [styles[v].color for v in order], [styles[v].marker for v in order]
-    same = {"x": value, "y": "variant", "hue": "variant", "order": order, "hue_order": order, "palette": colors}
+    names = {"y": "variant", "hue": "variant", "order": order, "hue_order": order, "legend": False}
+    looks = {"palette": colors, "markers": marks, "markersize": 5, "linestyle": "none"}
     bars = {"linewidth": 2, "solid_capstyle": "butt"}
-    seaborn.pointplot(
-        scores,
-        **same,
-        errorbar=drawn_interval,
-        markers=marks,
-        markersize=5,
-        linestyle="none",
-        err_kws=bars,
-        legend=False,
-        ax=ax,
-    )
+    seaborn.pointplot(scores, x=value, **names, **looks, errorbar=drawn_interval, err_kws=bars, ax=ax)
     for y, (variant, color) in enumerate(zip(order, colors, strict=True)):
         seeds = scores.loc[scores["variant"] == variant, value]
         ax.scatter(seeds, np.full(len(seeds), y + 0.27), s=9, facecolors="none", edgecolors=color, linewidths=0.7)
@@ -66,16 +57,7 @@ def final_returns(
     return ax
 
 
-def pair_scatter(
-    pairs: pd.DataFrame,
-    x: str,
-    y: str,
-    ax: Axes | None = None,
-    *,
-    xlabel: str = "",
-    ylabel: str = "",
-    chance: float | None = None,
-) -> Axes:
+def pair_scatter(pairs: pd.DataFrame, x: str, y: str, ax: Axes | None = None, *, chance: float | None = None) -> Axes:
     """A dot per pair of agents (of every run): columns variant, `x`, `y`; colour and marker tell the variant.
 
     `chance` is the value of x for independent masks, a dotted vertical line.
@@ -92,7 +74,6 @@ def pair_scatter(
         ax.axvline(chance, color=GREY, linestyle=":", linewidth=0.9, zorder=1, label="independent masks")
     if ax.get_legend_handles_labels()[0]:
         ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    ax.set(xlabel=xlabel or x, ylabel=ylabel or y)
     return ax
 
 
@@ -112,14 +93,9 @@ def interval_marks(
 def _marks(rows: pd.DataFrame, value: str, y: ArrayLike, ax: Axes, look: LineStyle, height: float = 6.0) -> None:
     """A mark per row on a pale bar from `low` to `high`, `height` in points; no bar without an interval."""
     bars = np.abs(rows[["low", "high"]].to_numpy(dtype=float).T - rows[value].to_numpy(dtype=float))
-    mark: dict[str, Any] = {
-        "fmt": look.marker,
-        "color": look.color,
-        "markersize": 3.5,
-        "markeredgewidth": 0,
-        "label": look.label,
-    }
-    ax.errorbar(rows[value], y, xerr=np.nan_to_num(bars), ecolor=(look.color, 0.35), elinewidth=height, **mark)
+    mark: dict[str, Any] = {"fmt": look.marker, "color": look.color, "markersize": 3.5, "markeredgewidth": 0}
+    bar: dict[str, Any] = {"ecolor": (look.color, 0.35), "elinewidth": height}
+    ax.errorbar(rows[value], y, xerr=np.nan_to_num(bars), label=look.label, **mark, **bar)
 
 
 def _lines_of(ax: Axes, labels: Sequence[str]) -> None:

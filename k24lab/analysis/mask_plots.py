@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 
 from k24lab.analysis.curve_plots import new_axes
-from k24lab.analysis.similarity import CHANCE_FLIP, masks
+from k24lab.analysis.similarity import masks
 from k24lab.analysis.stats import drawn_interval
-from k24lab.analysis.style import GREY, HALF_WIDTH, OKABE_ITO, method_style
+from k24lab.analysis.style import GREY, HALF_WIDTH, OKABE_ITO
 from k24lab.core.pattern_table import GROUP_SIZE, PATTERN_NAMES
 
 PATTERN_COLORS = [OKABE_ITO[c] for c in ("orange", "sky", "green", "yellow", "blue", "vermillion")]
@@ -88,9 +88,6 @@ def share_map(
     columns: Sequence[str] = (),
     labels: Sequence[str] = (),
     chance: float | None = None,
-    xlabel: str = "",
-    ylabel: str = "",
-    title: str = "",
 ) -> Axes:
     """Shares per cent, one line per agent (or whatever `labels` name), such as how often each action is taken.
 
@@ -98,9 +95,7 @@ def share_map(
     """
     ax = ax or new_axes(height=0.7 + 0.2 * len(shares))
     colors = ("viridis", 0.0, max(0.5, float(shares.max()))) if chance is None else ("RdBu_r", 0.0, 2 * chance)
-    _numbers(shares, "{:.0%}", ax, colors, columns, labels)
-    ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
-    return ax
+    return _numbers(shares, "{:.0%}", ax, colors, columns, labels)
 
 
 def matrix_map(
@@ -128,16 +123,16 @@ def matrix_map(
 
 def _numbers(
     values: np.ndarray,
-    form: str,
+    number_format: str,
     ax: Axes,
     colors: tuple[str, float, float],
     columns: Sequence[str],
     labels: Sequence[str],
-) -> None:
+) -> Axes:
     """A heatmap with its numbers; names of columns and lines are their indices if there are none."""
     n_columns = values.shape[1]
-    texts = np.vectorize(form.format)(values)
-    if n_columns > MANY and "." in form:
+    texts = np.vectorize(number_format.format)(values)
+    if n_columns > MANY and "." in number_format:
         texts = np.vectorize(lambda text: text.removeprefix("0"))(texts)  # .42: room for ten agents
     (cmap, vmin, vmax), size = colors, min(6.0, 60 / n_columns)
     look: dict[str, Any] = {"cmap": cmap, "vmin": vmin, "vmax": vmax, "cbar": False, "rasterized": True}
@@ -146,47 +141,19 @@ def _numbers(
     turned = max(map(len, columns), default=0) > SHORT
     ax.tick_params(length=0)
     ax.tick_params(axis="y", rotation=0)
-    ax.set_xticklabels(
-        ax.get_xticklabels(),
-        **({"rotation": 45, "rotation_mode": "anchor", "ha": "right"} if turned else {"rotation": 0}),
-    )
-
-
-def probability_curves(
-    temperatures: Float[np.ndarray, " T"], probs: Float[np.ndarray, "T 6"], ax: Axes | None = None
-) -> Axes:
-    """Probability of each pattern of one group against temperature (log axis, high temperatures left)."""
-    ax = ax or new_axes()
-    table = pd.DataFrame(probs, columns=PATTERN_NAMES, index=temperatures)
-    seaborn.lineplot(table, palette=list(OKABE_ITO.values())[: len(PATTERN_NAMES)], ax=ax)
-    ax.axhline(1 / len(PATTERN_NAMES), color="0.5", linewidth=0.8)
-    ax.set(xlabel="temperature τ", ylabel="pattern probability", ylim=(-0.03, 1.03))
-    _temperature_axis(ax)
-    ax.legend(title="pattern", ncols=2)
+    if turned:
+        ax.set_xticklabels(ax.get_xticklabels(), rotation=45, rotation_mode="anchor", ha="right")
     return ax
 
 
-def redraw_lines(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Share of groups that change between two draws against temperature, a line per kind of noise."""
-    ax = ax or new_axes()
-    colors = {"literal": method_style("k24-literal").color, "annealed": method_style("k24").color}
-    look: dict[str, Any] = {"palette": colors, "markers": ["v", "o"], "dashes": [(1, 1), ""], "markeredgewidth": 0}
-    seaborn.lineplot(table, x="temperature", y="redraw_share", hue="noise", style="noise", **look, ax=ax)
-    ax.axhline(CHANCE_FLIP, color="0.5", linewidth=0.8, linestyle=":")
-    ax.annotate("chance: 5/6", (0.99, CHANCE_FLIP - 0.03), xycoords=("axes fraction", "data"), ha="right", va="top")
-    ax.set(xlabel="temperature τ", ylabel="groups redrawn (share)", ylim=(-0.03, 0.95))
-    _temperature_axis(ax)
-    ax.legend(title="draw", loc="lower left")
-    return ax
-
-
-def _temperature_axis(ax: Axes) -> None:
-    """High temperatures left, as in training; plain numbers."""
-    ax.set_xscale("log")
+def temperature_axis(ax: Axes, ylabel: str, chance: float) -> Axes:
+    """Curves over the temperature of a draw: log axis, high temperatures left as in training, a grey line at chance."""
+    ax.axhline(chance, color=GREY, linewidth=0.8, zorder=1)
+    ax.set(xlabel="temperature τ", ylabel=ylabel, xscale="log", ylim=(-0.03, 1.03))
     ax.set_xticks([10, 5, 2, 1, 0.5, 0.2, 0.1], ["10", "5", "2", "1", "0.5", "0.2", "0.1"])
     ax.minorticks_off()
-    low, high = ax.get_xlim()
-    ax.set_xlim(max(low, high), min(low, high))
+    ax.invert_xaxis()
+    return ax
 
 
 def error_bars(table: pd.DataFrame, ax: Axes | None = None, reference: str = "dense") -> Axes:
@@ -197,8 +164,8 @@ def error_bars(table: pd.DataFrame, ax: Axes | None = None, reference: str = "de
     ax = ax or new_axes()
     ax.set_xscale("log")  # seaborn then averages logarithms
     same: dict[str, Any] = {"data": table, "x": "error", "y": "method", "ax": ax}
-    seaborn.stripplot(**same, jitter=False, size=4, color="0.6", linewidth=0, zorder=1)
-    black: dict[str, Any] = {"color": "black", "markers": "D", "markersize": 3.5, "err_kws": {"linewidth": 1}}
+    seaborn.stripplot(**same, jitter=False, size=6, color="0.7", linewidth=0, zorder=1)
+    black: dict[str, Any] = {"color": "black", "markers": "D", "markersize": 3, "err_kws": {"linewidth": 1}}
     seaborn.pointplot(**same, errorbar=drawn_interval, linestyle="none", **black)
     if reference in set(table["method"]):
         mean = np.exp(np.log(table.loc[table["method"] == reference, "error"]).mean())

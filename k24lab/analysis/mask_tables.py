@@ -7,21 +7,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Integer
 
+from k24lab.analysis import similarity
 from k24lab.analysis.load import Patterns, has_patterns, last_patterns, load_policies, load_summaries
-from k24lab.analysis.similarity import (
-    ALL_LAYERS,
-    all_layers,
-    flip_rate,
-    greedy_difference,
-    hamming_distance,
-    js_distance,
-    masks,
-    mean_pair,
-    pattern_entropy,
-    pattern_usage,
-    probability_similarity,
-    q_spread,
-)
+from k24lab.analysis.similarity import ALL_LAYERS, all_layers, hamming_distance, mean_pair, probability_similarity
 from k24lab.analysis.stats import final_table, mean_interval
 from k24lab.core.pattern_table import PATTERN_NAMES
 from k24lab.errors import RunError
@@ -44,8 +32,8 @@ def snapshot_table(snapshots: Mapping[int, Mapping[str, Patterns]]) -> pd.DataFr
                 "hamming": mean_pair(hamming_distance(now.index)),
                 "similarity": mean_pair(probability_similarity(now.probs)),
                 "cosine": mean_pair(probability_similarity(now.probs, cosine=True)),
-                "entropy": float(pattern_entropy(now.probs).mean()),
-                "flip_rate": float(flip_rate(before.index, now.index).mean()) if before else float("nan"),
+                "entropy": float(similarity.pattern_entropy(now.probs).mean()),
+                "flip_rate": float(similarity.flip_rate(before.index, now.index).mean()) if before else float("nan"),
             }
             rows.append({"t_env": t_env, "layer": layer} | row)
         previous = current
@@ -70,7 +58,7 @@ def owners_table(layers: Mapping[str, Patterns]) -> pd.DataFrame:
     for layer, patterns in {**layers, ALL_LAYERS: all_layers(layers)}.items():
         n_masks = len(patterns.index)
         flat = patterns.index.reshape(n_masks, 1, -1)
-        counts = np.bincount(masks(flat).sum(axis=0).ravel(), minlength=n_masks + 1)
+        counts = np.bincount(similarity.masks(flat).sum(axis=0).ravel(), minlength=n_masks + 1)
         for n, share in enumerate(counts / counts.sum()):
             rows.append((layer, n, share, math.comb(n_masks, n) / 2**n_masks))
     return pd.DataFrame(rows, columns=["layer", "n_agents", "share", "chance"])
@@ -79,7 +67,9 @@ def owners_table(layers: Mapping[str, Patterns]) -> pd.DataFrame:
 def usage_table(layers: Mapping[str, Patterns]) -> pd.DataFrame:
     """Share of the groups that select each pattern: a line per layer and agent, a column per pattern."""
     tables = [
-        pd.DataFrame(pattern_usage(patterns.index), columns=list(PATTERN_NAMES)).rename_axis("agent").reset_index()
+        pd.DataFrame(similarity.pattern_usage(patterns.index), columns=list(PATTERN_NAMES))
+        .rename_axis("agent")
+        .reset_index()
         for patterns in layers.values()
     ]
     return pd.concat(tables, keys=list(layers), names=["layer", None]).reset_index("layer").reset_index(drop=True)
@@ -102,7 +92,10 @@ def run_pairs(runs: Sequence[Run]) -> pd.DataFrame:
     for run, variant in zip(runs, variants(runs), strict=True):
         policies = load_policies(run)
         acts = (policies.q_values, policies.avail_actions)
-        matrices = {"greedy": greedy_difference(*acts), "js": js_distance(*acts, q_spread(*acts))}
+        matrices = {
+            "greedy": similarity.greedy_difference(*acts),
+            "js": similarity.js_distance(*acts, similarity.q_spread(*acts)),
+        }
         if has_patterns(run):
             end = all_layers(last_patterns(run))
             matrices |= {"hamming": hamming_distance(end.index), "similarity": probability_similarity(end.probs)}

@@ -1,5 +1,6 @@
-"""One look for every figure: fonts, sizes, colours by method, and files that are byte-identical when made again."""
+"""One look for every figure (fonts and sizes: paper.mplstyle), colours by method, files that are the same each time."""
 
+import dataclasses
 import io
 import os
 import re
@@ -8,12 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
+import matplotlib.style
 import numpy as np
 import pandas as pd
-from cycler import cycler
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
@@ -28,6 +28,7 @@ TEXT_WIDTH = 5.5  # inches, NeurIPS text block
 HALF_WIDTH = 2.7  # inches, two figures side by side
 ROW_HEIGHT = 1.9  # inches, one row of panels
 PNG_DPI = 200
+PLAIN_NAME = "[A-Za-z0-9_=-][A-Za-z0-9_.=-]*"  # of a file or folder
 SCREEN_DPI = 150
 RASTER_DPI = 300  # of heatmaps inside a PDF, whose text and lines stay vectors
 
@@ -45,36 +46,6 @@ OKABE_ITO: dict[str, str] = {
 _COLORS = [OKABE_ITO[name] for name in ("blue", "vermillion", "green", "purple", "orange", "sky", "black")]
 GREY = "#7F7F7F"  # reference lines
 
-_RC: dict[Any, Any] = {  # matplotlib's type lists every key
-    "pdf.fonttype": 42,  # TrueType: most venues refuse Type 3 fonts
-    "ps.fonttype": 42,
-    "font.family": "serif",
-    "font.serif": ["STIXGeneral"],
-    "mathtext.fontset": "stix",
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "legend.title_fontsize": 7,
-    "legend.fontsize": 7,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 3.5,
-    "figure.figsize": (TEXT_WIDTH, ROW_HEIGHT),
-    "figure.constrained_layout.use": True,
-    "figure.dpi": 120,
-    "savefig.dpi": PNG_DPI,
-    "image.interpolation": "nearest",
-    "axes.prop_cycle": cycler(color=_COLORS),
-}
-
-
 _MANY_COLORS = [*_COLORS, "#8C6D31", "#5D3A9B", "#999933", "#882255", GREY]
 MOST_SHADES = 4  # of one colour that can be told apart
 _MORE_LINES: tuple[tuple[str, str], ...] = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))
@@ -89,10 +60,6 @@ class LineStyle:
     linestyle: str | tuple[int, tuple[int, ...]] = "-"
     marker: str = "o"
 
-
-METHOD_STYLE: dict[str, LineStyle] = {
-    name: LineStyle(method.label, method.color, method.linestyle, method.marker) for name, method in METHODS.items()
-}
 
 METRIC_LABEL: dict[str, str] = {
     "test_return_mean": "test return",
@@ -119,48 +86,51 @@ def metric_label(metric: str) -> str:
 
 
 def method_style(method: str) -> LineStyle:
-    """Style of a method; a method without an entry gets its own name in grey."""
-    return METHOD_STYLE.get(method, LineStyle(method, GREY, "-", "o"))
+    """Style of a method; one that the package does not have gets its own name in grey."""
+    if method not in METHODS:
+        return LineStyle(method, GREY)
+    look = METHODS[method]
+    return LineStyle(look.label, look.color, look.linestyle, look.marker)
 
 
 def variant_styles(variants: Iterable[str]) -> dict[str, LineStyle]:
-    """A style per variant name (`results.variants`), in the order of `METHOD_STYLE`, so that legends agree.
+    """A style per variant name (`find_runs.variants`), in the order of `METHODS`, so that legends agree.
 
     A method's first variant looks like the method, later ones get another line and marker and, if there are few of
     them, a lighter colour; of many, or if there is no other method, each gets a colour that is no method's here.
     Labels name the fields that vary.
     """
-    known = list(METHOD_STYLE)
-    methods = {variant: variant.split(" ")[0] for variant in variants}
+    known, methods = list(METHODS), {variant: variant.split(" ")[0] for variant in variants}
     order = sorted(methods, key=lambda v: (known.index(methods[v]) if methods[v] in known else len(known), v))
-    seen: Counter[str] = Counter()
-    present = Counter(methods.values())
+    present, seen = Counter(methods.values()), Counter[str]()
     spare = [color for color in _MANY_COLORS if color not in {method_style(method).color for method in present}]
     styles = {}
     for variant in order:
-        base, rank = method_style(methods[variant]), seen[methods[variant]]
-        seen[methods[variant]] += 1
-        fields = variant.partition(" ")[2].replace(" ", ", ")
-        label = f"{base.label} ({fields})" if fields else base.label
-        many = present[methods[variant]] > MOST_SHADES or len(present) == 1
-        color = spare[(rank - 1) % len(spare)] if rank and many else _lighter(base, rank)
-        turn = 1 + sum(divmod(rank - 1, len(spare)))  # where a colour comes again, its line is another
-        line, marker = (base.linestyle, base.marker) if rank == 0 else _MORE_LINES[turn % len(_MORE_LINES)]
-        styles[variant] = LineStyle(label, color, line, marker)
+        method, _, fields = variant.partition(" ")
+        base, rank = method_style(method), seen[method]
+        seen[method] += 1
+        label = f"{base.label} ({fields.replace(' ', ', ')})" if fields else base.label
+        if rank == 0:
+            styles[variant] = dataclasses.replace(base, label=label)
+            continue
+        many = present[method] > MOST_SHADES or len(present) == 1
+        turn, place = divmod(rank - 1, len(spare))  # where a colour comes again, its line is another
+        line, marker = _MORE_LINES[(1 + turn + place) % len(_MORE_LINES)]
+        styles[variant] = LineStyle(label, spare[place] if many else _lighter(base.color, rank), line, marker)
     return styles
 
 
-def _lighter(style: LineStyle, rank: int) -> str:
-    """The style's colour, mixed with white the more the higher the rank."""
+def _lighter(color: str, rank: int) -> str:
+    """The colour, mixed with white the more the higher the rank."""
     share = max(0.75**rank, 0.35)
-    red, green, blue = (1 - (1 - c) * share for c in to_rgb(style.color))
+    red, green, blue = (1 - (1 - c) * share for c in to_rgb(color))
     return to_hex((red, green, blue)).upper()
 
 
 @contextmanager
 def paper_style() -> Iterator[None]:
-    """Set the rcParams of a paper figure for the block; nothing outside it changes."""
-    with mpl.rc_context(_RC):
+    """Draw with `paper.mplstyle` in the block; nothing outside it changes."""
+    with mpl.style.context("k24lab.analysis.paper"):
         yield
 
 
@@ -173,7 +143,8 @@ def save_figure(
     `folder` is made if need be and defaults to `figures_dir()`.
 
     Raises:
-        ConfigError: `name` is not a plain file name (letters, digits, `_`, `-`, `.`, `=`, not starting with a dot).
+        ConfigError: `name` is not a plain file name (letters, digits, `_`, `-`, `.`, `=`, not starting with a dot), on
+            its own or in one folder, `study/name`.
     """
     paths = {suffix: _save(render(fig, suffix), f"{name}.{suffix}", folder) for suffix in ("pdf", "png")}
     return paths | {"csv": save_table(data, name, folder)}
@@ -190,8 +161,8 @@ def save_text(text: str, file_name: str, folder: str | os.PathLike[str] | None =
 
 
 def _save(content: bytes, file_name: str, folder: str | os.PathLike[str] | None) -> Path:
-    if not re.fullmatch(r"[A-Za-z0-9_=-][A-Za-z0-9_.=-]*", file_name):
-        raise ConfigError(f"figure name {file_name!r}: use letters, digits and _ - . = only, no folders")
+    if not re.fullmatch(rf"({PLAIN_NAME}/)?{PLAIN_NAME}", file_name):
+        raise ConfigError(f"figure name {file_name!r}: use letters, digits and _ - . = only, in one folder at most")
     path = (Path(folder) if folder is not None else figures_dir()) / file_name
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:

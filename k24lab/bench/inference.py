@@ -40,7 +40,7 @@ from k24lab.marl.replay import EpisodeBatch
 from k24lab.ops import acting, library as kernels
 from k24lab.ops.linear import linear, sparse_weights
 
-NAME, GPU_NAME = "bench_inference", "bench_inference_gpu"
+NAME, GPU_NAME = "speed/bench_inference", "speed/bench_inference_gpu"
 WIDTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
 HIDDEN = (32, 64, 128, 256)
@@ -201,7 +201,9 @@ def agent_by_agent(
     for layers, inputs, state in zip(agents, x, hidden, strict=True):
         (w_x, b_x), (w_h, b_h) = layers["rnn_input"], layers["rnn_hidden"]
         y = torch.gru_cell(F.linear(inputs, *layers["fc1"]).relu_(), state, w_x, w_h, b_x, b_h)
-        q_values.append(F.linear(F.linear(F.linear(y, *layers["fc2"]).relu_(), *layers["fc3"]).relu_(), *layers["fc4"]))
+        y = F.linear(y, *layers["fc2"]).relu_()
+        y = F.linear(y, *layers["fc3"]).relu_()
+        q_values.append(F.linear(y, *layers["fc4"]))
     return q_values
 
 

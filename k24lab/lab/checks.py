@@ -9,7 +9,7 @@ from k24lab.envs.registry import make_env
 from k24lab.errors import ConfigError
 from k24lab.lab.config import Config
 from k24lab.marl.learner import check_types
-from k24lab.marl.replay import EpisodeBatch, empty_batch
+from k24lab.marl.replay import empty_batch
 from k24lab.methods import get_method
 from k24lab.ops.library import check_switch
 
@@ -29,7 +29,7 @@ def check_usable(config: Config) -> None:
     check_t_max(config, env.spec)
     check_memory(config, env.spec)
     if config.task.startswith("pettingzoo/"):
-        from k24lab.envs.contract import check_repeatable
+        from k24lab.envs.task_doctor import check_repeatable
 
         check_repeatable(config.task)
 
@@ -74,24 +74,28 @@ def check_memory(config: Config, spec: EnvSpec) -> None:
     Raises:
         ConfigError: saying how much memory the run needs, for what, and how much there is.
     """
-    episode = empty_batch(spec, 1, config.mixer == "qmix", device="meta")
+    sizes = [value.nbytes for value in vars(empty_batch(spec, 1, config.mixer == "qmix", device="meta")).values()]
+    there, stored = device_memory(config.device), config.buffer_size
+    if config.device == "cpu" and stored * max(sizes) <= there:
+        # The system gives memory when it is written to (but no array larger than all there is), and a short run with
+        # episodes of full length does not fill the buffer.
+        stored = min(stored, config.t_max // spec.episode_limit + config.n_envs)
     played = config.n_envs if spec.costly else max(config.n_envs, config.test_episodes)
     widths = f"hidden_dim = {config.hidden_dim}"
     widths += f", mixing_embed_dim = {config.mixing_embed_dim}" if config.mixer == "qmix" else ""
     parts = {
-        f"buffer_size = {config.buffer_size} episodes": config.buffer_size * _bytes(episode),
-        f"{played} episodes played side by side (n_envs, test_episodes)": played * _bytes(episode),
+        f"buffer_size = {config.buffer_size} episodes": stored * sum(sizes),
+        f"{played} episodes played side by side (n_envs, test_episodes)": played * sum(sizes),
         f"networks and their optimizer ({widths})": COPIES * FLOAT * n_parameters(config, spec),
     }
-    needed, there = sum(parts.values()), device_memory(config.device)
-    if needed <= there or (config.device == "cpu" and _fits_unfilled(config, spec, episode, there - needed)):
-        return
-    largest = max(parts, key=lambda what: parts[what])
-    where = "this machine" if config.device == "cpu" else config.device
-    raise ConfigError(
-        f"the run needs at least {_amount(needed)} of memory, {_amount(parts[largest])} of it for {largest}; "
-        f"{where} has {_amount(there)}"
-    )
+    needed = sum(parts.values())
+    if needed > there:
+        largest = max(parts, key=lambda what: parts[what])
+        where = "this machine" if config.device == "cpu" else config.device
+        raise ConfigError(
+            f"the run needs at least {_amount(needed)} of memory, {_amount(parts[largest])} of it for {largest}; "
+            f"{where} has {_amount(there)}"
+        )
 
 
 def n_parameters(config: Config, spec: EnvSpec) -> int:
@@ -116,21 +120,6 @@ def device_memory(device: str) -> int:
     if device != "cpu":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _fits_unfilled(config: Config, spec: EnvSpec, episode: EpisodeBatch, left: int) -> bool:
-    """Whether a buffer that the run will not fill fits: the system gives memory when it is written to.
-
-    It does not give one piece that is larger than all there is.
-    """
-    most = config.t_max // spec.episode_limit + config.n_envs  # episodes, if all are as long as they can be
-    unfilled = max(0, config.buffer_size - most) * _bytes(episode)
-    piece = config.buffer_size * max(value.nbytes for value in vars(episode).values())
-    return left + unfilled >= 0 and piece <= device_memory(config.device)
-
-
-def _bytes(episode: EpisodeBatch) -> int:
-    return sum(value.nbytes for value in vars(episode).values())
 
 
 def _amount(size: int) -> str:

@@ -191,8 +191,7 @@ def _majority_settings(runs: Sequence[Run]) -> dict[str, object]:
 
 def _deviations(run: Run, keys: Sequence[str], common: Mapping[str, object]) -> list[str]:
     method = str(run.config.get("method"))
-    # What a method has of its own, the runs of others do not decide.
-    own = METHODS[method].settings.keys() if method in METHODS else ()
+    own = METHODS[method].settings if method in METHODS else {}  # the runs of other methods do not decide these
     usual = default_settings(method, str(run.config.get("learner", "q"))) | {
         key: value for key, value in common.items() if key not in own
     }

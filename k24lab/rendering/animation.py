@@ -77,18 +77,21 @@ def replay(
     _check(path, episodes, seed, fps, dpi)
     learner, _, t_env = load_learner(folder)
     played = record(learner, config, t_env, episodes, config.seed if seed is None else seed)
-    holds = [hold for episode in played for hold in [1] * episode.n_steps + [round(LAST_FRAME_SECONDS * fps)]]
     short = EngFormatter(sep="")  # 128k, 1.5M
     trained = f"trained {short(t_env)}" + (f" of {short(config.t_max)}" if t_env < config.t_max else "")
     title = f"{config.task}, {method_style(config.method).label}, seed {config.seed}"
     frames = draw_frames(played, title, f"{trained} steps · ", dpi)
+    holds = [hold for episode in played for hold in [1] * episode.n_steps + [round(LAST_FRAME_SECONDS * fps)]]
+    bar = tqdm(frames, total=len(holds), unit="frame", disable=None if progress else True, leave=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     with paper_style(), rc_context({"font.family": "DejaVu Sans"}):  # serifs are too fine for a screen
-        bar = tqdm(frames, total=len(holds), unit="frame", disable=None if progress else True, leave=False)
         write_animation(path, iter(bar), holds, fps)
-    returns = ", ".join(f"{episode.rewards.sum(dtype=float):.2f}" for episode in played)
-    said = f"{episodes} episodes, returns" if episodes > 1 else "1 episode, return"
-    return path, f"{said} {returns}; {trained} env steps"
+    return path, f"{_returns(played)}; {trained} env steps"
+
+
+def _returns(episodes: Sequence[Episode]) -> str:
+    returns = ", ".join(f"{episode.rewards.sum(dtype=float):.2f}" for episode in episodes)
+    return f"{len(episodes)} episodes, returns {returns}" if len(episodes) > 1 else f"1 episode, return {returns}"
 
 
 def _check(path: Path, episodes: int, seed: int | None, fps: int, dpi: int) -> None:

@@ -155,7 +155,9 @@ class SceneAxes:
         if unit.health is not None:
             rim = 0.32 * radius
             self._draw_ring(unit, radius + rim, rim, "#EDEDED", order)
-            self._draw_ring(unit, radius + rim, rim, color if unit.owners else GREY, order, 90, 90 + 360 * unit.health)
+            self._draw_ring(
+                unit, radius + rim, rim, color if unit.owners else GREY, order, 90.0, 90 + 360 * unit.health
+            )
         look: dict[str, Any] = {"fc": color, "ec": "white", "linewidth": 0.6, "zorder": order}
         if unit.kind == "opponent":
             self._ax.add_artist(RegularPolygon((unit.x, unit.y), 4, radius=radius, **look))
@@ -165,7 +167,14 @@ class SceneAxes:
         self._write(name, unit, radius, text_color(color), order)
 
     def _draw_ring(
-        self, thing: Thing, radius: float, width: float, color: str, order: float, start: float = 0, end: float = 360
+        self,
+        thing: Thing,
+        radius: float,
+        width: float,
+        color: str,
+        order: float,
+        start: float = 0.0,
+        end: float = 360.0,
     ) -> None:
         ring = Wedge((thing.x, thing.y), radius, start, end, width=width, fc=color, ec="none", zorder=order)
         self._ax.add_artist(ring)
