@@ -90,10 +90,10 @@ def each(path: str, column: str, digits: int = 2, **where: Any) -> str:
     return " and ".join(number(value, digits) for value in select(path, **where)[column])
 
 
-def estimate(path: str, column: str = "difference", digits: int = 2, **where: Any) -> str:
-    """One number of a table with its interval."""
+def estimate(path: str, column: str = "difference", digits: int = 2, scale: float = 1, **where: Any) -> str:
+    """One number of a table with its interval; `scale=100` makes percentage points of shares."""
     row = one_row(path, **where)
-    return with_ends(row[column], row["low"], row["high"], digits)
+    return with_ends(scale * row[column], scale * row["low"], scale * row["high"], digits)
 
 
 def result(study: str, variant: str, task: str | None = None, digits: int = 2, table: str = RETURNS) -> str:
@@ -201,7 +201,7 @@ def csv_table(path: str, columns: Mapping[str, str], formats: Mapping[str, str] 
 
     def text(column: str, value: Any) -> str:
         if isinstance(value, str):
-            return label(value) if column == "variant" and value in METHODS else value
+            return label(value) if column == "variant" and value.split()[0] in METHODS else value
         shown = "" if pd.isna(value) else format(value, (formats or {}).get(column, ".2f"))
         return shown.replace("-", "−").replace("%", " %")
 
@@ -258,7 +258,7 @@ def render() -> str:
 
 
 def main() -> None:
-    """Write the page, or compare it.
+    """Write the page, or compare it."""
     page = render()
     if "--check" not in sys.argv[1:]:
         PAGE.write_text(page)
