@@ -52,9 +52,8 @@ def one_row(path: str, **where: Any) -> dict[str, Any]:
 
 
 def number(value: float, digits: int = 2, percent: bool = False) -> str:
-    """A number with a real minus sign, which a value that rounds to 0 has not."""
-    text = f"{100 * value if percent else value:,.{digits}f}"
-    text = text.lstrip("-") if float(text.replace(",", "")) == 0 else text.replace("-", "−")
+    """A number with a real minus sign; "−0.00" is below 0, which matters at the end of an interval."""
+    text = f"{100 * value if percent else value:,.{digits}f}".replace("-", "−")
     return f"{text} %" if percent else text
 
 
