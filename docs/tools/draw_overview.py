@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
-from k24lab.analysis.style import METHOD_STYLE, OKABE_ITO, PNG_DPI, paper_style
+from k24lab.analysis.style import OKABE_ITO, PNG_DPI, method_style, paper_style
 
 ROOT = Path(__file__).resolve().parents[2]
 CURVES = ROOT / "figures" / "05_rolenav3_curves.csv"  # task, variant, t_env, mean, low, high, n
@@ -27,7 +27,7 @@ def draw_curves(ax: Axes) -> None:
     """Test return against env steps, with the 95 % interval of the mean over seeds."""
     table = pd.read_csv(CURVES)
     for method in METHODS:
-        rows, look = table[table["variant"] == method], METHOD_STYLE[method]
+        rows, look = table[table["variant"] == method], method_style(method)
         steps = rows["t_env"] / 1000
         ax.plot(steps, rows["mean"], color=look.color, linestyle=look.linestyle, label=look.label)
         ax.fill_between(steps, rows["low"], rows["high"], color=look.color, alpha=0.15, linewidth=0)
