@@ -15,8 +15,8 @@ from matplotlib.colors import to_rgb
 from k24lab.analysis.style import OKABE_ITO, PNG_DPI, method_style, paper_style
 
 ROOT = Path(__file__).resolve().parents[2]
-CURVES = ROOT / "figures" / "05_rolenav3_curves.csv"  # task, variant, t_env, mean, low, high, n
-MASKS = ROOT / "figures" / "03_rolenav3_masks.csv"  # agent, output, group, pattern
+CURVES = ROOT / "figures" / "rolenav3" / "05_ablations_curves.csv"  # task, variant, t_env, mean, low, high, n
+MASKS = ROOT / "figures" / "rolenav3" / "03_mask_patterns_masks.csv"  # agent, output, group, pattern
 METHODS = ("nops", "random24", "k24", "fups-id", "fups")
 AGENT_COLORS = ("blue", "vermillion", "green")
 WITHOUT_IDENTITY = 1.45  # no policy that is the same for all agents returns more
