@@ -52,7 +52,7 @@ def test_grid_file_can_run_and_is_named_after_its_group(path, monkeypatch):
     if "smax/" in path.read_text() and importlib.util.find_spec("jaxmarl") is None:
         # The parameters are checked without the world.
         spec = EnvSpec(1, 5, obs_dims=(9,) * 5, n_actions=(9,) * 5, state_dim=9, episode_limit=9, n_unit_types=6)
-        monkeypatch.setattr(grid, "make_env", lambda *_: SimpleNamespace(close=lambda: None, spec=spec))
+        monkeypatch.setattr("k24lab.envs.registry.make_env", lambda *_: SimpleNamespace(close=lambda: None, spec=spec))
     name, configs, _ = grid.load_grid(path)
     assert name == path.stem and configs
 
