@@ -1,6 +1,6 @@
 # Every target sets up its environment itself: conda where it is present, else venv + pip.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo results results-smax test test-oracle test-cluster test-faults test-browser test-soak test-mutants lint format lock clean
+.PHONY: help setup demo results results-smax test test-oracle test-cluster test-faults test-browser test-soak test-mutants docs lint format lock clean
 
 CONDA := $(shell command -v mamba || command -v conda)
 PYTHON ?= python3.11
@@ -56,7 +56,7 @@ results: setup  ## every run behind figures/README.md (some hours on 2 cores), t
 	$(RUN) k24lab notebooks 09_what_separates --runs separate
 	$(RUN) k24lab notebooks 01_masks
 	$(RUN) k24lab notebooks 06_ampere_speedup --runs rolenav8
-	$(RUN) k24lab figures $(TASKS) --name 08_paper
+	$(RUN) k24lab figures $(TASKS) --name paper
 
 results-smax: setup  ## the study of SMAX (installs half a gigabyte more; one to two hours on 2 cores)
 	$(RUN) pip install --quiet --disable-pip-version-check -e '.[smax]'
@@ -74,7 +74,7 @@ test-cluster: setup  ## grids that are killed midway, on this machine, on a real
 	$(RUN) pytest -s -m cluster tests/test_cluster.py
 
 test-faults: setup  ## 400 kills of runs, 12,000 damaged files and settings, full and read-only disks (as root)
-	K24LAB_FAULTS=100 K24LAB_FUZZ=2000 $(RUN) pytest -s tests/test_faults.py tests/test_fuzz.py tests/test_tensorfile.py tests/test_vector.py
+	K24LAB_FAULTS=100 K24LAB_FUZZ=2000 $(RUN) pytest -s tests/test_faults.py tests/test_fuzz.py tests/test_tensorfile.py tests/test_vector_env.py
 
 test-browser: setup  ## every notebook in JupyterLab and Chromium (which root gets from Debian): runs, shows its figures
 	$(RUN) pip install --quiet --disable-pip-version-check -e '.[browser]' || echo "no playwright: its tests are skipped"
@@ -90,19 +90,30 @@ test-soak: setup  ## an hour of training and a sweep of 200 runs: memory, open f
 test-mutants: setup  ## 400 one-line mistakes in the package, each of which its tests must notice (half an hour on 2 cores)
 	PYTHONPATH=$(CURDIR):$(CURDIR)/tests $(RUN) python -m mutants $(ARGS)
 
+docs: setup  ## the website of the documentation in build/site, with executed notebooks (about 5 minutes on 2 cores)
+	$(RUN) pip install --quiet --disable-pip-version-check -r requirements-docs.lock
+	rm -rf build/docs && mkdir -p build/docs/notebooks && cp notebooks/*.ipynb build/docs/notebooks
+	$(RUN) python -m pytest -q -p notebooks.conftest --nbmake --overwrite -n 2 build/docs/notebooks
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
+
 lint: setup  ## ruff and mypy alone
 	$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) mypy
 
 format: setup  ## mend the style
 	$(RUN) ruff check --fix . && $(RUN) ruff format .
 
-lock:  ## resolve pyproject.toml anew and write both lock files
+lock:  ## resolve pyproject.toml anew and write the three lock files
 	for pair in requirements.lock:dev,onnx requirements-smacv2.lock:dev,smacv2; do \
 	  lock=$${pair%:*} extra=$${pair#*:}; rm -rf build/lock && $(PYTHON) -m venv build/lock && \
 	  build/lock/bin/pip install --quiet torch==2.13.0 -e ".[$$extra]" && \
 	  { sed -n '/^#/p' $$lock; build/lock/bin/pip freeze --exclude-editable | sed 's/+cpu//'; } > build/$$lock && \
 	  mv build/$$lock $$lock || exit 1; \
 	done
+	rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet -r requirements.lock
+	build/lock/bin/pip install --quiet -c requirements.lock -e ".[docs]"
+	sed -n '/^#/p' requirements-docs.lock > build/docs.lock
+	build/lock/bin/pip freeze --exclude-editable | sed 's/+cpu//' | grep -vxFf requirements.lock >> build/docs.lock
+	mv build/docs.lock requirements-docs.lock
 
 clean:  ## remove the environment and caches; runs and figures stay
 	rm -rf $(ENV_DIR) .conda-env build *.egg-info .pytest_cache .ruff_cache .mypy_cache

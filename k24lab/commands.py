@@ -110,7 +110,7 @@ def sweep(
     Example: k24lab sweep grid.yaml --backend slurm --jobs 50 --hours 4 --options slurm_partition cpu
 
     Args:
-        grid: YAML file of the runs, see README.md.
+        grid: YAML file of the runs, see docs/experiments.md.
         jobs: runs at a time; by default as many as this machine has cores and memory for, on SLURM and Ray 1000.
         retry: try runs that failed once more; otherwise they are only listed.
         backend: processes on this machine, a SLURM job array, or a Ray cluster; the last two need their extras.
@@ -190,12 +190,12 @@ def figures(
 ) -> None:
     """Draw every figure and table of groups of runs, one by one and all together, from their folders alone.
 
-    Example: k24lab figures rolenav3 vmas_dispersion --name 08_mine
+    Example: k24lab figures rolenav3 vmas_dispersion --name mine
 
     Args:
         groups: folders under runs/; by default all that have finished runs.
         variant: what all others are compared with; by default k24, or without it the first that has runs in all tasks.
-        name: first part of the names of the files that show all groups together; by default 08_ and the groups' names.
+        name: folder of the figures that show all groups together; by default the groups' names, or all.
         jobs: notebooks at a time.
     """
     from k24lab.analysis.draw_figures import draw_figures
@@ -204,7 +204,7 @@ def figures(
     found = groups or tuple(sorted({path.parent.parent.name for path in runs_dir().glob("*/*/DONE")}))
     if not found:
         raise RunError(f"no finished run in {runs_dir()}")
-    for path in draw_figures(found, jobs, variant, name or "_".join(["08", *(groups or ["all"])])):
+    for path in draw_figures(found, jobs, variant, name or "_".join(groups or ["all"])):
         print(path)
 
 
@@ -270,11 +270,11 @@ def _export_team(run: str, output: Path, format: str, dtype: str, agent: int | N
 def import_(files: Annotated[tuple[Path, ...], tyro.conf.Positional], name: str | None = None) -> None:
     """Make run folders of raw summaries, to draw others' results beside one's own.
 
-    Example: k24lab import figures/05_rolenav3_runs.jsonl
+    Example: k24lab import figures/rolenav3/05_ablations_runs.jsonl
 
     Args:
         files: raw summaries, as notebook 05_ablations writes them.
-        name: group of the runs; by default the file's name, 05_rolenav3_runs.
+        name: group of the runs; by default the name of the file's folder and "_runs", rolenav3_runs.
     """
     from k24lab.lab.importer import import_runs
 

@@ -129,6 +129,14 @@ class AllReward(Base):
         return obs, rew | {"__all__": 800.0}, term, trunc, infos
 
 
+class ForgetsRewards(Base):
+    """Gives a1 a reward in its first step alone."""
+
+    def step(self, actions):
+        obs, rew, *rest = super().step(actions)
+        return obs, {agent: r for agent, r in rew.items() if agent != "a1" or self.t == 1}, *rest
+
+
 class AllDone(Base):
     def step(self, actions):
         obs, rew, term, trunc, infos = super().step(actions)

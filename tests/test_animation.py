@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from test_cli import assert_one_line_error, k24lab  # noqa: F401
-from test_envs_pettingzoo import World
+from test_envs_pettingzoo import ToyEnv
 
 from k24lab.envs.registry import drawable, make_env
 from k24lab.envs.scene import Episode, Scene, Thing
@@ -187,7 +187,7 @@ def test_environments_are_animated(task, make_run, tmp_path):
         assert gif.n_frames == 1 + load_learner(folder)[0].spec.episode_limit
 
 
-class Silent(World):
+class Silent(ToyEnv):
     """Nothing that can be drawn."""
 
     max_cycles = 3

@@ -1,4 +1,4 @@
-"""The examples of CONTRIBUTING.md, run as they stand there."""
+"""The examples of docs/contributing.md, run as they stand there."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from conftest import TINY
 from k24lab.lab.paths import CHECKOUT
 from k24lab.lab.train import train
 
-TEXT = (CHECKOUT / "CONTRIBUTING.md").read_text()
+TEXT = (CHECKOUT / "docs" / "contributing.md").read_text()
 TITLES = ("A task", "A method", "A figure")
 BLOCKS = {title: re.findall(rf"## {title}\n.*?```\w+\n(.*?)```", TEXT, re.DOTALL)[0] for title in TITLES}
 TRAIN_AND_LOOK = """
@@ -61,7 +61,7 @@ def test_the_method_is_one_file_and_one_line(tmp_path):
 def test_the_figure_is_drawn(tiny_config, home):
     for seed in (0, 1):
         train(tiny_config(method="fups", seed=seed), "mine", progress=False)
-    exec(compile(BLOCKS["A figure"], "CONTRIBUTING.md", "exec"), {})
+    exec(compile(BLOCKS["A figure"], "contributing.md", "exec"), {})
     drawn = {path.name for path in (home / "figures").iterdir()}
     assert drawn == {f"mine_spread.{kind}" for kind in ("pdf", "png", "csv")}
     assert (home / "figures" / "mine_spread.csv").read_text().startswith("variant,t_env,std\nfups,0,")

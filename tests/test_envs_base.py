@@ -3,8 +3,8 @@
 import itertools
 import re
 
-import numpy as np
 import pytest
+import torch
 
 from k24lab.envs.base import EnvSpec, check_actions
 from k24lab.errors import ConfigError
@@ -52,14 +52,14 @@ def test_a_run_is_refused_exactly_if_no_rollout_that_fills_a_batch_begins_before
             assert not refused(t_max, smaller, n_envs) and refused(t_max, smaller + 1, n_envs)
 
 
-AVAILABLE = np.array([[[1, 0, 1], [0, 1, 0]], [[1, 1, 1], [1, 0, 0]]], dtype=bool)
-RUNNING = np.zeros(2, dtype=bool)
+AVAILABLE = torch.tensor([[[1, 0, 1], [0, 1, 0]], [[1, 1, 1], [1, 0, 0]]], dtype=torch.bool)
+RUNNING = torch.zeros(2, dtype=torch.bool)
 
 
 def test_available_actions_pass_and_those_of_ended_environments_are_not_read():
     for first, second in itertools.product((0, 2), (0, 1, 2)):
-        check_actions(np.array([[first, 1], [second, 0]]), AVAILABLE, RUNNING, ["a", "b"])
-    check_actions(np.array([[0, 1], [9, -1]]), AVAILABLE, np.array([False, True]), ["a", "b"])
+        check_actions(torch.tensor([[first, 1], [second, 0]]), AVAILABLE, RUNNING, ["a", "b"])
+    check_actions(torch.tensor([[0, 1], [9, -1]]), AVAILABLE, torch.tensor([False, True]), ["a", "b"])
 
 
 @pytest.mark.parametrize(
@@ -74,4 +74,4 @@ def test_available_actions_pass_and_those_of_ended_environments_are_not_read():
 )
 def test_an_action_that_is_not_available_is_named_with_who_chose_it(actions, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
-        check_actions(np.array(actions), AVAILABLE, RUNNING, ["a", "b"])
+        check_actions(torch.tensor(actions), AVAILABLE, RUNNING, ["a", "b"])

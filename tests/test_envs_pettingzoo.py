@@ -1,4 +1,4 @@
-"""The PettingZoo adapter against small worlds whose every number is known, and against mpe2 itself."""
+"""The PettingZoo adapter against small environments whose every number is known, and against mpe2 itself."""
 
 import importlib
 import itertools
@@ -13,17 +13,15 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Sequence
 
 from k24lab.envs.base import Step
-from k24lab.envs.factories import MPE2_TASKS, import_builder, mpe2_builder
-from k24lab.envs.pettingzoo import PettingZooWorld
+from k24lab.envs.mpe2 import MPE2_TASKS, WITH_PREY, Mpe2ParallelEnv, flee, mpe2_builder, wander
+from k24lab.envs.pettingzoo import PettingZooEnv
+from k24lab.envs.pettingzoo_import import import_builder
 from k24lab.envs.registry import make_env, task_names
-from k24lab.envs.scripted import Mpe2World, flee, wander
-from k24lab.envs.vector import SerialVector
+from k24lab.envs.vector_env import SerialVector
 from k24lab.errors import ConfigError, RunError
 
-SCRIPTED = [name for name, (_, has_prey) in MPE2_TASKS.items() if has_prey]
 
-
-class World:
+class ToyEnv:
     """Agents `a` (2 observations, 3 actions) and `b` (3 observations, 5 actions).
 
     At env step t they see [t, start] and [t, start, b's last action] and get t and 10 t; `exits` says
@@ -71,12 +69,12 @@ class World:
         self.closed = True
 
 
-def lift(world, n_envs: int = 1, episode_limit: int | None = None) -> SerialVector:
-    return SerialVector(lambda: PettingZooWorld(world(), episode_limit), n_envs)
+def lift(make, n_envs: int = 1, episode_limit: int | None = None) -> SerialVector:
+    return SerialVector(lambda: PettingZooEnv(make(), episode_limit), n_envs)
 
 
-def worlds_of(env: SerialVector) -> list:
-    """The foreign worlds inside."""
+def envs_in(env: SerialVector) -> list:
+    """The environments inside."""
     return [single.env for single in env.envs]
 
 
@@ -114,7 +112,7 @@ def same(first: list[Step], second: list[Step]) -> bool:
 
 
 def test_unequal_observations_and_actions_are_padded():
-    env = lift(World, n_envs=2)
+    env = lift(ToyEnv, n_envs=2)
     assert (env.spec.obs_dims, env.spec.n_actions, env.spec.state_dim) == ((2, 3), (3, 5), 5)
     env.reset(0)
     step = env.step(torch.tensor([[2, 4], [0, 3]]))
@@ -128,23 +126,23 @@ def test_unequal_observations_and_actions_are_padded():
 
 @pytest.mark.parametrize("action", [[3, 0], [0, 5], [-1, 0], [0, -1]])
 def test_an_action_that_is_not_available_is_an_error(action: list[int]):
-    env = lift(World, n_envs=2)
+    env = lift(ToyEnv, n_envs=2)
     env.reset(0)
     agent = "a" if action[0] else "b"
     with pytest.raises(
         ValueError, match=rf"environment 1, agent '{agent}': action {max(action, key=abs)} is not avail"
     ):
         env.step(torch.tensor([[0, 0], action]))
-    assert worlds_of(env)[0].played == []  # nothing has moved
+    assert envs_in(env)[0].played == []  # nothing has moved
 
 
 def test_step_before_reset_is_an_error():
-    env = lift(World)
+    env = lift(ToyEnv)
     with pytest.raises(ValueError, match="before the first reset"):
         env.step(still(env))
 
 
-class Masked(World):
+class Masked(ToyEnv):
     """Only the action t % n is legal; the mask is part of the observation (a) or of the info (b)."""
 
     def mask(self, n: int) -> np.ndarray:
@@ -186,7 +184,7 @@ def test_a_mask_without_any_action_is_an_error():
         lift(Stuck).reset(0)
 
 
-class Spaces(World):
+class Spaces(ToyEnv):
     """One agent whose spaces are given."""
 
     possible_agents = ("a",)
@@ -236,7 +234,7 @@ def test_actions_count_from_the_start_of_their_space():
     env = lift(type("Shifted", (Spaces,), {"acted": Discrete(3, start=10)}))
     env.reset(0)
     env.step(torch.tensor([[2]]))
-    assert worlds_of(env)[0].played == [{"a": 12}]
+    assert envs_in(env)[0].played == [{"a": 12}]
 
 
 # Ends
@@ -244,7 +242,7 @@ def test_actions_count_from_the_start_of_their_space():
 
 def test_last_reward_and_observation_are_kept():
     for how in ("terminated", "truncated"):
-        steps = play(lift(lambda how=how: World({"a": (3, how), "b": (3, how)})), seed=0)
+        steps = play(lift(lambda how=how: ToyEnv({"a": (3, how), "b": (3, how)})), seed=0)
         assert [step.reward.item() for step in steps] == [0, 11, 22, 33]
         assert steps[-1].obs[0, :, 0].tolist() == [3, 3]
         assert steps[-1].alive.all() and steps[-1].avail_actions.sum() == 8  # they saw it, so it can be bootstrapped
@@ -267,7 +265,7 @@ def test_last_reward_and_observation_are_kept():
     ],
 )
 def test_terminated_and_truncated_are_apart(exits, limit, end, terminated):
-    steps = play(lift(lambda: World(exits), episode_limit=limit), seed=0)
+    steps = play(lift(lambda: ToyEnv(exits), episode_limit=limit), seed=0)
     assert [(step.terminated.item(), step.truncated.item()) for step in steps] == [
         *[(False, False)] * end,
         (terminated, not terminated),
@@ -275,20 +273,20 @@ def test_terminated_and_truncated_are_apart(exits, limit, end, terminated):
 
 
 def test_agents_that_leave_early_have_nothing_left_to_see_or_choose():
-    env = lift(lambda: World({"b": (2, "terminated"), "a": (4, "terminated")}))
+    env = lift(lambda: ToyEnv({"b": (2, "terminated"), "a": (4, "terminated")}))
     steps = play(env, seed=0)
     assert [step.alive[0].tolist() for step in steps] == [[True, True]] * 2 + [[True, False]] * 3
     assert [step.reward.item() for step in steps] == [0, 11, 22, 3, 4]  # the last reward of b counts
     for step in steps[2:]:
         assert not step.obs[0, 1].any() and step.obs[0, 0].any()
         assert step.avail_actions[0, 1].tolist() == [True, False, False, False, False]
-    assert [sorted(actions) for actions in worlds_of(env)[0].played] == [["a", "b"]] * 2 + [["a"]] * 2
+    assert [sorted(actions) for actions in envs_in(env)[0].played] == [["a", "b"]] * 2 + [["a"]] * 2
     again = env.reset(0)
     assert again.alive.all() and same([again], steps[:1])
 
 
 def test_an_agent_that_left_may_only_wait():
-    env = lift(lambda: World({"b": (1, "terminated")}))
+    env = lift(lambda: ToyEnv({"b": (1, "terminated")}))
     env.reset(0)
     env.step(still(env))
     with pytest.raises(ValueError, match=r"'b': action 1 is not available \(allowed: \[0\]\)"):
@@ -296,8 +294,8 @@ def test_an_agent_that_left_may_only_wait():
 
 
 def test_ended_environments_stay_frozen_and_ignore_actions():
-    worlds = iter([World({"a": (2, "terminated"), "b": (2, "terminated")}), World()])
-    env = lift(lambda: next(worlds), n_envs=2)
+    envs = iter([ToyEnv({"a": (2, "terminated"), "b": (2, "terminated")}), ToyEnv()])
+    env = lift(lambda: next(envs), n_envs=2)
     env.reset(0)
     env.step(still(env))
     last = env.step(still(env))
@@ -307,11 +305,11 @@ def test_ended_environments_stay_frozen_and_ignore_actions():
         for name in ("obs", "state", "avail_actions", "alive", "terminated", "truncated"):
             assert torch.equal(getattr(step, name)[0], getattr(last, name)[0])
         assert step.reward.tolist() == [0, 11 * t] and step.obs[1, 0, 0] == t
-    assert len(worlds_of(env)[0].played) == 2
+    assert len(envs_in(env)[0].played) == 2
 
 
 def test_kept_steps_do_not_change():
-    env = lift(lambda: World({"b": (2, "terminated"), "a": (3, "terminated")}), n_envs=2)
+    env = lift(lambda: ToyEnv({"b": (2, "terminated"), "a": (3, "terminated")}), n_envs=2)
     kept = play(env, seed=0)
     copies = [Step(**{name: value.clone() for name, value in vars(s).items() if value is not None}) for s in kept]
     play(env, seed=1, action_seed=1)
@@ -321,8 +319,8 @@ def test_kept_steps_do_not_change():
 # State, limit, what is refused
 
 
-def test_the_world_s_own_state_is_used_also_the_last_one():
-    class Stated(World):
+def test_the_environment_s_own_state_is_used_also_the_last_one():
+    class Stated(ToyEnv):
         def state(self):
             return np.array([[self.t, 7]])
 
@@ -335,28 +333,28 @@ def test_a_state_that_is_not_implemented_is_replaced_and_one_that_is_wrong_refus
     def unwritten(self):
         raise NotImplementedError
 
-    assert lift(type("Unstated", (World,), {"state": unwritten})).spec.state_dim == 2 + 3
+    assert lift(type("Unstated", (ToyEnv,), {"state": unwritten})).spec.state_dim == 2 + 3
     for wrong in (None, {"a": 1}, "state", np.zeros(0)):
         with pytest.raises(ConfigError, match=r"state\(\) must return an array"):
-            lift(type("Misstated", (World,), {"state": lambda self, wrong=wrong: wrong}))
+            lift(type("Misstated", (ToyEnv,), {"state": lambda self, wrong=wrong: wrong}))
 
 
-def test_the_episode_limit_is_the_world_s_or_the_given_one():
-    class Unlimited(World):
+def test_the_episode_limit_is_the_environment_s_or_the_given_one():
+    class Unlimited(ToyEnv):
         max_cycles = None
 
-    assert lift(World).spec.episode_limit == 100
-    assert lift(World, episode_limit=7).spec.episode_limit == 7
+    assert lift(ToyEnv).spec.episode_limit == 100
+    assert lift(ToyEnv, episode_limit=7).spec.episode_limit == 7
     assert lift(Unlimited, episode_limit=7).spec.episode_limit == 7
     with pytest.raises(ConfigError, match="set the option episode_limit"):
         lift(Unlimited)
     for wrong in (0, 2.5, "x"):
         with pytest.raises(ConfigError, match="whole number"):
-            lift(type("Wrong", (World,), {"max_cycles": wrong}))
+            lift(type("Wrong", (ToyEnv,), {"max_cycles": wrong}))
 
 
 def test_what_is_no_parallel_environment_is_refused():
-    class TurnBased(World):
+    class TurnBased(ToyEnv):
         def agent_iter(self): ...
 
     with pytest.raises(ConfigError, match="turn-based"):
@@ -364,15 +362,15 @@ def test_what_is_no_parallel_environment_is_refused():
     with pytest.raises(ConfigError, match="lacks possible_agents, reset"):
         lift(object)
     with pytest.raises(ConfigError, match="no agents"):
-        lift(type("Empty", (World,), {"possible_agents": ()}))
+        lift(type("Empty", (ToyEnv,), {"possible_agents": ()}))
     with pytest.raises(ConfigError, match="n_envs = 0"):
-        lift(World, n_envs=0)
+        lift(ToyEnv, n_envs=0)
 
 
-def test_close_reaches_every_world():
-    env = lift(World, n_envs=3)
+def test_close_reaches_every_environment():
+    env = lift(ToyEnv, n_envs=3)
     env.close()
-    assert [world.closed for world in worlds_of(env)] == [True] * 3
+    assert [toy.closed for toy in envs_in(env)] == [True] * 3
 
 
 # mpe2
@@ -430,7 +428,7 @@ def test_mpe2_instances_do_not_disturb_each_other(mpe2_task, mpe2_env):
 
 @pytest.mark.parametrize("name", MPE2_TASKS)
 def test_mpe2_equals_its_own_parallel_env(name: str):
-    module, has_prey = MPE2_TASKS[name]
+    module, has_prey = MPE2_TASKS[name], name in WITH_PREY
     reference, env = importlib.import_module(f"mpe2.{module}").parallel_env(), make_env(f"mpe2/{name}", n_envs=2)
     # In episode 24 the random predators of simple_tag meet the prey once.
     steps, generator, rng = play(env, seed=24), torch.Generator().manual_seed(0), np.random.default_rng(0)
@@ -475,7 +473,7 @@ def test_mpe2_success_terminates_with_its_reward():
     assert distance < 0.1 and step.reward.item() == pytest.approx(-0.5 * distance.item(), abs=1e-6)
 
 
-def test_mpe2_options_are_the_world_s_own():
+def test_mpe2_options_are_the_environment_s_own():
     assert make_env("mpe2/simple_spread:N=5,max_cycles=7", n_envs=1).spec.n_agents == 5
     assert len(play(make_env("mpe2/simple_spread:max_cycles=7", n_envs=1), seed=0)) == 8
     assert make_env("mpe2/simple_tag:num_adversaries=4,num_good=2", n_envs=1).spec.n_agents == 4
@@ -512,8 +510,8 @@ def test_mpe2_missing_is_told(monkeypatch):
         make_env("mpe2/simple_spread", n_envs=1)
 
 
-def test_worlds_are_imported_only_when_built_and_in_silence():
-    code = """import sys, k24lab.envs as envs
+def test_environments_are_imported_only_when_built_and_in_silence():
+    code = """import sys, k24lab.envs.registry as envs
 envs.task_names()
 assert not {"pygame", "mpe2", "pettingzoo", "gymnasium"} & set(sys.modules)
 envs.make_env("mpe2/simple_tag", 1).reset(0)
@@ -527,16 +525,16 @@ assert "mpe2" in sys.modules"""
 
 def hunt(name: str, prey, episodes: int = 40) -> float:
     """Mean return of predators that run straight for the nearest prey."""
-    world_env = importlib.import_module(f"mpe2.{MPE2_TASKS[name][0]}").raw_env()
-    env = Mpe2World(world_env, prey)
+    raw_env = importlib.import_module(f"mpe2.{MPE2_TASKS[name]}").raw_env()
+    env = Mpe2ParallelEnv(raw_env, prey)
     total = 0.0
     for seed in range(episodes):
         env.reset(seed)
         while env.agents:
             actions = {}
-            for agent in world_env.world.agents:
+            for agent in raw_env.world.agents:
                 if agent.adversary:
-                    ways = [p.state.p_pos - agent.state.p_pos for p in world_env.world.agents if not p.adversary]
+                    ways = [p.state.p_pos - agent.state.p_pos for p in raw_env.world.agents if not p.adversary]
                     way = min(ways, key=np.linalg.norm) - 0.2 * agent.state.p_vel
                     axis = int(np.abs(way).argmax())
                     actions[agent.name] = 1 + 2 * axis + int(way[axis] > 0)
@@ -544,7 +542,7 @@ def hunt(name: str, prey, episodes: int = 40) -> float:
     return total
 
 
-@pytest.mark.parametrize("name", SCRIPTED)
+@pytest.mark.parametrize("name", WITH_PREY)
 def test_the_scripted_prey_is_much_harder_to_catch_than_a_random_one(name: str):
     # Measured: about 65 and 196 in tag, 85 and 238 in world_comm, each +- 8 over 100 episodes.
     assert 10 < hunt(name, flee) < 0.6 * hunt(name, wander)  # and it can be caught
@@ -556,31 +554,31 @@ def test_random_prey_is_the_same_for_the_same_seed():
     assert np.array_equal(ways[0], ways[2]) and not np.array_equal(ways[0], ways[1])
 
 
-@pytest.mark.parametrize("name", SCRIPTED)
+@pytest.mark.parametrize("name", WITH_PREY)
 def test_the_scripted_prey_stays_in_the_square_and_out_of_the_team(name: str):
     env = make_env(f"mpe2/{name}", n_envs=2)
-    world = worlds_of(env)[0]._env.world
+    world = envs_in(env)[0]._env.world
     prey = [agent for agent in world.agents if not agent.adversary]
     farthest = []
     for seed in range(10):
         for _ in rollout(env, seed, action_seed=seed):
-            assert not {agent.name for agent in prey} & set(worlds_of(env)[0].agents)
+            assert not {agent.name for agent in prey} & set(envs_in(env)[0].agents)
             farthest.append(max(np.abs(agent.state.p_pos).max() for agent in prey))
     assert len(farthest) == 260 and np.mean(np.array(farthest) < 1.1) > 0.99
 
 
-# Foreign worlds
+# Environments by their import path
 
 FACTORIES = """
 import sys
 sys.path.insert(0, {folder!r})
-from test_envs_pettingzoo import World
+from test_envs_pettingzoo import ToyEnv
 
 def build(exits=None):
-    return World(exits)
+    return ToyEnv(exits)
 
 def loose(**options):
-    return World(**options)
+    return ToyEnv(**options)
 
 def nothing():
     return None
@@ -613,10 +611,10 @@ def test_a_module_with_parallel_env_can_be_named():
 
 
 def test_a_factory_can_be_named(factories: str):
-    for path in (f"{factories}.build", f"{factories}:build", f"{factories}:World", f"{factories}.loose"):
+    for path in (f"{factories}.build", f"{factories}:build", f"{factories}:ToyEnv", f"{factories}.loose"):
         env = make_env(f"pettingzoo/{path}:episode_limit=2", n_envs=2)
         assert env.spec.episode_limit == 2 and len(play(env, seed=0)) == 3
-        assert import_builder(path)(n_envs=1, exits={"a": (1, "terminated")}).spec.episode_limit == 100
+        assert import_builder(path).build(n_envs=1, exits={"a": (1, "terminated")}).spec.episode_limit == 100
 
 
 @pytest.mark.parametrize(
@@ -629,12 +627,12 @@ def test_a_factory_can_be_named(factories: str):
         ("k24_factories.limit", "3 is no function or class"),
         ("k24_factories", "module 'k24_factories' has no parallel_env"),
         ("mpe2.simple_spread_v3.env", "turn-based"),
-        ("pettingzoo.mpe.simple_spread_v3", "MPE has been moved .*; did you mean 'mpe2/simple_spread'"),
+        ("pettingzoo.mpe.simple_spread_v3", "MPE has been moved .*; did you mean 'pettingzoo/mpe2.simple_spread_v3'"),
         (
             "pettingzoo.mpe.simple_adversary_v3",
             "; did you mean 'pettingzoo/mpe2.simple_adversary_v3'",
         ),
-        ("mpe2.simple_spread_v2", "; did you mean 'mpe2/simple_spread'"),
+        ("mpe2.simple_spread_v2", "; did you mean 'pettingzoo/mpe2.simple_spread_v3'"),
         ("pettingzoo.classic.rps_v1", "of an old version; did you mean 'pettingzoo/pettingzoo.classic.rps_v2'"),
         ("pettingzoo.butterfly.pistonball_v5", "did you mean 'pettingzoo/pettingzoo.butterfly.pistonball_v6'"),
         ("pettingzoo.classic.gin_rummy_v4", "gin_rummy was removed from PettingZoo"),

@@ -159,7 +159,7 @@ def test_same_seed_same_episode_whatever_happened_before():
     assert torch.equal(env.reset(7).obs, first.obs)
     assert torch.equal(other.reset(7).obs, first.obs)
     assert not torch.equal(env.reset(8).obs, first.obs)
-    assert torch.equal(torch.get_rng_state(), random_state)  # a world must not disturb the learner's randomness
+    assert torch.equal(torch.get_rng_state(), random_state)  # an environment must not disturb the learner's randomness
 
 
 def test_kept_steps_do_not_change():

@@ -42,8 +42,8 @@ def lines(tiny_config, tmp_path):
 
 def test_imported_runs_read_like_those_that_were_exported(lines):
     folders = import_runs([lines])
-    assert {folder.parent for folder in folders} == {runs_dir() / "theirs_runs"}
-    ours, theirs = find_runs("theirs_runs"), find_runs("theirs")
+    assert {folder.parent for folder in folders} == {runs_dir() / f"{lines.parent.name}_runs"}
+    ours, theirs = find_runs(f"{lines.parent.name}_runs"), find_runs("theirs")
     assert [(run.id, run.config) for run in ours] == [(run.id, run.config) for run in theirs]
     pd.testing.assert_frame_equal(results.load_summaries(ours), results.load_summaries(theirs))
     logged = results.load_metrics(theirs).drop(columns="loss_td")

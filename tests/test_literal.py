@@ -146,7 +146,9 @@ def test_the_loss_is_the_squared_error_and_the_coefficient_of_diversity_has_no_c
 
 def test_every_committed_run_keeps_its_name():
     """The name ends with the hash of the configuration: what a version adds must not change it."""
-    lines = [json.loads(line) for path in FIGURES.glob("05_*_runs.jsonl") for line in path.read_text().splitlines()]
+    lines = [
+        json.loads(line) for path in FIGURES.glob("*/05_ablations_runs.jsonl") for line in path.read_text().splitlines()
+    ]
     assert len(lines) > 800
     known = build_config({}).__dict__.keys()
     for line in lines:

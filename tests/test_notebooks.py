@@ -195,12 +195,12 @@ def test_figures_of_groups_come_from_the_notebooks_that_their_runs_can_fill(home
             (folder / "patterns").mkdir()
     calls = []
     monkeypatch.setattr(notebooks, "execute", lambda *given: calls.append(given) or Path())
-    draw_figures(["a", "b"], 1, None, "08_paper")
+    draw_figures(["a", "b"], 1, None, "paper")
     of_b = ("05_ablations", "03_mask_patterns", "04_agent_similarity", "07_unit_types")
     assert calls == [
         ("05_ablations", {"runs": "a"}, "a"),
         *((name, {"runs": "b"} | ({"method": "k24"} if name[:2] in ("03", "04") else {}), "b") for name in of_b),
-        ("08_paper_figures", {"groups": ["a", "b"], "variant": "k24", "figures": "08_paper"}, "08_paper"),
+        ("08_paper_figures", {"groups": ["a", "b"], "variant": "k24", "figures": "paper"}, "paper"),
     ]
     calls.clear()
     draw_figures(["a"], 1, None, "mine")
@@ -208,7 +208,7 @@ def test_figures_of_groups_come_from_the_notebooks_that_their_runs_can_fill(home
     with pytest.raises(RunError, match="'k24' does not have runs in all tasks; those that have: fups"):
         draw_figures(["a"], 1, "k24", "mine")
     with pytest.raises(RunError, match=r"no runs in .*c: unknown group 'c'.*a, b"):
-        draw_figures(["a", "c"], 1, None, "08_paper")
+        draw_figures(["a", "c"], 1, None, "paper")
 
 
 NO_KERNEL = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("name = 1", metadata={"tags": ["parameters"]})])

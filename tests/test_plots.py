@@ -100,14 +100,19 @@ def test_a_reader_of_the_old_file_never_sees_half_of_the_new_one(curves, tmp_pat
     assert len(pd.read_csv(path)) == 1
 
 
+def test_figures_of_a_study_go_to_its_folder(curves, tmp_path):
+    assert style.save_table(curves, "study/t", tmp_path) == tmp_path / "study" / "t.csv"
+    assert (tmp_path / "study" / "t.csv").is_file()
+
+
 def test_figures_go_to_the_figures_folder_by_default(curves, tmp_path, monkeypatch):
     monkeypatch.setenv("K24LAB_HOME", str(tmp_path))
     assert style.save_table(curves, "t") == tmp_path / "figures" / "t.csv"
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "figures" / "t.csv"), curves, check_dtype=False)
 
 
-@pytest.mark.parametrize("name", ["a/b", "../up", "", ".hidden", "a b", "x\\y", "c\n"])
-def test_figure_names_with_folders_are_refused(name, curves, tmp_path):
+@pytest.mark.parametrize("name", ["a/b/c", "../up", "a/.b", "/a", "a/", "", ".hidden", "a b", "x\\y", "c\n"])
+def test_figure_names_that_are_no_plain_ones_are_refused(name, curves, tmp_path):
     with pytest.raises(ConfigError, match="figure name"):
         style.save_table(curves, name, tmp_path / "out")
     assert not list(tmp_path.iterdir())

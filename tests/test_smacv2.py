@@ -19,8 +19,8 @@ import torch
 from processes import alive, gone
 
 from k24lab.envs import smacv2
+from k24lab.envs.single_env import Row, vectorize
 from k24lab.envs.smacv2 import SMACV2_TASKS, UNIT_TYPES, SMACv2, capability_config, smacv2_builder
-from k24lab.envs.vector import Row, lift
 from k24lab.errors import ConfigError, RunError
 
 needs_package = pytest.mark.skipif(
@@ -125,7 +125,8 @@ class Stub:
 
 @pytest.fixture
 def stub(monkeypatch):
-    monkeypatch.setattr(smacv2, "_load", lambda: (Stub, lambda started: contextlib.nullcontext()))
+    monkeypatch.setattr(smacv2, "_wrapper_class", lambda: Stub)
+    monkeypatch.setattr(smacv2, "_tie_games", lambda started: contextlib.nullcontext())
     monkeypatch.setattr(Stub, "games", [])
 
     def make(script=None, **options) -> SMACv2:
@@ -181,7 +182,7 @@ def test_everything_random_follows_from_the_seed_and_disturbs_nobody(stub):
     one.step(np.array([1, 1]))
     assert np.array_equal(np.random.get_state()[1], outer)  # noqa: NPY002
     state = random.getstate()  # the type checks of the tests draw from `random` too: look at the smallest part alone
-    with one._game._own_random():
+    with one._game.random.in_use():
         random.random()
     assert random.getstate() == state
 
@@ -255,24 +256,24 @@ def test_an_observation_that_does_not_end_in_the_unit_type_is_an_error(stub, mon
 
 def test_names_and_options(stub):
     assert len(SMACV2_TASKS) == 15 and {"terran_5v5", "protoss_10v11", "zerg_20v23"} <= set(SMACV2_TASKS)
-    assert smacv2_builder("zerg_2v3")(n_envs=2, conic_fov=True).spec.n_envs == 2
+    assert smacv2_builder("zerg_2v3").build(n_envs=2, conic_fov=True).spec.n_envs == 2
     assert [game.kwargs["capability_config"]["n_enemies"] for game in Stub.games] == [3, 3]
     assert Stub.games[0].kwargs["conic_fov"] and Stub.games[0].kwargs["map_name"] == "10gen_zerg"
-    smacv2_builder("zerg_5v5")(n_envs=1, n_agents=2, n_enemies=9)
+    smacv2_builder("zerg_5v5").build(n_envs=1, n_agents=2, n_enemies=9)
     assert Stub.games[-1].kwargs["capability_config"]["n_enemies"] == 9
     with pytest.raises(ConfigError, match="unknown smacv2 task 'teran_5v5'; did you mean 'terran_5v5'"):
         smacv2_builder("teran_5v5")
     with pytest.raises(ConfigError, match=r"n_enemies = 0.*at least 1"):
-        smacv2_builder("zerg_5v0")(n_envs=1)
+        smacv2_builder("zerg_5v0").build(n_envs=1)
     with pytest.raises(ConfigError, match="difficulty = 10"):
-        smacv2_builder("zerg_5v5")(n_envs=1, difficulty=10)
+        smacv2_builder("zerg_5v5").build(n_envs=1, difficulty=10)
 
 
 def test_a_missing_package_is_told_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setenv(*smacv2.PYTHON_PROTOBUF)
     monkeypatch.setitem(sys.modules, "smacv2.env", None)
     with pytest.raises(ConfigError, match=r"smacv2 tasks need the package.*pip install --no-deps pysc2==4.0.0"):
-        smacv2_builder("terran_5v5")(n_envs=1)
+        smacv2_builder("terran_5v5").build(n_envs=1)
 
 
 def test_each_missing_piece_of_the_game_is_named(monkeypatch, tmp_path):
@@ -415,7 +416,7 @@ def vector_play(env, steps: int = 12) -> list[torch.Tensor]:
 @needs_package
 def test_workers_give_the_same_battles_and_a_killed_one_takes_its_games_with_it(game):
     build = partial(SMACv2, "terran", 2, 2)
-    serial, workers = lift(build, 2), lift(build, 2, workers=1)
+    serial, workers = vectorize(build, 2), vectorize(build, 2, workers=1)
     try:
         expected = vector_play(serial)
         before = launched(game.logs)
@@ -423,6 +424,8 @@ def test_workers_give_the_same_battles_and_a_killed_one_takes_its_games_with_it(
         games = [pid for pid in launched(game.logs) if pid not in before]
         os.kill(workers._workers[0].process.pid, signal.SIGKILL)
         assert len(games) == 2 and gone(games)
+        with pytest.raises(RunError, match=r"worker 0 .* has died \(exit code -9\)"):
+            workers.reset(4)
         assert all(torch.equal(a, b) for a, b in zip(vector_play(workers), expected, strict=True))
     finally:
         serial.close()
@@ -435,7 +438,7 @@ def test_no_game_outlives_its_parent(game, workers: int):
     code = f"""
 from k24lab.envs.smacv2 import smacv2_builder
 if __name__ == "__main__":
-    env = smacv2_builder("terran_2v2")(n_envs=1, workers={workers})
+    env = smacv2_builder("terran_2v2").build(n_envs=1, workers={workers})
     env.reset(0)
     print("ready", flush=True)
     while True:

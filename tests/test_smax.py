@@ -264,7 +264,7 @@ def test_steps_are_copies(make, episode):
     for _ in range(5):
         actions = attack_if_possible(steps[-1], generator)
         for value in fields(steps[-1]).values():
-            value.fill_(1)  # what the user does with a step is no business of the world
+            value.fill_(1)  # what the user does with a step is no business of the environment
         steps.append(env.step(actions))
         kept.append({name: value.clone() for name, value in fields(steps[-1]).items()})
         actions.fill_(0)
@@ -362,9 +362,9 @@ def test_an_import_that_resets_the_streams_changes_nothing():
         ("smax/3n", 1, "did you mean 'smax/3m'"),
         ("smax/3m:limit=3", 1, "unknown option 'limit'; did you mean 'episode_limit'"),
         ("smax/3m:scenario=8m", 1, "unknown option 'scenario'"),
-        ("smax/3m:episode_limit=0", 1, "episode_limit = 0 must be at least 1"),
-        ("smax/3m:episode_limit=2.5", 1, "episode_limit = 2.5 must be a whole number"),
-        ("smax/3m", 0, "n_envs = 0 must be at least 1"),
+        ("smax/3m:episode_limit=0", 1, "episode_limit = 0 must be a whole number, at least 1"),
+        ("smax/3m:episode_limit=2.5", 1, "option episode_limit = 2.5 is a float, not an int"),
+        ("smax/3m", 0, "n_envs = 0 must be a whole number, at least 1"),
     ],
 )
 def test_bad_options_are_one_clear_error(task, n_envs, message):

@@ -17,7 +17,7 @@ def draw_figures(groups: Sequence[str], jobs: int, variant: str | None, name: st
         groups: groups of runs.
         jobs: notebooks at a time.
         variant: what all others are compared with; None: k24, or else the first that has runs in all tasks.
-        name: begins the names of the files that show all groups together.
+        name: folder of the figures that show all groups together.
 
     Raises:
         RunError: a group without finished runs, no (or not that) variant with runs in all tasks, a failed notebook.

@@ -28,6 +28,7 @@ TEXT_WIDTH = 5.5  # inches, NeurIPS text block
 HALF_WIDTH = 2.7  # inches, two figures side by side
 ROW_HEIGHT = 1.9  # inches, one row of panels
 PNG_DPI = 200
+PLAIN_NAME = "[A-Za-z0-9_=-][A-Za-z0-9_.=-]*"  # of a file or folder
 SCREEN_DPI = 150
 RASTER_DPI = 300  # of heatmaps inside a PDF, whose text and lines stay vectors
 
@@ -142,7 +143,8 @@ def save_figure(
     `folder` is made if need be and defaults to `figures_dir()`.
 
     Raises:
-        ConfigError: `name` is not a plain file name (letters, digits, `_`, `-`, `.`, `=`, not starting with a dot).
+        ConfigError: `name` is not a plain file name (letters, digits, `_`, `-`, `.`, `=`, not starting with a dot), on
+            its own or in one folder, `study/name`.
     """
     paths = {suffix: _save(render(fig, suffix), f"{name}.{suffix}", folder) for suffix in ("pdf", "png")}
     return paths | {"csv": save_table(data, name, folder)}
@@ -159,8 +161,8 @@ def save_text(text: str, file_name: str, folder: str | os.PathLike[str] | None =
 
 
 def _save(content: bytes, file_name: str, folder: str | os.PathLike[str] | None) -> Path:
-    if not re.fullmatch(r"[A-Za-z0-9_=-][A-Za-z0-9_.=-]*", file_name):
-        raise ConfigError(f"figure name {file_name!r}: use letters, digits and _ - . = only, no folders")
+    if not re.fullmatch(rf"({PLAIN_NAME}/)?{PLAIN_NAME}", file_name):
+        raise ConfigError(f"figure name {file_name!r}: use letters, digits and _ - . = only, in one folder at most")
     path = (Path(folder) if folder is not None else figures_dir()) / file_name
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:

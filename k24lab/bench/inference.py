@@ -40,7 +40,7 @@ from k24lab.marl.replay import EpisodeBatch
 from k24lab.ops import acting, library as kernels
 from k24lab.ops.linear import linear, sparse_weights
 
-NAME, GPU_NAME = "bench_inference", "bench_inference_gpu"
+NAME, GPU_NAME = "speed/bench_inference", "speed/bench_inference_gpu"
 WIDTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
 HIDDEN = (32, 64, 128, 256)

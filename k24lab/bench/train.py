@@ -182,4 +182,4 @@ def bench_train(rounds: int = 10, loops: bool = True) -> list[Path]:
     with style.paper_style():
         fig = training_figure(tables, teams, PARTS)
         data = pd.concat([*(t.assign(shape=name) for name, t in tables.items()), teams.assign(shape="team sizes")])
-        return list(style.save_figure(fig, "bench_train", data).values())
+        return list(style.save_figure(fig, "speed/bench_train", data).values())

@@ -1,10 +1,11 @@
-"""The one interface that every world is wrapped to: batched, explicit about time limits, never resetting itself."""
+"""The interface that every environment is wrapped to: batched, explicit about time limits, never resetting itself."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import Parameter
+from typing import NamedTuple
 
-import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -12,8 +13,8 @@ from k24lab.envs.scene import Scene
 from k24lab.errors import ConfigError
 
 NO_SCENE = (
-    "cannot be drawn: its adapter has no scene (rolenav, mpe2, vmas and smax have one, and worlds of PettingZoo that "
-    "take render_mode='rgb_array' draw themselves)"
+    "cannot be drawn: its adapter has no scene (rolenav, mpe2, vmas and smax have one, and environments of PettingZoo "
+    "that take render_mode='rgb_array' draw themselves)"
 )
 
 
@@ -27,7 +28,7 @@ class EnvSpec:
     n_actions: tuple[int, ...]  # per agent, before padding
     state_dim: int
     episode_limit: int  # env steps
-    n_unit_types: int = 0  # 0: the world has no unit types
+    n_unit_types: int = 0  # 0: the environment has no unit types
     unit_type_names: tuple[str, ...] = ()  # one of each type
     has_win: bool = False  # whether Step.won is given
     shortest_episode: int = 1  # env steps: no episode ends earlier
@@ -46,7 +47,7 @@ class EnvSpec:
 
 @dataclass(frozen=True)
 class Step:
-    """What E environments say after a reset or a step, as tensors on the environment's device.
+    """What E environments return after a reset or a step, as tensors on the environments' device.
 
     After an environment has ended its rows hold its last observation, zero reward and the same
     `terminated`/`truncated`/`won` until the next reset, so a rollout may go on with the others.
@@ -56,7 +57,7 @@ class Step:
     state: Float[Tensor, "E S"]
     avail_actions: Bool[Tensor, "E N A"]  # at least one per agent: of those that cannot act it is action 0
     reward: Float[Tensor, " E"]  # of the team
-    terminated: Bool[Tensor, " E"]  # the world ended: no value follows
+    terminated: Bool[Tensor, " E"]  # the environment ended it: no value follows
     truncated: Bool[Tensor, " E"]  # the time limit ended it: bootstrap from the last observation
     alive: Bool[Tensor, "E N"] | None = None
     unit_type: Int[Tensor, "E N"] | None = None  # as at reset, also when dead
@@ -64,28 +65,25 @@ class Step:
 
 
 def check_actions(
-    actions: Int[np.ndarray, "E N"],
-    available: Bool[np.ndarray, "E N A"],
-    ended: Bool[np.ndarray, " E"],
-    agents: Sequence[str],
+    actions: Int[Tensor, "E N"], available: Bool[Tensor, "E N A"], ended: Bool[Tensor, " E"], agents: Sequence[str]
 ) -> None:
     """Refuse an action that is not available; environments that have ended ignore theirs.
 
     Raises:
         ValueError: naming the environment, the agent, the action and what is allowed.
     """
-    in_range = (actions >= 0) & (actions < available.shape[-1])
-    taken = np.take_along_axis(available, (actions * in_range)[..., None], axis=2)[..., 0]
-    legal = in_range & taken | ended[:, None]
+    in_range = (actions >= 0) & (actions < available.shape[2])
+    chosen = available.gather(2, (actions * in_range).long()[..., None])[..., 0]
+    legal = in_range & chosen | ended[:, None]
     if not legal.all():
-        e, i = np.argwhere(~legal)[0]
-        allowed = np.flatnonzero(available[e, i]).tolist()
+        e, i = (~legal).nonzero()[0].tolist()
+        allowed = available[e, i].nonzero().flatten().tolist()
         who = f"environment {e}, agent {agents[i]!r}"
-        raise ValueError(f"{who}: action {actions[e, i]} is not available (allowed: {allowed})")
+        raise ValueError(f"{who}: action {int(actions[e, i])} is not available (allowed: {allowed})")
 
 
 class VecEnv(ABC):
-    """E copies of a cooperative multi-agent world."""
+    """E copies of a cooperative multi-agent environment."""
 
     spec: EnvSpec
 
@@ -93,7 +91,7 @@ class VecEnv(ABC):
     def reset(self, seed: int) -> Step:
         """Start E new episodes; their randomness follows from `seed` alone.
 
-        A run passes another seed at each reset, so that a resumed run needs no random state of the world.
+        A run passes another seed at each reset, so that a resumed run needs no random state of the environment.
         """
 
     @abstractmethod
@@ -104,7 +102,7 @@ class VecEnv(ABC):
         """What environment e looks like now: from its reset to the step that ends its episode.
 
         Raises:
-            ConfigError: the world cannot be drawn.
+            ConfigError: the environment cannot be drawn.
         """
         raise ConfigError(f"{type(self).__name__} {NO_SCENE}")
 
@@ -115,3 +113,10 @@ class VecEnv(ABC):
     def close(self) -> None:
         """Free processes, windows and files; the default holds none."""
         return
+
+
+class TaskBuilder(NamedTuple):
+    """How the environments of a task are built."""
+
+    build: Callable[..., VecEnv]
+    parameters: Mapping[str, Parameter]  # of `build`: n_envs, `workers` and `device` where it takes them, and options

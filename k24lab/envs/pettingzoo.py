@@ -1,32 +1,36 @@
-"""Any PettingZoo parallel environment as one of ours, with all that it says checked."""
+"""Any PettingZoo parallel environment as a `SingleEnv`, with all that it returns checked."""
 
-import contextlib
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from k24lab.envs.base import NO_SCENE, EnvSpec
-from k24lab.envs.foreign import ParallelEnv, brief, call, check_parallel, close_env, find_episode_limit, names_in
+from k24lab.envs.pettingzoo_checks import (
+    NUMBERS,
+    ParallelEnv,
+    brief,
+    call,
+    check_parallel,
+    find_episode_limit,
+    names_in,
+    scalar,
+)
+from k24lab.envs.pettingzoo_spaces import Unfit, action_mask, discrete, encoder
 from k24lab.envs.scene import Scene, mpe_action, mpe_scene
-from k24lab.envs.spaces import NUMBERS, Unfit, action_mask, check_same_spaces, discrete, encoder, read_spaces
-from k24lab.envs.vector import Row, SingleEnv
+from k24lab.envs.single_env import Row, SingleEnv
 from k24lab.errors import ConfigError, RunError
 
 LARGEST_SEED = 2**32 - 1  # that a vector gives to an environment
 SMALL_SEEDS = 2**31  # how many seeds an environment has that takes signed 32-bit integers only
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
-TRUE, FALSE = np.True_, np.False_
-SEQUENCE = (tuple, list)
-PLAIN = (float, int)  # types of numbers that need no second look
 ANSWERS = ("observations", "rewards", "terminated", "truncated", "infos")  # of a step
 BY_AGENT = ("rewards", "terminated", "truncated")  # without further keys
 
 
-class PettingZooWorld(SingleEnv):
-    """One parallel environment. This is the contract: what it must do, and what is made of what it says.
+class PettingZooEnv(SingleEnv):
+    """One parallel environment. This is the contract: what it must do, and what is made of what it returns.
 
     What breaks the contract is a ConfigError when the environment is built, or a RunError at the reset or step where
     it shows; both name the agent, the step, the value, and what is allowed. `k24lab doctor --task` plays whole
@@ -43,8 +47,7 @@ class PettingZooWorld(SingleEnv):
     - **Step.** `step(actions)` returns five dictionaries by agent: observations, rewards, terminated, truncated, infos.
       Rewards, terminated and truncated have no other keys than possible agents. Observations and infos may have more,
       which nobody reads.
-    - **Spaces** are the same after every reset. That is looked at when the environment is built, at its first reset,
-      and by the doctor at every reset.
+    - **Spaces** are the same after every reset (only the doctor looks).
     - **Observations** have the shape that their space declares (Box, MultiBinary, Discrete, MultiDiscrete, Dict,
       Tuple), and all but Box ones are in range. They are flattened and padded with zeros. Every agent
       that acted in the last step of an episode must have one, and so must all that act next.
@@ -72,36 +75,34 @@ class PettingZooWorld(SingleEnv):
             ConfigError: not a parallel environment, an observation or action space that cannot be batched,
                 no episode limit, a reset that fails, or a `state()` that is no array.
         """
-        self.env = check_parallel(env)  # the foreign one
-        self._names = list(env.possible_agents)
-        self._known = dict.fromkeys(self._names).keys()
-        self.agents = [str(name) for name in self._names]
-        with _refused():
+        self.env = env
+        self.t = 0
+        self.dead: dict[Any, int] = {}  # names of agents that will not act before the next reset -> their last step
+        self._here: list[int] = []  # agents that act next (or acted last)
+        self._present: list[Any] | None = None  # `agents` when it was last looked at
+        try:
+            self._names = check_parallel(env)
+            self._known = dict.fromkeys(self._names).keys()
             spaces = [call(f"observation_space({a!r})", env.observation_space, a) for a in self._names]
             actions = [discrete(a, call(f"action_space({a!r})", env.action_space, a)) for a in self._names]
-        encoders = [encoder(agent, space) for agent, space in zip(self._names, spaces, strict=True)]
+            encoders = [encoder(agent, space) for agent, space in zip(self._names, spaces, strict=True)]
+            self._n_seeds = self._try_reset()
+            own_state_dim = self._own_state_dim()
+        except RunError as error:  # before a run starts, what an environment does wrong is an error of its task
+            raise ConfigError(str(error)) from error
+        self.agents = [str(name) for name in self._names]
+        self._encode = [encode for _, encode in encoders]
+        self._first_action = [int(space.start) for space in actions]
+        self._own_state = own_state_dim is not None
         obs_dims = tuple(size for size, _ in encoders)
         if not any(obs_dims):
             raise ConfigError(f"no agent observes a number: the space of {self._names[0]!r} is {spaces[0]}")
-        self._encode = [encode for _, encode in encoders]
-        self._first_action = [int(space.start) for space in actions]
-        self.checks_left: float = 1  # at how many resets to come the spaces are compared with those of now
-        self._t = 0
-        self._here: list[int] = []  # agents that act next (or acted last)
-        self._dead: set[Any] = set()  # names of those that will not act before the next reset
-        self._present: list[Any] | None = None  # `agents` when it was last looked at
-        with _refused():
-            self._spaces = read_spaces(env, self._names)
-            self._n_seeds = self._try_reset()
-            check_same_spaces(self._spaces, read_spaces(env, self._names))
-            state_dim = self._own_state_dim()
-        self._own_state = state_dim is not None
         self.spec = EnvSpec(
             n_envs=1,
             n_agents=len(self._names),
             obs_dims=obs_dims,
             n_actions=tuple(int(space.n) for space in actions),
-            state_dim=sum(obs_dims) if state_dim is None else state_dim,
+            state_dim=sum(obs_dims) if own_state_dim is None else own_state_dim,
             episode_limit=find_episode_limit(env, episode_limit, named_limit),
         )
         self._real_obs = np.arange(self.spec.obs_dim) < np.array(obs_dims)[:, None]  # [N, O]: not padding
@@ -116,9 +117,6 @@ class PettingZooWorld(SingleEnv):
             RunError: the environment breaks the contract.
         """
         obs, infos = self._ask_reset(seed % self._n_seeds)
-        if self.checks_left > 0:
-            self.checks_left -= 1
-            check_same_spaces(self._spaces, read_spaces(self.env, self._names))
         return self._row(self._left(), obs, infos)
 
     def step(self, actions: Int[np.ndarray, " N"]) -> Row:
@@ -129,26 +127,23 @@ class PettingZooWorld(SingleEnv):
         """
         here, chosen = self._here, actions.tolist()
         sent = {self._names[i]: chosen[i] + self._first_action[i] for i in here}
-        self._t += 1
-        answer = call(f"step {self._t}", self.env.step, sent)
-        if not isinstance(answer, SEQUENCE) or len(answer) != 5:
-            raise RunError(f"step {self._t} must return dictionaries {', '.join(ANSWERS)}, not {_counted(answer)}")
+        self.t += 1
+        answer = self._dictionaries(ANSWERS, f"step {self.t}", call(f"step {self.t}", self.env.step, sent))
         obs, rewards, terminated, truncated, infos = answer
-        self._check_keys(ANSWERS, answer)
         terminations, truncations = self._flagged("terminated", terminated), self._flagged("truncated", truncated)
         if terminations or truncations:
             acted = [self._names[i] for i in here]  # `sent` is the environment's now: it may have emptied it
             terminations, truncations = terminations.intersection(acted), truncations.intersection(acted)
-            self._dead.update(terminations, truncations)
+            self.dead.update(dict.fromkeys(terminations | truncations, self.t))
         left = self._left()
         out_of_time = bool(truncations - terminations)
         return self._row(
             left or here,
             obs,
             infos,
-            reward=self._team_reward(rewards),
+            reward=sum([self._number(agent, reward) for agent, reward in rewards.items()], 0.0),
             terminated=not left and not out_of_time,
-            truncated=self._t >= self.spec.episode_limit if left else out_of_time,
+            truncated=self.t >= self.spec.episode_limit if left else out_of_time,
         )
 
     def scene(self) -> Scene:
@@ -170,8 +165,9 @@ class PettingZooWorld(SingleEnv):
         return mpe_action(next(a for a in world.agents if a.name == self.agents[agent]), action)
 
     def close(self) -> None:
-        """Close the environment."""
-        close_env(self.env)
+        """Close the environment, if that is something to be done."""
+        if hasattr(self.env, "close"):
+            call("close()", self.env.close)
 
     def _try_reset(self) -> int:
         """How many seeds the environment takes: all that there are, or those of a signed 32-bit integer."""
@@ -183,16 +179,25 @@ class PettingZooWorld(SingleEnv):
             return SMALL_SEEDS
 
     def _ask_reset(self, seed: int) -> tuple[Mapping[Any, Any], Mapping[Any, Any]]:
-        self._t, self._dead, self._present = 0, set(), None
+        self.t, self.dead, self._present = 0, {}, None
         answer = call(f"reset(seed={seed})", self.env.reset, seed=seed)
-        if not isinstance(answer, SEQUENCE) or len(answer) != 2:
-            raise RunError(f"reset must return observations and infos, two dictionaries, not {_counted(answer)}")
-        obs, infos = answer
-        self._check_keys(("observations", "infos"), answer)
-        possible = call("reading possible_agents", lambda: self.env.possible_agents)
-        if (now := names_in("possible_agents after a reset", possible)) != self._names:
+        obs, infos = self._dictionaries(("observations", "infos"), "reset", answer)
+        if (now := names_in("possible_agents after a reset", self.env.possible_agents)) != self._names:
             raise RunError(f"possible_agents must not change: they were {self._names} and are {now} after a reset")
         return obs, infos
+
+    def _dictionaries(self, names: tuple[str, ...], asked: str, answer: Any) -> Any:
+        """Refuse an answer that is not so many dictionaries by agent."""
+        if not isinstance(answer, tuple | list) or len(answer) != len(names):
+            got = f"{len(answer)} values" if isinstance(answer, tuple) else brief(answer)
+            raise RunError(f"{asked} must return the dictionaries {', '.join(names)}, not {got}")
+        for name, values in zip(names, answer, strict=True):
+            if type(values) is not dict and not isinstance(values, Mapping):
+                raise RunError(f"{name} at step {self.t} must be a dictionary by agent, not {brief(values)}")
+            if name in BY_AGENT and not values.keys() <= self._known:
+                key = next(key for key in values if key not in self._known)
+                raise RunError(f"{name} at step {self.t}: key {key!r} is no possible agent (allowed: {self._names})")
+        return answer
 
     def _own_state_dim(self) -> int | None:
         """Size of what `state()` returns after a reset; None where there is none."""
@@ -208,80 +213,48 @@ class PettingZooWorld(SingleEnv):
             raise
 
     def _ask_state(self) -> np.ndarray:
-        given = call(f"state() at step {self._t}", self.env.state)
+        given = call(f"state() at step {self.t}", self.env.state)
         state = np.asarray(given)
         if state.dtype.kind not in NUMBERS or state.size == 0:
             raise RunError(f"state() must return an array of numbers, not {brief(given)}")
         return state.ravel().astype(np.float32)
 
-    def _read_agents(self) -> object:
-        return self.env.agents
-
     def _left(self) -> list[int]:
         """Agents that act next; whoever acted and is not among `agents` any more is dead from now on."""
-        agents = call("reading agents", self._read_agents)
-        if type(agents) is list and agents == self._present and self._dead.isdisjoint(agents):  # as a step before
+        agents = self.env.agents
+        if type(agents) is list and agents == self._present and self.dead.keys().isdisjoint(agents):  # no change
             return self._here
-        agents = names_in(f"agents at step {self._t}", agents)
-        strangers = [agent for agent in agents if agent not in self._known]
-        if strangers:
-            said = f"agent {strangers[0]!r} at step {self._t} is none of possible_agents"
+        agents = names_in(f"agents at step {self.t}", agents)
+        if strangers := [agent for agent in agents if agent not in self._known]:
+            said = f"agent {strangers[0]!r} at step {self.t} is none of possible_agents"
             raise RunError(f"{said} (allowed: {self._names})")
-        if self._t:
-            self._dead.update(agent for i in self._here if (agent := self._names[i]) not in agents)
+        if self.t:
+            gone = [agent for i in self._here if (agent := self._names[i]) not in agents]
+            self.dead = dict.fromkeys(gone, self.t) | self.dead
         self._present = agents
-        return [i for i, agent in enumerate(self._names) if agent in agents and agent not in self._dead]
-
-    def _check_keys(self, whose: tuple[str, ...], answers: Any) -> None:
-        """Refuse what is no dictionary by agent; in observations and infos PettingZoo allows further keys."""
-        for what, values in zip(whose, answers, strict=True):
-            if type(values) is not dict and not isinstance(values, Mapping):
-                raise RunError(f"{what} at step {self._t} must be a dictionary by agent, not {brief(values)}")
-            if what in BY_AGENT and not values.keys() <= self._known:
-                key = next(key for key in values if key not in self._known)
-                raise RunError(f"{what} at step {self._t}: key {key!r} is no possible agent (allowed: {self._names})")
+        return [i for i, agent in enumerate(self._names) if agent in agents and agent not in self.dead]
 
     def _flagged(self, what: str, flags: Mapping[Any, Any]) -> set[Any]:
         """Agents whose flag is set."""
         found = set()
         for agent, flag in flags.items():
-            if flag is True or flag is TRUE:
+            value = flag if type(flag) is bool else scalar(flag)
+            if value not in (0, 1):
+                raise RunError(f"{what} of agent {agent!r} at step {self.t} is {brief(flag)} (allowed: a bool)")
+            if value:
                 found.add(agent)
-            elif flag is not False and flag is not FALSE:
-                found |= {agent} if self._is_set(what, agent, flag) else set()
         return found
 
-    def _is_set(self, what: str, agent: Any, flag: Any) -> bool:
-        with contextlib.suppress(Exception):  # what its own conversion or comparison raises
-            if not np.ndim(flag) and flag in (0, 1):
-                return bool(flag)
-        raise RunError(f"{what} of agent {agent!r} at step {self._t} is {brief(flag)} (allowed: a bool)")
-
-    def _team_reward(self, rewards: Mapping[Any, Any]) -> float:
-        """The sum, taken in float64 whatever the type of each: small ones overflow, and a run must not notice."""
-        numbers = {agent: r if isinstance(r, PLAIN) else self._number(agent, r) for agent, r in rewards.items()}
-        try:
-            total = float(sum(numbers.values()))
-        except OverflowError:  # an integer of hundreds of digits
-            total = math.inf
-        if not abs(total) <= LARGEST_FLOAT32:
-            agent = max(
-                numbers, key=lambda agent: abs(numbers[agent]) if numbers[agent] == numbers[agent] else math.inf
-            )
-            huge = isinstance(numbers[agent], int)
-            said = f"reward of agent {agent!r} at step {self._t} is {brief(rewards[agent]) if huge else numbers[agent]}"
-            raise RunError(f"{said} (allowed: a finite number in float32)")
-        return total
-
     def _number(self, agent: Any, reward: Any) -> float:
-        with contextlib.suppress(Exception):  # what its own conversion raises
-            given = np.asarray(reward)
-            if given.ndim == 0 and given.dtype.kind in NUMBERS:
-                return float(given)
-        raise RunError(f"reward of agent {agent!r} at step {self._t} is {brief(reward)} (allowed: one number)")
+        """A reward as Python's number: in small types of NumPy a sum could overflow."""
+        number = reward if isinstance(reward, float | int) else scalar(reward)
+        if number is None or not abs(number) <= LARGEST_FLOAT32:
+            allowed = "one number" if number is None else "a finite number in float32"
+            raise RunError(f"reward of agent {agent!r} at step {self.t} is {brief(reward)} (allowed: {allowed})")
+        return float(number)
 
     def _row(self, here: list[int], obs: Mapping[Any, Any], infos: Mapping[Any, Any], **rest: Any) -> Row:
-        """What the environment says; agents not in `here` are dead, or not there yet."""
+        """What the environment returns; agents not in `here` are dead, or not there yet."""
         self._here = here
         avail_actions, alive = self._real_actions, np.ones(self.spec.n_agents, bool)
         if len(here) < self.spec.n_agents:
@@ -292,56 +265,36 @@ class PettingZooWorld(SingleEnv):
         for i in here:
             agent = self._names[i]
             if agent not in obs:
-                raise RunError(f"agent {agent!r} at step {self._t} has no observation")
+                raise RunError(f"agent {agent!r} at step {self.t} has no observation")
             seen, info = obs[agent], infos.get(agent)
             try:
                 self._slots[i][:] = self._encode[i](seen)
                 if (mask := action_mask(seen, info, self.spec.n_actions[i])) is not None:
                     masks[i] = mask
             except Unfit as error:
-                raise RunError(f"agent {agent!r} at step {self._t}: {error}") from None
+                raise RunError(f"agent {agent!r} at step {self.t}: {error}") from None
         if masks:
             over = rest.get("terminated", False) or rest.get("truncated", False)
             avail_actions = self._masked(avail_actions.copy(), masks, over)
-        state = self._checked_state() if self._own_state else self._obs[self._real_obs]
+        state = self._ask_state() if self._own_state else self._obs[self._real_obs]
+        if state.size != self.spec.state_dim:
+            raise RunError(f"state() at step {self.t} has {state.size} numbers, at first it had {self.spec.state_dim}")
         return Row(obs=self._obs, state=state, avail_actions=avail_actions, alive=alive, **rest)
 
     def _masked(self, avail_actions: np.ndarray, masks: Mapping[int, np.ndarray], over: bool) -> np.ndarray:
         """Available actions [N, A] under the masks of those that have one."""
-        free = [i for i, mask in masks.items() if mask.any()]
-        if not free and len(masks) == len(self._here):
+        if len(masks) == len(self._here) and not any(mask.any() for mask in masks.values()):
             if over:
                 return avail_actions
             agent = self._names[min(masks)]
-            raise RunError(
-                f"action_mask at step {self._t} leaves agent {agent!r} no action, and no other agent has one"
-            )
+            raise RunError(f"action_mask at step {self.t} leaves agent {agent!r} no action, and no other agent has one")
         for i, mask in masks.items():
             avail_actions[i, : self.spec.n_actions[i]] = mask
             avail_actions[i, 0] |= not mask.any()
         return avail_actions
 
-    def _checked_state(self) -> np.ndarray:
-        state = self._ask_state()
-        if state.size != self.spec.state_dim:
-            raise RunError(f"state() at step {self._t} has {state.size} numbers, at first it had {self.spec.state_dim}")
-        return state
-
-
-@contextlib.contextmanager
-def _refused() -> Iterator[None]:
-    """Before a run starts, what an environment does wrong is an error of the configuration."""
-    try:
-        yield
-    except RunError as error:
-        raise ConfigError(str(error)) from error
-
-
-def _counted(answer: object) -> str:
-    return f"{len(answer)} values" if isinstance(answer, tuple) else brief(answer)
-
 
 def _mpe_world(env: ParallelEnv) -> Any:
-    """What mpe2 calls the world of an environment, whichever way it is wrapped; None of any other."""
+    """The `world` of an environment of mpe2, whichever way it is wrapped; None of any other."""
     world = getattr(getattr(env, "unwrapped", env), "world", None)
     return world if hasattr(world, "agents") and hasattr(world, "landmarks") else None

@@ -1,54 +1,48 @@
-"""Worlds by name: `make_env("rolenav:n_agents=8", n_envs=32)`."""
+"""Environments by the name of their task: `make_env("rolenav:n_agents=8", n_envs=32)`."""
 
-import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from inspect import Parameter
 
-from k24lab.envs.base import VecEnv
-from k24lab.envs.rolenav import RoleNav
+from k24lab.envs.base import TaskBuilder, VecEnv
 from k24lab.envs.tasks import format_task, parse_task
 from k24lab.errors import ConfigError, unknown
 from k24lab.values import convert
 
 KINDS = (bool, int, float, str)  # of options that are checked
 TRUTH = {"true": True, "false": False}
-PLACES = {"n_envs", "workers", "device"}  # what a builder takes besides the options of a task
+NO_OPTIONS = {"n_envs", "workers", "device"}  # what a builder takes besides the options of a task
 
 
 def task_names() -> list[str]:
     """Every task that can be named; `pettingzoo/<import path>` stands for any other parallel environment."""
-    return sorted(_builders())
+    from k24lab.envs.mpe2 import MPE2_TASKS
+    from k24lab.envs.smacv2 import SMACV2_TASKS
+    from k24lab.envs.smax import SCENARIOS
+    from k24lab.envs.vmas import VMAS_TASKS
+
+    libraries = {"mpe2": MPE2_TASKS, "smacv2": SMACV2_TASKS, "smax": SCENARIOS, "vmas": VMAS_TASKS}
+    return sorted(["rolenav", *(f"{library}/{name}" for library, names in libraries.items() for name in names)])
 
 
-@functools.cache  # a grid asks for each of its runs
-def _builders() -> dict[str, Callable[..., VecEnv]]:
-    from k24lab.envs.factories import MPE2_TASKS, mpe2_builder
-    from k24lab.envs.smacv2 import SMACV2_TASKS, smacv2_builder
-    from k24lab.envs.smax import SCENARIOS, smax_builder
-    from k24lab.envs.vmas import VMAS_TASKS, vmas_builder
-
-    builders: dict[str, Callable[..., VecEnv]] = {"rolenav": RoleNav}
-    builders |= {f"mpe2/{name}": mpe2_builder(name) for name in MPE2_TASKS}
-    builders |= {f"vmas/{name}": vmas_builder(name) for name in VMAS_TASKS}
-    builders |= {f"smax/{name}": smax_builder(name) for name in SCENARIOS}
-    return builders | {f"smacv2/{name}": smacv2_builder(name) for name in SMACV2_TASKS}
-
-
-def _builder(name: str) -> Callable[..., VecEnv]:
-    from k24lab.envs.factories import import_builder
+def _builder(name: str) -> TaskBuilder:
+    from k24lab.envs.mpe2 import mpe2_builder
+    from k24lab.envs.pettingzoo_import import import_builder
+    from k24lab.envs.rolenav import RoleNav
     from k24lab.envs.smacv2 import smacv2_builder
-    from k24lab.envs.vmas import vmas_builder
+    from k24lab.envs.smax import smax_builder
+    from k24lab.envs.vmas import REFUSED, vmas_builder
 
-    builders = _builders()
-    if name.startswith("pettingzoo/"):
-        return import_builder(name.removeprefix("pettingzoo/"))
-    if name.startswith("smacv2/"):
-        return smacv2_builder(name.removeprefix("smacv2/"))  # any size, not only the published ones
-    if name in builders:
-        return builders[name]
-    if name.startswith("vmas/"):
-        return vmas_builder(name.removeprefix("vmas/"))  # an error that says why the scenario is not offered
-    raise ConfigError(unknown("task", name, [*builders, "pettingzoo/<import path>"]))
+    if name == "rolenav":
+        return TaskBuilder(RoleNav, inspect.signature(RoleNav).parameters)
+    library, _, own_name = name.partition("/")
+    if library == "pettingzoo":
+        return import_builder(own_name)
+    if library == "smacv2":
+        return smacv2_builder(own_name)  # any size, not only the published ones
+    if name not in task_names() and not (library == "vmas" and own_name in REFUSED):
+        raise ConfigError(unknown("task", name, [*task_names(), "pettingzoo/<import path>"]))
+    return {"mpe2": mpe2_builder, "smax": smax_builder, "vmas": vmas_builder}[library](own_name)
 
 
 def make_env(task: str, n_envs: int, workers: int = 0, device: str = "cpu") -> VecEnv:
@@ -57,29 +51,26 @@ def make_env(task: str, n_envs: int, workers: int = 0, device: str = "cpu") -> V
     Args:
         task: name and options.
         n_envs: E.
-        workers: processes for worlds that step one environment at a time; 0: all in this one.
-        device: of worlds in torch (RoleNav, VMAS), whose steps then never leave it; others step on the CPU.
+        workers: processes for environments that are stepped one at a time; 0: all in this one.
+        device: of environments in torch (RoleNav, VMAS), whose steps then never leave it; others step on the CPU.
 
     Raises:
-        ConfigError: unknown task or option, one that the world refuses, or workers for a world that steps
+        ConfigError: unknown task or option, one that the environment refuses, or workers for a task that steps
             all its environments at once.
     """
     name, given = parse_task(task)
-    builder = _builder(name)
-    parameters = inspect.signature(builder).parameters
+    build, parameters = _builder(name)
     options = _checked_options(name, given, parameters)
     if workers and "workers" not in parameters:
         raise ConfigError(f"n_workers = {workers}: {name!r} steps all its environments at once, allowed is 0")
     where = {"workers": workers, "device": device}
-    return builder(n_envs=n_envs, **options, **{key: where[key] for key in where.keys() & parameters.keys()})
+    return build(n_envs=n_envs, **options, **{key: where[key] for key in where.keys() & parameters.keys()})
 
 
-def _checked_options(
-    name: str, given: Mapping[str, object], parameters: Mapping[str, inspect.Parameter]
-) -> dict[str, object]:
+def _checked_options(name: str, given: Mapping[str, object], parameters: Mapping[str, Parameter]) -> dict[str, object]:
     """The options of a task in the types that its builder wants; raises ConfigError for one that it does not have."""
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        allowed = set(parameters) - PLACES
+        allowed = set(parameters) - NO_OPTIONS
         for key in given.keys() - allowed:
             raise ConfigError(f"task {name!r}: " + unknown("option", key, allowed))
     options = dict(given)
@@ -91,7 +82,7 @@ def _checked_options(
     return options
 
 
-def _typed(parameter: inspect.Parameter, value: object) -> object:
+def _typed(parameter: Parameter, value: object) -> object:
     """The value in the type of the option: its annotation, real or as text, or else the type of its default.
 
     The words true and false, in any case, are truth values where one may stand, or where nothing is known; for
@@ -122,7 +113,7 @@ def canonical_task(task: str) -> str:
     name, given = parse_task(task)
     if not given:
         return name
-    parameters = inspect.signature(_builder(name)).parameters
+    parameters = _builder(name).parameters
     options = _checked_options(name, given, parameters)
     defaults = {key: parameters[key].default if key in parameters else None for key in options}
     options = {key: _like(defaults[key], value) for key, value in options.items()}
@@ -138,9 +129,9 @@ def _like(default: object, value: object) -> object:
 
 
 def drawable(task: str) -> str:
-    """The task, told to draw itself where it is a foreign world of PettingZoo that can; any other as it is."""
-    name, kwargs = parse_task(task)
-    if not name.startswith("pettingzoo/") or "render_mode" in kwargs:
+    """The task, with `render_mode=rgb_array` where it is one of PettingZoo that takes it; else as it is."""
+    name, options = parse_task(task)
+    if not name.startswith("pettingzoo/") or "render_mode" in options:
         return task
-    able = "render_mode" in inspect.signature(_builder(name)).parameters
-    return f"{task}{',' if kwargs else ':'}render_mode=rgb_array" if able else task
+    able = "render_mode" in _builder(name).parameters
+    return f"{task}{',' if options else ':'}render_mode=rgb_array" if able else task

@@ -1,4 +1,4 @@
-"""RoleNav: the smallest world in which a team provably needs to know who is who."""
+"""RoleNav: the smallest environment in which a team provably needs to know who is who."""
 
 import torch
 from jaxtyping import Float, Int

@@ -1,12 +1,15 @@
 """SMACv2: StarCraft II micromanagement with random teams and positions; one game process an environment."""
 
 import contextlib
+import ctypes
 import importlib
+import inspect
 import logging
 import os
-import random
 import re
+import signal
 import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,9 +20,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from k24lab.envs.base import EnvSpec, VecEnv
-from k24lab.envs.vector import Row, SingleEnv, lift
-from k24lab.envs.workers import die_with_parent
+from k24lab.envs.base import EnvSpec, TaskBuilder, VecEnv
+from k24lab.envs.global_random import PrivateRandomState, seed_everything
+from k24lab.envs.single_env import Row, SingleEnv, vectorize
 from k24lab.errors import ConfigError, RunError, unknown
 
 log = logging.getLogger(__name__)
@@ -37,6 +40,8 @@ SMACV2_TASKS = tuple(f"{race}_{n}v{m}" for race in UNIT_TYPES for n, m in SCENAR
 MAP_SIZE = 32
 MAP_FILE = Path("Maps/SMAC_Maps/32x32_flat.SC2Map")  # below SC2PATH
 PYTHON_PROTOBUF = ("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 INSTALL = (  # without dependencies: the package's own pins cannot be met beside this one's
     "pip install --no-deps pysc2==4.0.0 s2clientprotocol==5.0.17.98310.0 portpicker==1.6.0 "
     "'SMACv2 @ git+https://github.com/oxwhirl/smacv2@577ab5a'"
@@ -169,24 +174,23 @@ class _Lost(Exception):
 
 
 class _Game:
-    """The package's wrapper with the randomness of its own, and the processes that it has started."""
+    """The package's wrapper with global random generators of its own, and the processes that it has started."""
 
-    def __init__(self, wrapper: Any, launching: Callable[[list[Any]], contextlib.AbstractContextManager[None]]):
-        self.wrapper, self._launching = wrapper, launching
+    def __init__(self, wrapper: Any):
+        self.wrapper = wrapper
         self._processes: list[Any] = []  # subprocess.Popen
-        self._random = random.getstate(), np.random.get_state()  # noqa: NPY002  the package uses the global one
+        self.random = PrivateRandomState()
         wrapper.env.full_restart = _raise_lost  # what it does when it has lost the connection hides the loss
 
     def reset(self, seed: int) -> None:
         """A battle whose teams and positions follow from `seed`."""
         sequence = np.random.SeedSequence(seed)
-        own = int(sequence.generate_state(1)[0])
-        self._random = random.Random(own).getstate(), np.random.RandomState(own).get_state()
         for generator in _generators(self.wrapper.env_key_to_distribution_map.values()):
             generator.rng = np.random.default_rng(sequence.spawn(1)[0])
         env = self.wrapper.env
         env._seed = seed  # of the game, if this launches it
-        with self._own_random(), self._launching(self._processes):
+        with self.random.in_use(), _tie_games(self._processes):
+            seed_everything(int(sequence.generate_state(1)[0]))
             self.wrapper.reset()  # returns nothing where it had to try twice
         env._episode_count = 1  # or a reset before the end of the first episode launches a second game
         health = sum(unit.health_max + unit.shield_max for unit in env.enemies.values())
@@ -194,7 +198,7 @@ class _Game:
 
     def step(self, actions: list[int]) -> tuple[float, bool, dict[str, Any]]:
         """Reward, whether the episode is over, info."""
-        with self._own_random():
+        with self.random.in_use():
             reward, over, info = self.wrapper.step(actions)
         if "battle_won" not in info:
             raise _Lost("the connection to the game is lost")
@@ -202,7 +206,7 @@ class _Game:
 
     def observe(self) -> dict[str, Any]:
         """Once a step: it changes what agents remember of their enemies."""
-        with self._own_random():
+        with self.random.in_use():
             obs = np.stack(self.wrapper.get_obs()).astype(np.float32)
         available = np.array(self.wrapper.get_avail_actions(), bool)
         state = np.asarray(self.wrapper.get_state(), np.float32)
@@ -216,22 +220,6 @@ class _Game:
             process.kill()
             process.wait()
         self._processes.clear()
-
-    @contextlib.contextmanager
-    def _own_random(self) -> Iterator[None]:
-        """The global random states of this game, the caller's ones afterwards."""
-        outer = random.getstate(), np.random.get_state()  # noqa: NPY002
-        _set_random(self._random)
-        try:
-            yield
-        finally:
-            self._random = random.getstate(), np.random.get_state()  # noqa: NPY002
-            _set_random(outer)
-
-
-def _set_random(states: tuple[Any, Any]) -> None:
-    random.setstate(states[0])
-    np.random.set_state(states[1])  # noqa: NPY002
 
 
 def _raise_lost() -> None:
@@ -248,19 +236,19 @@ def _generators(distributions: Any) -> Iterator[Any]:
 
 def capability_config(race: str, n_agents: int, n_enemies: int) -> dict[str, Any]:
     """The published distributions of teams and positions (Ellis et al. 2023, appendix); the package writes into it."""
-    team: dict[str, Any] = {
+    team = {
         "dist_type": "weighted_teams",
         "unit_types": list(UNIT_TYPES[race]),
         "weights": list(WEIGHTS),
+        "exception_unit_types": list(NEVER_ALONE.get(race, ())),
+        "observe": True,
     }
-    team |= {"exception_unit_types": list(NEVER_ALONE.get(race, ())), "observe": True}
     positions = {"dist_type": "surrounded_and_reflect", "p": 0.5, "map_x": MAP_SIZE, "map_y": MAP_SIZE}
     return {"n_units": n_agents, "n_enemies": n_enemies, "team_gen": team, "start_positions": positions}
 
 
 def _open(race: str, n_agents: int, n_enemies: int, options: dict[str, Any]) -> _Game:
-    wrapper_class, launching = _load()
-    wrapper = wrapper_class(
+    wrapper = _wrapper_class()(
         map_name=f"10gen_{race}",
         capability_config=capability_config(race, n_agents, n_enemies),
         obs_own_pos=True,
@@ -268,15 +256,11 @@ def _open(race: str, n_agents: int, n_enemies: int, options: dict[str, Any]) -> 
         continuing_episode=True,  # all that it does: info then says when the time limit ended the episode
         **options,
     )
-    return _Game(wrapper, launching)
+    return _Game(wrapper)
 
 
-def _load() -> tuple[Callable[..., Any], Callable[[list[Any]], contextlib.AbstractContextManager[None]]]:
-    """The package's wrapper, and what to do while it launches games.
-
-    Raises:
-        ConfigError: package or game are not there.
-    """
+def _wrapper_class() -> Callable[..., Any]:
+    """The package's wrapper; raises ConfigError if package or game are not there."""
     os.environ.setdefault(*PYTHON_PROTOBUF)  # the messages were generated for an old protobuf
     try:
         with warnings.catch_warnings():
@@ -288,7 +272,7 @@ def _load() -> tuple[Callable[..., Any], Callable[[list[Any]], contextlib.Abstra
         raise ConfigError(f"smacv2 tasks need another protobuf: set {'='.join(PYTHON_PROTOBUF)}") from error
     if missing := next(missing_game_files(), None):
         raise ConfigError(f"smacv2 tasks need StarCraft II: {missing}; see `k24lab doctor smacv2`")
-    return wrapper, _tie_games
+    return wrapper
 
 
 @contextlib.contextmanager
@@ -298,7 +282,7 @@ def _tie_games(started: list[Any]) -> Iterator[None]:
     launch: Any = subprocess.Popen
 
     def popen(*args: Any, **kwargs: Any) -> Any:
-        process = launch(*args, **kwargs, preexec_fn=partial(die_with_parent, os.getpid()))
+        process = launch(*args, **kwargs, preexec_fn=partial(_die_with_parent, os.getpid()))
         started.append(process)
         return process
 
@@ -308,6 +292,14 @@ def _tie_games(started: list[Any]) -> Iterator[None]:
         yield
     finally:
         sc_process.subprocess = original
+
+
+def _die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when the thread that started it ends, in whatever way (Linux; else nothing)."""
+    if LIBC is not None:
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if parent != os.getppid():  # it is gone already
+            os._exit(1)
 
 
 def game_folder() -> Path:
@@ -328,7 +320,7 @@ def missing_game_files() -> Iterator[str]:
         yield f"no map {folder / MAP_FILE} (from SMACv2's SMAC_Maps.zip)"
 
 
-def smacv2_builder(name: str) -> Callable[..., VecEnv]:
+def smacv2_builder(name: str) -> TaskBuilder:
     """The builder of a task: `terran_5v5` and the other published ones, or any race_NvM."""
     match = re.fullmatch(rf"({'|'.join(UNIT_TYPES)})_(\d+)v(\d+)", name)
     if match is None:
@@ -345,6 +337,6 @@ def smacv2_builder(name: str) -> Callable[..., VecEnv]:
         workers: int = 0,
     ) -> VecEnv:
         make = partial(SMACv2, race, n_agents, n_enemies, conic_fov, difficulty, max_restarts)
-        return lift(make, n_envs, workers)
+        return vectorize(make, n_envs, workers)
 
-    return build
+    return TaskBuilder(build, inspect.signature(build).parameters)

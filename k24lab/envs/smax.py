@@ -1,6 +1,7 @@
 """SMAX of JaxMARL: battles like StarCraft's against a scripted enemy, in jax and without the game."""
 
 import contextlib
+import inspect
 import io
 import os
 import sys
@@ -15,26 +16,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from k24lab.envs.base import EnvSpec, Step, VecEnv, check_actions
+from k24lab.envs.base import EnvSpec, Step, TaskBuilder, VecEnv, check_actions
 from k24lab.envs.scene import Scene, smax_action, smax_scene
 from k24lab.errors import ConfigError, unknown
 
 SCENARIOS = (
-    "3m",
-    "8m",
-    "25m",
-    "2s3z",
-    "3s5z",
-    "5m_vs_6m",
-    "10m_vs_11m",
-    "27m_vs_30m",
-    "3s5z_vs_3s6z",
-    "3s_vs_5z",
-    "6h_vs_8z",
-    "smacv2_5_units",
-    "smacv2_10_units",
-    "smacv2_20_units",
-)
+    "3m 8m 25m 2s3z 3s5z 5m_vs_6m 10m_vs_11m 27m_vs_30m 3s5z_vs_3s6z 3s_vs_5z 6h_vs_8z "
+    "smacv2_5_units smacv2_10_units smacv2_20_units"
+).split()
 EPISODE_LIMIT = 100  # env steps, SMAX's own
 STOP = 4  # the only action that a dead unit has; 0 to 3 move, 5 + j attacks enemy j
 
@@ -68,20 +57,20 @@ class Smax(VecEnv):
         """
         if scenario not in SCENARIOS:
             raise ConfigError(unknown("SMAX scenario", scenario, SCENARIOS))
-        for name, value in (("n_envs", n_envs), ("episode_limit", episode_limit)):
-            if value < 1:
-                raise ConfigError(f"smax/{scenario}: {name} = {value!r} must be at least 1")
+        for key, value in (("n_envs", n_envs), ("episode_limit", episode_limit)):
+            if type(value) is not int or value < 1:
+                raise ConfigError(f"smax/{scenario}: {key} = {value!r} must be a whole number, at least 1")
         self._battle = _battle(scenario)
-        n_agents = len(self._battle.agents)
+        env, type_names = self._battle.env, self._battle.unit_type_names
         self.spec = EnvSpec(
             n_envs=n_envs,
-            n_agents=n_agents,
-            obs_dims=(self._battle.obs_dim,) * n_agents,
-            n_actions=(self._battle.n_actions,) * n_agents,
-            state_dim=self._battle.state_dim,
+            n_agents=env.num_allies,
+            obs_dims=(env.obs_size,) * env.num_allies,
+            n_actions=(env.num_ally_actions,) * env.num_allies,
+            state_dim=env.state_size,
             episode_limit=episode_limit,
-            n_unit_types=len(self._battle.unit_type_names),
-            unit_type_names=self._battle.unit_type_names,
+            n_unit_types=len(type_names),
+            unit_type_names=type_names,
             has_win=True,
         )
         self._carry: tuple[Any, Any, Rows] | None = None  # keys, SMAX's states, rows of the last step
@@ -100,9 +89,11 @@ class Smax(VecEnv):
         """
         if self._carry is None:
             raise ValueError("step before the first reset")
+        terminated, truncated, available = (
+            torch.from_numpy(np.array(self._carry[2][name])) for name in ("terminated", "truncated", "avail_actions")
+        )
+        check_actions(actions.cpu(), available, terminated | truncated, self._battle.env.agents)
         chosen = actions.cpu().numpy().astype(np.int32)
-        rows = {name: np.asarray(self._carry[2][name]) for name in ("avail_actions", "terminated", "truncated")}
-        check_actions(chosen, rows["avail_actions"], rows["terminated"] | rows["truncated"], self._battle.agents)
         self._carry = self._battle.advance(self._carry, chosen, self.spec.episode_limit)
         return _step(self._carry[2])
 
@@ -114,7 +105,7 @@ class Smax(VecEnv):
         """
         if self._carry is None:
             raise ValueError("scene before the first reset")
-        return smax_scene(self._battle.world, self._carry[1], e)
+        return smax_scene(self._battle.env, self._carry[1], e)
 
     def action_name(self, agent: int, action: int) -> str:
         """A move, or which enemy is attacked."""
@@ -129,50 +120,42 @@ def _step(rows: Rows) -> Step:
 
 @dataclass(frozen=True)
 class Battle:
-    """A scenario's sizes and its two compiled functions over a batch of battles."""
+    """A scenario, and its two compiled functions over a batch of battles."""
 
-    agents: tuple[str, ...]
-    n_actions: int
-    obs_dim: int
-    state_dim: int
+    env: Any  # JaxMARL's environment
     unit_type_names: tuple[str, ...]
     begin: Callable[..., tuple[Any, Any, Rows]]  # keys [E, 2], episode_limit
     advance: Callable[..., tuple[Any, Any, Rows]]  # what begin returned, actions [E, N], episode_limit
-    world: Any  # JaxMARL's environment
 
 
 @cache  # two instances of a scenario share what is compiled
 def _battle(scenario: str) -> Battle:
-    jax, world = _make_world(scenario)
-    n_agents, n_types = world.num_allies, len(world.unit_type_names)
-    random_types = world.smacv2_unit_type_generation
-    types = np.arange(n_types) if random_types else np.unique(np.asarray(world.scenario)[:n_agents])
-    type_number = np.searchsorted(types, np.arange(n_types)).astype(np.int32)
-    rows = partial(_rows, world, type_number)
+    jax, env = _make_jaxmarl(scenario)
+    n_types = len(env.unit_type_names)
+    types = (
+        np.arange(n_types) if env.smacv2_unit_type_generation else np.unique(np.asarray(env.scenario)[: env.num_allies])
+    )
+    rows = partial(_rows, env, np.searchsorted(types, np.arange(n_types)).astype(np.int32))
     return Battle(
-        agents=tuple(world.agents),
-        n_actions=world.num_ally_actions,
-        obs_dim=world.obs_size,
-        state_dim=world.state_size,
-        unit_type_names=tuple(world.unit_type_names[i] for i in types),
-        begin=jax.jit(jax.vmap(partial(_begin, world, rows), in_axes=(0, None))),
-        advance=jax.jit(jax.vmap(partial(_advance, world, rows), in_axes=(0, 0, None))),
-        world=world,
+        env=env,
+        unit_type_names=tuple(env.unit_type_names[i] for i in types),
+        begin=jax.jit(jax.vmap(partial(_begin, env, rows), in_axes=(0, None))),
+        advance=jax.jit(jax.vmap(partial(_advance, env, rows), in_axes=(0, 0, None))),
     )
 
 
-def _begin(world: Any, rows: Callable[..., Rows], key_data: Any, limit: Any) -> tuple[Any, Any, Rows]:
+def _begin(env: Any, rows: Callable[..., Rows], key_data: Any, limit: Any) -> tuple[Any, Any, Rows]:
     """The first moment of one battle: key of its later steps, state, rows."""
     import jax
 
     key = jax.random.wrap_key_data(key_data, impl="threefry2x32")  # whatever jax's default is
     reset_key, key = jax.random.split(key)
-    obs, state = world.reset(reset_key)
+    obs, state = env.reset(reset_key)
     return key, _strong(state), rows(obs, state, 0.0, limit)
 
 
 def _advance(
-    world: Any, rows: Callable[..., Rows], carry: tuple[Any, Any, Rows], actions: Any, limit: Any
+    env: Any, rows: Callable[..., Rows], carry: tuple[Any, Any, Rows], actions: Any, limit: Any
 ) -> tuple[Any, Any, Rows]:
     """One env step of one battle; of one that has ended nothing is seen any more but its last rows, without reward."""
     import jax
@@ -180,8 +163,8 @@ def _advance(
     key, state, before = carry
     key, step_key = jax.random.split(key)
     # `step` would start a new battle and lose the last observation
-    obs, state, reward, _, _ = world.step_env(step_key, state, dict(zip(world.agents, actions, strict=True)))
-    after = rows(obs, state, reward[world.agents[0]], limit)
+    obs, state, reward, _, _ = env.step_env(step_key, state, dict(zip(env.agents, actions, strict=True)))
+    after = rows(obs, state, reward[env.agents[0]], limit)
     ended = before["terminated"] | before["truncated"]
     last = before | {"reward": jax.numpy.zeros_like(before["reward"])}
     return key, _strong(state), jax.tree.map(partial(jax.numpy.where, ended), last, after)
@@ -194,18 +177,18 @@ def _strong(state: Any) -> Any:
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), state)
 
 
-def _rows(world: Any, type_number: np.ndarray, obs: Any, state: Any, reward: Any, limit: Any) -> Rows:
+def _rows(env: Any, type_number: np.ndarray, obs: Any, state: Any, reward: Any, limit: Any) -> Rows:
     """What is seen of one battle, by the names of Step's fields."""
     from jax import numpy as jnp
 
-    units, n_agents = state.state, world.num_allies
+    units, n_agents = state.state, env.num_allies
     allies, enemies = units.unit_alive[:n_agents], units.unit_alive[n_agents:]
-    available = world.get_avail_actions(state)
+    available = env.get_avail_actions(state)
     terminated = ~(allies.any() & enemies.any())
     return {
-        "obs": jnp.stack([obs[agent] for agent in world.agents]).astype(jnp.float32),
+        "obs": jnp.stack([obs[agent] for agent in env.agents]).astype(jnp.float32),
         "state": obs["world_state"].astype(jnp.float32),
-        "avail_actions": jnp.stack([available[agent] for agent in world.agents]).astype(bool),
+        "avail_actions": jnp.stack([available[agent] for agent in env.agents]).astype(bool),
         "reward": jnp.asarray(reward, jnp.float32),
         "terminated": terminated,
         "truncated": ~terminated & (units.step >= limit),
@@ -215,7 +198,7 @@ def _rows(world: Any, type_number: np.ndarray, obs: Any, state: Any, reward: Any
     }
 
 
-def _make_world(scenario: str) -> tuple[Any, Any]:
+def _make_jaxmarl(scenario: str) -> tuple[Any, Any]:
     """The module jax and JaxMARL's environment, with jax set up where the user has not."""
     try:
         import jax
@@ -252,12 +235,10 @@ def _configure(jax: Any) -> None:
         jax.config.update("jax_compilation_cache_dir", str(home / "k24lab" / "jax"))
 
 
-def smax_builder(scenario: str) -> Callable[..., Smax]:
+def smax_builder(scenario: str) -> TaskBuilder:
     """What builds the battles of one scenario, with the options that a task may set."""
 
-    def build(n_envs: int, episode_limit: Any = EPISODE_LIMIT) -> Smax:
-        if type(episode_limit) is not int:  # a task's options may be anything
-            raise ConfigError(f"smax/{scenario}: episode_limit = {episode_limit!r} must be a whole number, at least 1")
+    def build(n_envs: int, episode_limit: int = EPISODE_LIMIT) -> Smax:
         return Smax(n_envs, scenario, episode_limit)
 
-    return build
+    return TaskBuilder(build, inspect.signature(build).parameters)

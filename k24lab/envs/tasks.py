@@ -43,7 +43,7 @@ def format_task(name: str, options: Mapping[str, object]) -> str:
 def canonical_text(task: str) -> str:
     """The one spelling of a task, as far as its text alone tells: `rolenav: n_types=2, n_agents=3,` and its like.
 
-    Options that repeat their environment's defaults stay: `k24lab.envs.registry.canonical` knows these.
+    Options that repeat their environment's defaults stay: `k24lab.envs.registry.canonical_task` knows these.
 
     Raises:
         ConfigError: as `parse_task`.

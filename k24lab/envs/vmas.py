@@ -6,9 +6,9 @@ import importlib
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
+from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from k24lab.envs.base import EnvSpec, Step, VecEnv
-from k24lab.envs.global_random import random_state, seed_everything, set_random_state
+from k24lab.envs.base import EnvSpec, Step, TaskBuilder, VecEnv, check_actions
+from k24lab.envs.global_random import PrivateRandomState, seed_everything
 from k24lab.envs.scene import Scene, vmas_action, vmas_scene
 from k24lab.errors import ConfigError, unknown
 
@@ -25,52 +25,28 @@ Scenario = Any  # vmas.simulator.scenario.BaseScenario: the package is imported 
 
 EPISODE_LIMIT = 100  # env steps, as in the literature on these scenarios
 
-# Scenario -> options that differ from the scenario's own defaults.
-VMAS_TASKS: dict[str, dict[str, object]] = {
-    "asym_joint": {},
-    "balance": {},
-    "ball_passage": {},
-    "ball_trajectory": {},
-    "buzz_wire": {},
-    "discovery": {},
+_SCENARIOS = (
+    "asym_joint balance ball_passage ball_trajectory buzz_wire discovery dispersion dropout flocking football give_way "
+    "het_mass joint_passage joint_passage_size multi_give_way navigation passage reverse_transport road_traffic "
+    "sampling simple_spread transport waterfall wheel wind_flocking"
+).split()
+_DIFFERENT_DEFAULTS: dict[str, dict[str, object]] = {
     "dispersion": {"share_reward": True},  # the return is the number of pieces of food found
-    "dropout": {},
-    "flocking": {},
-    "football": {},
-    "give_way": {},
-    "het_mass": {},
-    "joint_passage": {},
-    "joint_passage_size": {},
-    "multi_give_way": {},
     # Every agent sees all goals in one order and never learns which is its own: identity is provably needed.
     "navigation": {"n_agents": 3, "observe_all_goals": True, "collisions": False},
-    "passage": {},
-    "reverse_transport": {},
-    "road_traffic": {},
-    "sampling": {},
-    "simple_spread": {},
-    "transport": {},
-    "waterfall": {},
-    "wheel": {},
-    "wind_flocking": {},
 }
+# Scenario -> options that differ from the scenario's own defaults.
+VMAS_TASKS = {name: _DIFFERENT_DEFAULTS.get(name, {}) for name in _SCENARIOS}
 
 _OPPONENTS = "is not cooperative: its agents are two sides with opposed rewards, and VMAS scripts neither"
 _WORDS = "has agents that also choose a word at each step, which is one action with the move in VMAS"
-_ALONE = "has one agent: there is no team"
-_NO_REWARD = "is a demonstration of dynamics: its reward is always zero"
 REFUSED: dict[str, str] = {
-    "circle_trajectory": _ALONE,
-    "diff_drive": _NO_REWARD,
-    "drone": _NO_REWARD,
-    "goal": _ALONE,
-    "kinematic_bicycle": _NO_REWARD,
-    "line_trajectory": _ALONE,
-    "pollock": _NO_REWARD,
-    "simple": _ALONE,
-    "simple_adversary": _OPPONENTS,
-    "simple_crypto": _OPPONENTS,
-    "simple_push": _OPPONENTS,
+    **dict.fromkeys(("circle_trajectory", "goal", "line_trajectory", "simple"), "has one agent: there is no team"),
+    **dict.fromkeys(
+        ("diff_drive", "drone", "kinematic_bicycle", "pollock"),
+        "is a demonstration of dynamics: its reward is always zero",
+    ),
+    **dict.fromkeys(("simple_adversary", "simple_crypto", "simple_push"), _OPPONENTS),
     "simple_reference": f"{_WORDS}; use mpe2/simple_reference",
     "simple_speaker_listener": f"{_WORDS}; use mpe2/simple_speaker_listener",
     "simple_tag": f"{_OPPONENTS}; mpe2/simple_tag has a scripted prey",
@@ -99,22 +75,26 @@ class VmasEnv(VecEnv):
         device: str = "cpu",
         **options: object,
     ):
-        """Build `n_envs` worlds of the scenario with its `options`; all tensors stay on `device`.
+        """Build `n_envs` environments of the scenario with its `options`; all tensors stay on `device`.
 
         Raises:
             ConfigError: n_envs, episode_limit or device that cannot be used, options that the scenario refuses,
                 opponents among the agents, or observations and actions that cannot be batched.
         """
         self._make_scenario, self._options = make_scenario, options
-        self._n_envs, self._limit, self._device = _checked(n_envs, episode_limit, device)
-        self._random_state = random_state()
+        for key, value in (("n_envs", n_envs), ("episode_limit", episode_limit)):
+            if type(value) is not int or value < 1:
+                raise ConfigError(f"{key} = {value!r}: must be a whole number, at least 1")
+        self._n_envs, self._limit, self._device = n_envs, episode_limit, device
+        self._random = PrivateRandomState()
         self._t = 0  # env steps
         self._last: Step | None = None  # None before the first reset
         try:
             obs = self._start(seed=0)
         except (AssertionError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
-            raise ConfigError(f"VMAS refuses the options {options}: {type(e).__name__}: {e}") from e
+            raise ConfigError(f"VMAS refuses the options {options} on {device!r}: {type(e).__name__}: {e}") from e
         _check_agents(self._env.agents, obs, self._env.action_space)
+        self._names = [agent.name for agent in self._env.agents]
         obs_dims = tuple(o.shape[1] for o in obs)
         self.spec = EnvSpec(
             n_envs=n_envs,
@@ -124,8 +104,8 @@ class VmasEnv(VecEnv):
             state_dim=sum(obs_dims),
             episode_limit=episode_limit,
         )
-        self._n_actions = torch.tensor(self.spec.n_actions, device=self._device)
-        legal = torch.arange(self.spec.action_dim, device=self._device) < self._n_actions[:, None]
+        n_actions = torch.tensor(self.spec.n_actions, device=self._device)
+        legal = torch.arange(self.spec.action_dim, device=self._device) < n_actions[:, None]
         self._available = legal.expand(n_envs, -1, -1).clone()
 
     def reset(self, seed: int) -> Step:
@@ -148,10 +128,11 @@ class VmasEnv(VecEnv):
         if ended.all():
             self._last = replace(last, reward=torch.zeros_like(last.reward))
             return self._last
-        # A copy, for VMAS reshapes in place; ended worlds play on unseen, and must not steer the shared randomness.
+        # A copy, for VMAS reshapes in place; ended environments play on unseen, and must not steer the shared
+        # randomness.
         chosen = actions.to(self._device).masked_fill(ended[:, None], 0)
-        self._check_actions(chosen)
-        with self._own_randomness(), torch.inference_mode():
+        check_actions(chosen, self._available, ended, self._names)
+        with self._random.in_use(), torch.inference_mode():
             obs, rewards, terminated, _ = self._env.step(list(chosen.split(1, dim=1)))
         self._t += 1
         rewards = torch.cat([reward.view(self._n_envs, 1) for reward in rewards], dim=1)  # wheel's are [E, 1], not [E]
@@ -168,11 +149,11 @@ class VmasEnv(VecEnv):
         return vmas_action(self._env.agents[agent], self.spec.n_actions[agent], action)
 
     def _start(self, seed: int) -> list[Any]:
-        """Build the worlds anew and return their observations, one tensor an agent.
+        """Build the environments anew and return their observations, one tensor an agent.
 
         VMAS's own reset is not enough: wind_flocking keeps its controllers' sums, road_traffic recorded states.
         """
-        with self._own_randomness(), torch.inference_mode(), warnings.catch_warnings():
+        with self._random.in_use(), torch.inference_mode(), warnings.catch_warnings():
             # VMAS warns once that it finds no free place, and goes on looking for ever.
             warnings.filterwarnings("error", message="It is taking many iterations")
             seed_everything(seed)  # what make_world draws comes before VMAS's own seeding
@@ -190,17 +171,6 @@ class VmasEnv(VecEnv):
             return self._env.get_from_scenario(
                 get_observations=True, get_rewards=False, get_infos=False, get_dones=False
             )[0]
-
-    @contextmanager
-    def _own_randomness(self) -> Iterator[None]:
-        """The global generators hold this instance's state inside, and what they held before outside."""
-        outside = random_state()
-        set_random_state(self._random_state)
-        try:
-            yield
-        finally:
-            self._random_state = random_state()
-            set_random_state(outside)
 
     def _as_step(self, obs: list[Any], reward: Float[Tensor, " E"], terminated: Bool[Tensor, " E"]) -> Step:
         """Observations [E, O_i] of each agent as one step, with the time limit."""
@@ -220,15 +190,6 @@ class VmasEnv(VecEnv):
             truncated=~terminated if out_of_time else torch.zeros_like(terminated),
         )
 
-    def _check_actions(self, actions: Int[Tensor, "E N"]) -> None:
-        illegal = (actions < 0) | (actions >= self._n_actions)
-        if illegal.any():
-            e, i = illegal.nonzero()[0].tolist()
-            raise ValueError(
-                f"environment {e}, agent {self._env.agents[i].name!r}: action {actions[e, i].item()} is not available "
-                f"(allowed: 0 to {self.spec.n_actions[i] - 1})"
-            )
-
 
 def _freeze(now: Step, last: Step, ended: Bool[Tensor, " E"]) -> Step:
     """`now`, but rows that had ended before it stay as they were, with zero reward."""
@@ -242,18 +203,8 @@ def _freeze(now: Step, last: Step, ended: Bool[Tensor, " E"]) -> Step:
     )
 
 
-def _checked(n_envs: int, episode_limit: int, device: str) -> tuple[int, int, torch.device]:
-    for key, value in (("n_envs", n_envs), ("episode_limit", episode_limit)):
-        if type(value) is not int or value < 1:
-            raise ConfigError(f"{key} = {value!r}: must be a whole number, at least 1")
-    try:
-        return n_envs, episode_limit, torch.empty(0, device=device).device
-    except (AssertionError, RuntimeError, TypeError) as error:
-        raise ConfigError(f"device = {device!r} cannot be used here (allowed: 'cpu', 'cuda', ...): {error}") from error
-
-
 def _check_agents(agents: list[Any], obs: list[Any], spaces: Any) -> None:
-    """Refuse a world without agents, with two sides, or with what cannot be batched."""
+    """Refuse a scenario without agents, with two sides, or with what cannot be batched."""
     if not agents:
         raise ConfigError("a scenario without agents that act: scripts play all of them")
     if len({bool(agent.adversary) for agent in agents}) > 1:
@@ -273,47 +224,31 @@ def _environment_class() -> Any:
     return type("Environment", (environment,), {name: inspect.unwrap(getattr(environment, name)) for name in names})
 
 
-@dataclass(frozen=True)
-class Builder:
-    """Builds a VmasEnv; VMAS is imported only when it or its options are asked for."""
-
-    name: str
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        """`n_envs`, `episode_limit`, `device` and the options of the scenario, so that an unknown one can be named."""
-        sizes = dict.fromkeys(("n_envs", "device"), inspect.Parameter.empty) | {"episode_limit": EPISODE_LIMIT}
-        defaults = sizes | _load(self.name)[1] | VMAS_TASKS[self.name]
-        kind = inspect.Parameter.KEYWORD_ONLY
-        return inspect.Signature([inspect.Parameter(name, kind, default=value) for name, value in defaults.items()])
-
-    def __call__(self, n_envs: int, **options: Any) -> VmasEnv:
-        """Build the worlds.
-
-        Raises:
-            ConfigError: VMAS is missing, or what VmasEnv refuses.
-        """
-        make_scenario = _load(self.name)[0]
-        options = {**VMAS_TASKS[self.name], **options}
-        try:
-            if self.name == "football" and not (options.get("ai_red_agents", True) or options.get("ai_blue_agents")):
-                raise ConfigError(f"with ai_red_agents=False it {_OPPONENTS}; set ai_blue_agents=True to play red")
-            return VmasEnv(make_scenario, n_envs, **options)
-        except ConfigError as error:
-            raise ConfigError(f"task 'vmas/{self.name}': {error}") from error
-
-
-def vmas_builder(name: str) -> Builder:
+def vmas_builder(name: str) -> TaskBuilder:
     """The builder of a scenario of VMAS, with the scenario's options.
 
     Raises:
-        ConfigError: a scenario that is unknown, or no cooperative task with moves only.
+        ConfigError: a scenario that is unknown, or no cooperative task with moves only; VMAS is missing.
     """
     if name in REFUSED:
         raise ConfigError(f"task 'vmas/{name}': the scenario {REFUSED[name]} (allowed: {', '.join(VMAS_TASKS)})")
     if name not in VMAS_TASKS:
         raise ConfigError(unknown("vmas scenario", name, VMAS_TASKS))
-    return Builder(name)
+    make_scenario, defaults = _load(name)
+    defaults = (
+        {"n_envs": Parameter.empty, "device": "cpu", "episode_limit": EPISODE_LIMIT} | defaults | VMAS_TASKS[name]
+    )
+
+    def build(n_envs: int, **options: Any) -> VmasEnv:
+        options = {**VMAS_TASKS[name], **options}
+        try:
+            if name == "football" and not (options.get("ai_red_agents", True) or options.get("ai_blue_agents")):
+                raise ConfigError(f"with ai_red_agents=False it {_OPPONENTS}; set ai_blue_agents=True to play red")
+            return VmasEnv(make_scenario, n_envs, **options)
+        except ConfigError as error:
+            raise ConfigError(f"task 'vmas/{name}': {error}") from error
+
+    return TaskBuilder(build, {key: Parameter(key, Parameter.KEYWORD_ONLY, default=v) for key, v in defaults.items()})
 
 
 @functools.cache
@@ -334,11 +269,11 @@ def _literal(text: str) -> object:
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        return inspect.Parameter.empty
+        return Parameter.empty
 
 
 def _with_own_masses(scenario: Any) -> Any:
-    """het_mass with masses for each world; VMAS's own draws one pair for all, so that a whole test met one pair."""
+    """het_mass with masses for each environment; VMAS's own draws one pair for all, so a whole test met one pair."""
 
     def reset_world_at(self: Scenario, env_index: int | None = None) -> None:
         scenario.reset_world_at(self, env_index)

@@ -29,7 +29,7 @@ def check_usable(config: Config) -> None:
     check_t_max(config, env.spec)
     check_memory(config, env.spec)
     if config.task.startswith("pettingzoo/"):
-        from k24lab.envs.contract import check_repeatable
+        from k24lab.envs.task_doctor import check_repeatable
 
         check_repeatable(config.task)
 

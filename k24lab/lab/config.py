@@ -66,7 +66,7 @@ class Config(TrainingConfig):
 
 # No part of what is learned: where a run computes, and what it writes. n_workers and tensorboard change no number.
 # n_threads, like the CPU kernels (K24LAB_KERNELS), changes the order of sums and with it the last digits of all numbers
-# from the first update on: README.md ("Bit for bit") says what is the same to the bit. Two such runs are samples of the
+# from the first update on: docs/experiments.md says what is the same to the bit. Two such runs are samples of the
 # same experiment, so they share a hash; provenance.jsonl has both, and going on with other ones is a warning.
 NOT_HASHED = frozenset({"n_threads", "n_workers", "tensorboard"})
 # Fields that came later, with what earlier versions did: a run that does the same keeps its hash, and so its name.

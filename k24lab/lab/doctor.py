@@ -37,7 +37,7 @@ def doctor(parts: Sequence[str] = (), task: str | None = None, episodes: int = 5
         ConfigError: no such part or task, or both are named.
     """
     if task is not None:
-        from k24lab.envs.contract import examine_task
+        from k24lab.envs.task_doctor import examine_task
 
         if parts:
             raise ConfigError(f"parts {', '.join(parts)} and task = {task!r}: one of the two at a time")

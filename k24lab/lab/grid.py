@@ -32,7 +32,7 @@ class Grid(NamedTuple):
 
 
 def load_grid(path: Path) -> Grid:
-    """Read a grid file (README.md has its format) and check all of its runs.
+    """Read a grid file (docs/experiments.md has its format) and check all of its runs.
 
     Raises:
         ConfigError: no such file, no YAML, unknown keys, a bad value, task or notebook, the same run twice.

@@ -28,7 +28,7 @@ def import_runs(files: Sequence[Path], name: str | None = None) -> list[Path]:
 
     Args:
         files: raw summaries.
-        name: group of the runs; by default that of a file is the file's name without suffix.
+        name: group of the runs; by default that of a file is `<its folder>_runs`.
 
     Raises:
         ConfigError: a name that cannot be that of a folder.
@@ -36,13 +36,17 @@ def import_runs(files: Sequence[Path], name: str | None = None) -> list[Path]:
             process that trains one of the runs.
     """
     if not files:
-        raise RunError("name at least one file of raw summaries, e.g. figures/05_rolenav3_runs.jsonl")
+        raise RunError("name at least one file of raw summaries, e.g. figures/rolenav3/05_ablations_runs.jsonl")
     lines: dict[Path, Line] = {}
     runs: list[tuple[Path, Config, Path]] = []
     for file in files:
         for where, line in _lines(file):
             config = _config(line, where)
-            folder = runs_dir() / check_name(file.stem if name is None else name) / str(line["run"])
+            folder = (
+                runs_dir()
+                / check_name(f"{file.resolve().parent.name}_runs" if name is None else name)
+                / str(line["run"])
+            )
             if lines.setdefault(folder, line) != line:
                 raise RunError(f"{', '.join(map(str, files))}: lines that differ for run {folder.name}")
             if (folder / "config.json").exists() and read_config(folder) != config:
@@ -60,7 +64,7 @@ def import_runs(files: Sequence[Path], name: str | None = None) -> list[Path]:
 def _lines(path: Path) -> list[tuple[str, Line]]:
     """Every line of a file, with its place for errors."""
     if not path.is_file():
-        raise RunError(f"{path} does not exist; notebook 05_ablations writes such files, figures/05_<runs>_runs.jsonl")
+        raise RunError(f"{path} does not exist; notebook 05_ablations writes them as <runs>/05_ablations_runs.jsonl")
     lines = []
     for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         where = f"{path}:{number}"

@@ -77,7 +77,8 @@ class K24QLearner:
     Args:
         config: the run's settings.
         spec: sizes of the task.
-        agent, mixer: what is trained; built by the configuration where they are not given.
+        agent: the network that is trained; built by the configuration where it is not given.
+        mixer: as `agent`.
     """
 
     def __init__(

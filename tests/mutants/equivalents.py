@@ -44,18 +44,13 @@ EQUIVALENTS: dict[tuple[str, str, str], str] = {
         SEQUENCES.replace("> 1", "> 0"),
     ): "Concatenating a single part gives the part.",
     (
-        "k24lab/envs/scripted.py",
+        "k24lab/envs/mpe2.py",
         DISTANCE,
         DISTANCE.replace("1e-6", "2e-06"),
     ): "Any number far below a distance that matters keeps the division from failing.",
     (
-        "k24lab/envs/scripted.py",
+        "k24lab/envs/mpe2.py",
         "self._rng = np.random.default_rng(0)",
         "self._rng = np.random.default_rng(1)",
     ): "Until a reset seeds it anew, it is only asked which agents a script plays, whatever they do.",
-    (
-        "k24lab/envs/pettingzoo.py",
-        "if flag is True or flag is TRUE:",
-        "if flag is True and flag is TRUE:",
-    ): "A shortcut: without it the general rule below comes to the same.",
 }

@@ -41,10 +41,10 @@ PLAN = (
     _part("inference/packing.py", "packing"),
     _part("envs/rolenav.py", "envs_rolenav"),
     _part("envs/base.py", "envs_base types"),
-    _part("envs/scripted.py", "scripted envs_pettingzoo"),
-    _part("envs/pettingzoo.py", "envs_pettingzoo odd_environments contract replay_video"),
-    _part("envs/spaces.py", "odd_environments contract envs_pettingzoo"),
-    _part("envs/vector.py", "vector"),
+    _part("envs/mpe2.py", "scripted_prey envs_pettingzoo"),
+    _part("envs/pettingzoo.py", "envs_pettingzoo pettingzoo_answers odd_environments task_doctor animation"),
+    _part("envs/pettingzoo_spaces.py", "pettingzoo_spaces odd_environments task_doctor envs_pettingzoo"),
+    _part("envs/vector_env.py", "vector_env"),
     _part("lab/train.py", "reference_state train", ("_iteration", "_epsilon", "_due")),
 )
 

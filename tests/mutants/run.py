@@ -22,7 +22,7 @@ from mutants.plan import NAMED, PLAN
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("k24lab", "tests", "pyproject.toml")  # of the root
-LINKED = ("README.md", "figures", "notebooks")  # which tests read
+LINKED = ("README.md", "docs", "mkdocs.yml", "figures", "notebooks")  # which tests read
 PRELOADED = ("torch", "numpy", "scipy.stats", "pandas", "matplotlib.pyplot", "hypothesis", "beartype", "jaxtyping")
 PRELOADED += ("pytest", "gymnasium", "tqdm", "torch.sparse._semi_structured_conversions")
 SAMPLE, SEED = 400, 0

@@ -1,4 +1,4 @@
-"""Every command of the README, in a fresh clone: none fails, and none changes a file that git tracks or would track.
+"""Every command of README and docs/, in a fresh clone: none fails, and none changes a file that git (would) track.
 
 `COMMANDS` has an entry for each: None runs it as it stands, a text is the same command with small sizes, and a `Not`
 says why it does not run here. A command without an entry fails.
@@ -19,9 +19,14 @@ from k24lab.lab.config import build_config
 from k24lab.lab.paths import CHECKOUT
 from k24lab.lab.train import train
 
-TEXT = (CHECKOUT / "README.md").read_text()
+README = (CHECKOUT / "README.md").read_text()
+TEXT = README + "".join(path.read_text() for path in sorted((CHECKOUT / "docs").glob("*.md")))
 BLOCKS = [block.replace("\\\n", " ") for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)]
-SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+# tests/test_contributing.py runs those of docs/contributing.md.
+SNIPPETS = {
+    page: re.findall(r"```python\n(.*?)```", (CHECKOUT / page).read_text(), re.DOTALL)
+    for page in ("README.md", "docs/inference.md")
+}
 
 SMALL = TINY | {"snapshot_interval": 800, "test_interval": 800, "t_max": 1600}
 FLAGS = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in SMALL.items() if not k.startswith("reset"))
@@ -34,6 +39,13 @@ class Not(str):
 
 
 COMMANDS = {
+    "make setup": "make -n setup",
+    ". .venv/bin/activate": Not("activates the environment that tests run in"),
+    "k24lab train --task rolenav --method k24 --name first": (
+        f"k24lab train --task rolenav --method k24 --name first {FLAGS}"
+    ),
+    "k24lab report first": None,
+    "k24lab replay runs/first/rolenav-k24-s0-…": "k24lab replay runs/first/rolenav-k24-s0-… --episodes 1",
     "make demo": "make -n demo && k24lab notebooks 05_ablations --runs demo",
     "make test": "make -n test",
     "conda env create -f environment.yml && conda activate k24lab": Not("downloads the environment that tests run in"),
@@ -59,10 +71,11 @@ COMMANDS = {
         "k24lab notebooks 03_mask_patterns --runs rolenav3"  # make demo runs the other one
     ),
     "k24lab figures rolenav3 vmas_dispersion vmas_het_mass": Not("the next line runs the same notebooks"),
-    "k24lab figures mine --variant random24 --name 08_ours": "k24lab figures mine --variant fups --name 08_ours",
+    "k24lab figures mine --variant random24 --name ours": "k24lab figures mine --variant fups --name ours",
     "k24lab export rolenav3 --output output/rolenav3.json": None,
-    "k24lab import figures/05_rolenav3_runs.jsonl --name rolenav3": (
-        "k24lab import figures/05_rolenav3_runs.jsonl --name imported"  # small runs have the name rolenav3 here
+    # Small runs have the name rolenav3 here.
+    "k24lab import figures/rolenav3/05_ablations_runs.jsonl --name rolenav3": (
+        "k24lab import figures/rolenav3/05_ablations_runs.jsonl --name imported"
     ),
     "k24lab export runs/rolenav3/rolenav-k24-s0-… --format onnx --output output/team.onnx": None,
     "k24lab bench train": Not("takes most of a minute at its smallest: tests/test_bench_train.py runs its parts"),
@@ -148,7 +161,7 @@ def run_block(block, checkout):
     return done.stdout + done.stderr
 
 
-def test_every_command_of_the_readme_has_an_entry_and_every_entry_a_command():
+def test_every_command_has_an_entry_and_every_entry_a_command():
     found = [command for block in BLOCKS for command in commands(block)]
     assert [command for command in found if command not in COMMANDS] == []
     assert [command for command in COMMANDS if command not in found] == []
@@ -162,13 +175,21 @@ def block_of(command):
     return block
 
 
+def test_install_and_first_run(checkout):
+    said = run_block(block_of("make setup"), checkout)
+    assert "requirements.lock" in said and "kernels" in said
+    run_block(block_of("k24lab report first"), checkout)
+    written = {path.suffix for path in (checkout / "output").iterdir()}
+    assert written == {".html", ".gif"}
+
+
 def test_the_two_make_targets(checkout):
     small_runs("demo", "k24", "random24")
     said = run_block(block_of("make demo"), checkout)
     for line in ("k24lab sweep notebooks/grids/demo.yaml", "k24lab notebooks --runs demo", "pytest -n 2 tests"):
         assert f" {line}\n" in said
     assert f" {'pytest --nbmake -n 2 notebooks'}\n" in said  # the README's own command, from the folder above
-    assert (checkout / "output" / "05_demo_curves.png").is_file()
+    assert (checkout / "output" / "demo" / "05_ablations_curves.png").is_file()
 
 
 def test_notebooks_by_papermill_and_pytest(checkout):
@@ -181,9 +202,9 @@ def test_the_command_line(checkout):
     small_runs("mine", "fups", "nops")
     grid = {"name": "rolenav3", "common": SMALL, "grids": [{"method": ["k24"], "seed": [0]}]}
     (checkout / "build" / "rolenav3.yaml").write_text(yaml.safe_dump(grid))
-    run_block(block_of("k24lab doctor"), checkout)
+    run_block(block_of("k24lab bench train"), checkout)
     drawn = {path.name for path in (checkout / "output").iterdir()}
-    assert {"report_rolenav3.html", "08_ours_aggregates.png", "rolenav3.json", "team.onnx"} <= drawn
+    assert {"report_rolenav3.html", "ours", "rolenav3.json", "team.onnx"} <= drawn
 
 
 def test_export_for_tensorrt(checkout):
@@ -197,11 +218,24 @@ def test_what_does_not_run_here_says_why(command):
     assert len(COMMANDS[command].split()) >= 4
 
 
-def test_snippets_of_python_run_as_they_stand(checkout, monkeypatch, capsys):
+def test_the_first_example_runs_as_it_stands(checkout, monkeypatch, capsys):
+    (snippet,) = SNIPPETS["README.md"]
+    assert snippet.count("128_000") == 1
+    monkeypatch.chdir(checkout)
+    exec(snippet.replace("128_000", "1_600"), {})
+    assert "tensor(" in capsys.readouterr().out and list(checkout.glob("runs/*/*/masks.png"))
+    assert git(checkout, "status", "--porcelain") == ""
+
+
+def test_the_example_of_inference_runs_as_it_stands(checkout, monkeypatch, capsys):
+    (snippet,) = SNIPPETS["docs/inference.md"]
     (run,) = small_runs("demo", "k24")
     monkeypatch.chdir(checkout)
     (checkout / "output").mkdir()
-    for snippet in SNIPPETS:
-        exec(snippet.replace("runs/demo/rolenav-k24-s0-…", str(run)), {})
-    assert len(SNIPPETS) == 1 and "tensor(" in capsys.readouterr().out
+    exec(snippet.replace("runs/demo/rolenav-k24-s0-…", str(run)), {})
+    assert "tensor(" in capsys.readouterr().out
     assert git(checkout, "status", "--porcelain") == ""
+
+
+def test_no_other_page_has_python_that_nothing_runs():
+    assert TEXT.count("```python") == 1 + 1 + (CHECKOUT / "docs" / "contributing.md").read_text().count("```python")

@@ -1,4 +1,4 @@
-"""Environments of other people: calling them so that whatever they raise is one error, and what they must have."""
+"""Calls of other people's environments, in which whatever is raised is one error, and what they must have."""
 
 import reprlib
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from k24lab.errors import ConfigError, RunError, told
 ParallelEnv = Any  # pettingzoo.ParallelEnv, or any class with its methods: the package is imported only when used
 
 LIMIT_ATTRIBUTES = ("max_cycles", "max_steps", "max_episode_steps", "episode_limit")
+NUMBERS = "biuf"  # kinds of NumPy's types that are numbers: bool, signed, unsigned, floating
 
 
 def call(what: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -38,6 +39,15 @@ def brief(value: object) -> str:
     return f"{type(value).__name__} {text}"
 
 
+def scalar(value: object) -> Any:
+    """The number or truth value that a scalar of Python or NumPy, or an array without axes, holds; else None."""
+    try:
+        array = np.asarray(value)
+    except Exception:  # of ragged lists, or of the value's own conversion
+        return None
+    return array.item() if array.ndim == 0 and array.dtype.kind in NUMBERS else None
+
+
 def names_in(what: str, value: Any) -> list[Any]:
     """The names of agents that an environment lists.
 
@@ -47,37 +57,27 @@ def names_in(what: str, value: Any) -> list[Any]:
     try:
         names = list(value)
         hash((*names,))
-    except Exception:
+    except TypeError:
         raise RunError(f"{what} must be a list of agents, not {brief(value)}") from None
     return names
 
 
-def close_env(env: ParallelEnv) -> None:
-    """Close a foreign environment, if that is something to be done."""
-    if hasattr(env, "close"):
-        call("close()", env.close)
-
-
-def check_parallel(env: ParallelEnv) -> ParallelEnv:
-    """Refuse what is no parallel environment with agents of different names."""
+def check_parallel(env: ParallelEnv) -> list[Any]:
+    """The names of the agents; raises ConfigError for what is no parallel environment or names an agent twice."""
     if hasattr(env, "agent_iter"):
         raise ConfigError(
             f"{env} is a turn-based (AEC) environment; a parallel one is needed: its module's `parallel_env`, "
             "or pettingzoo.utils.aec_to_parallel"
         )
     needed = ("possible_agents", "reset", "step", "observation_space", "action_space")
-    missing = [name for name in needed if not hasattr(env, name)]
-    if missing:
+    if missing := [name for name in needed if not hasattr(env, name)]:
         raise ConfigError(f"{env!r} is no PettingZoo parallel environment: it lacks {', '.join(missing)}")
-    try:
-        names = names_in("possible_agents", env.possible_agents)
-    except RunError as error:
-        raise ConfigError(str(error)) from None
+    names = names_in("possible_agents", env.possible_agents)
     if not names:
         raise ConfigError(f"{env} has no agents")
     if len(set(map(str, names))) < len(names):
         raise ConfigError(f"possible_agents of {env} names an agent twice: {names}")
-    return env
+    return names
 
 
 def find_episode_limit(env: ParallelEnv, given: object, named: object) -> int:
@@ -88,16 +88,12 @@ def find_episode_limit(env: ParallelEnv, given: object, named: object) -> int:
     """
     holders = (env, getattr(env, "unwrapped", env))
     found = [getattr(holder, name, None) for holder in holders for name in LIMIT_ATTRIBUTES]
-    limit: Any = next((value for value in (given, *found, named) if value is not None), None)
+    limit = next((value for value in (given, *found, named) if value is not None), None)
     if limit is None:
         raise ConfigError(
             f"{env} names no episode limit (looked for {', '.join(LIMIT_ATTRIBUTES)}): set the option episode_limit"
         )
-    if not _is_whole(limit) or limit < 1:
+    number = scalar(limit)  # NumPy's types and 10.0 will do
+    if number is None or number < 1 or number % 1 or isinstance(number, bool):
         raise ConfigError(f"episode limit {brief(limit)} of {env}: must be a whole number of env steps, at least 1")
-    return int(limit)  # also of numpy's types, and of 10.0
-
-
-def _is_whole(value: Any) -> bool:
-    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    return number and bool(value == value // 1)
+    return int(number)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from k24lab.envs.contract import examine
-from k24lab.envs.pettingzoo import PettingZooWorld
+from k24lab.envs.pettingzoo import PettingZooEnv
+from k24lab.envs.task_doctor import examine
 from k24lab.errors import ConfigError, RunError
 
 STAY = np.zeros(3, np.int64)
@@ -20,7 +20,7 @@ STAY = np.zeros(3, np.int64)
 
 def played(env, seed: int = 0) -> list:
     """All rows of an episode in which everyone takes the first action."""
-    single = PettingZooWorld(env)
+    single = PettingZooEnv(env)
     rows = [single.reset(seed)]
     while not (rows[-1].terminated or rows[-1].truncated):
         rows.append(single.step(STAY))
@@ -89,8 +89,8 @@ def test_rewards_of_64_bits_are_summed_in_their_order(kind):
     [
         (10**400, r"is int 10+\.\.\.0+ \(allowed: a finite number in float32\)"),
         (10**5000, r"is int.* \(allowed: a finite number in float32\)"),
-        (float("nan"), r"is nan \(allowed: a finite number in float32\)"),
-        (np.float32("inf"), r"is inf \(allowed: a finite number in float32\)"),
+        (float("nan"), r"is float nan \(allowed: a finite number in float32\)"),
+        (np.float32("inf"), r"is float32 .*inf.* \(allowed: a finite number in float32\)"),
         (torch.ones((), requires_grad=True), r"is Tensor tensor\(1\., requires_grad=True\) \(allowed: one number\)"),
         ("1", r"is str '1' \(allowed: one number\)"),
     ],
@@ -126,7 +126,7 @@ def test_agents_that_are_no_list_of_names_are_told_with_their_step(agents, said)
     env = odd_environments.Base()
     env.possible_agents = agents
     with pytest.raises(ConfigError, match=rf"^possible_agents must be a list of agents, not {said}$"):
-        PettingZooWorld(env)
+        PettingZooEnv(env)
 
 
 @pytest.mark.parametrize("kind", [dict, UserDict, MappingProxyType])
@@ -172,22 +172,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_spaces_that_change_are_refused_when_built_at_the_first_reset_and_by_the_doctor(what, monkeypatch):
-    with pytest.raises(ConfigError, match=f"^{CHANGES[what]}$"):
-        PettingZooWorld(Changes(1, what))
-    with pytest.raises(RunError, match=f"^{CHANGES[what]}$"):
-        PettingZooWorld(Changes(2, what)).reset(0)
+def test_spaces_that_change_are_found_by_the_doctor(what, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent)
-    found = examine(f"pettingzoo/test_adapter:Changes:after=3,what={what}", 2)
+    found = examine(f"pettingzoo/test_pettingzoo_answers:Changes:after=3,what={what}", 2)
     assert any(re.match(CHANGES[what], problem) for problem in found.problems)
-
-
-def test_spaces_that_are_made_anew_with_other_bounds_are_the_same():
-    class Given(odd_environments.Base):
-        def observation_space(self, agent):
-            return spaces.Dict({"x": spaces.Box(-1, self.__dict__.get("t", 1) + 1, (4,)), "y": spaces.MultiBinary(1)})
-
-        def see(self, agent):
-            return {"x": np.zeros(4), "y": [1]}
-
-    assert len(played(Given())) == 11

@@ -1,13 +1,12 @@
 """`k24lab doctor --task`: random episodes of a task, and what its environment does that it should not.
 
-What an environment must do is written down in `k24lab.envs.pettingzoo.PettingZooWorld` for foreign ones, and in
+What an environment must do is written down in `k24lab.envs.pettingzoo.PettingZooEnv` for those of PettingZoo, and in
 `k24lab.envs.base` (Step, VecEnv) for all. A run refuses what it cannot go on with, at every reset and step. Here whole
 episodes are played, each of them twice, and everything else is looked at too.
 """
 
 import contextlib
 import io
-import math
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from k24lab.envs.base import EnvSpec, Step, VecEnv
-from k24lab.envs.foreign import ParallelEnv, call
-from k24lab.envs.pettingzoo import PettingZooWorld
+from k24lab.envs.base import Step, VecEnv
+from k24lab.envs.pettingzoo import PettingZooEnv
+from k24lab.envs.pettingzoo_checks import call
+from k24lab.envs.pettingzoo_watcher import Findings, Watcher
 from k24lab.envs.registry import make_env
-from k24lab.envs.vector import SerialVector
-from k24lab.envs.watch import Findings, Seen, Watched
+from k24lab.envs.vector_env import SerialVector
 from k24lab.errors import ConfigError, RunError, told, warn
 
 API_CYCLES = 100  # env steps of PettingZoo's own test, for each of its two resets
@@ -59,20 +58,15 @@ def examine(task: str, episodes: int) -> Findings:
         env = make_env(task, 1)
         single = env.envs[0] if isinstance(env, SerialVector) else None
         found = Findings(env.spec, single.agents if single else [str(i) for i in range(env.spec.n_agents)])
-        watched = Watched(single.env, found) if isinstance(single, PettingZooWorld) else None
-        if watched is not None and isinstance(single, PettingZooWorld):
-            single.env, single.checks_left = watched, math.inf
+        watcher = Watcher(single, found) if isinstance(single, PettingZooEnv) else None
         try:
-            starts = _play_all(env, episodes, watched, found)
+            _play_all(env, episodes, watcher, found)
         finally:
             env.close()
-        if watched is not None:
-            watched.summarise()
+        if watcher is not None:
+            watcher.summarise()
         if task.startswith("pettingzoo/"):
             _api_test(task, found)
-    if len(starts) > 1 and all(torch.equal(start.obs, starts[0].obs) for start in starts[1:]):
-        found.note("all episodes begin with the same observations, whatever their seed")
-    _judge_lengths(env.spec, found)
     for warning in given:
         text = " ".join(str(warning.message).split())
         (found.problem if "could not be closed" in text else found.note)(text)
@@ -89,40 +83,40 @@ def report(task: str, found: Findings) -> str:
         ("limit", f"{spec.episode_limit} env steps"),
     ]
     if found.lengths:
-        lengths, returns = found.lengths, found.returns
-        ends = f"{found.n_terminated} terminated, {len(lengths) - found.n_terminated} truncated"
-        rows.append(("played", f"{len(lengths)} random episodes of {_range(lengths)} env steps; {ends}"))
-        rows.append(("returns", _range(returns)))
+        n, n_terminated = len(found.lengths), found.n_terminated
+        ends = f"{n_terminated} terminated, {n - n_terminated} truncated"
+        rows.append(("played", f"{n} random episodes of {_range(found.lengths)} env steps; {ends}"))
+        rows.append(("returns", _range(found.returns)))
     lines = [task, *(f"  {name:10}{text}" for name, text in rows)]
     lines += [*_section("problems", found.problems), *_section("notes", found.notes)]
     return "\n".join([*lines, *([] if found.problems else ["  no problems"])])
 
 
-def _section(title: str, seen: dict[str, Seen]) -> Iterator[str]:
+def _section(title: str, seen: dict[str, list[str]]) -> Iterator[str]:
     if seen:
         yield f"  {title}"
-    for text, first in list(seen.items())[:MOST_SHOWN]:
-        often = [f"first in {first.place}"] if first.place else []
-        often += [f"{first.times} times"] if first.times > 1 else []
+    for text, places in list(seen.items())[:MOST_SHOWN]:
+        often = [f"first in {places[0]}"] if places[0] else []
+        often += [f"{len(places)} times"] if len(places) > 1 else []
         yield f"    - {text}" + (f" ({'; '.join(often)})" if often else "")
     if len(seen) > MOST_SHOWN:
         yield f"    and {len(seen) - MOST_SHOWN} more"
 
 
-def _play_all(env: VecEnv, episodes: int, watched: Watched | None, found: Findings) -> list[Step]:
-    """Play each episode, then all of them once more: the same seeds and actions must give the same. First steps."""
+def _play_all(env: VecEnv, episodes: int, watcher: Watcher | None, found: Findings) -> None:
+    """Play each episode, then all of them once more: the same seeds and actions must give the same."""
     played = {}
     for k in range(episodes):
-        if watched is not None:
-            watched.episode = k
+        if watcher is not None:
+            watcher.episode = k
         try:
             played[k] = list(_episode(env, k))
         except RunError as error:
             found.problem(str(error).removeprefix("environment 0: "), f"episode {k}")
             continue
         _look(played[k], k, found)
-    if watched is not None:
-        watched.episode = None
+    if watcher is not None:
+        watcher.episode = None
     for k, steps in played.items():
         try:
             said = _difference(steps, list(_episode(env, k)), found.agents)
@@ -130,7 +124,10 @@ def _play_all(env: VecEnv, episodes: int, watched: Watched | None, found: Findin
             said = str(error).removeprefix("environment 0: ")
         if said:
             found.problem("the same seed and actions do not give the same episode", f"episode {k}: {said}")
-    return [steps[0] for steps in played.values()]
+    starts = [steps[0].obs for steps in played.values()]
+    if len(starts) > 1 and all(torch.equal(obs, starts[0]) for obs in starts):
+        found.note("all episodes begin with the same observations, whatever their seed")
+    _judge_lengths(found)
 
 
 def _episode(env: VecEnv, seed: int) -> Iterator[Step]:
@@ -159,8 +156,6 @@ def _look(played: list[Step], k: int, found: Findings) -> None:
             if bad.any():
                 who = f" of agent {found.agents[int(bad.nonzero()[0][0])]!r}" if name == "obs" else ""
                 found.problem(f"{name}{who} is {value[bad].flatten()[0].item()}", f"episode {k}, step {t}")
-        if not step.avail_actions.any(dim=2).all():
-            found.problem("an agent has no available action", f"episode {k}, step {t}")
     if not (last.terminated | last.truncated).all():
         found.note(f"an episode was broken off after {len(played) - 1} env steps")
 
@@ -177,15 +172,13 @@ def _difference(first: list[Step], second: list[Step], agents: Sequence[str]) ->
     return "" if len(first) == len(second) else f"they end after {len(first) - 1} and {len(second) - 1} env steps"
 
 
-def _judge_lengths(spec: EnvSpec, found: Findings) -> None:
-    """What lengths and rewards say of the limit and the task."""
-    if not found.lengths:
-        return
-    longest = max(found.lengths)
-    if longest < spec.episode_limit and found.n_terminated < len(found.lengths):
-        said = f"the environment truncates after {longest} env steps at most, its limit is {spec.episode_limit}"
+def _judge_lengths(found: Findings) -> None:
+    """Note what lengths and rewards tell of the limit and the task."""
+    longest, limit = max(found.lengths, default=0), found.spec.episode_limit
+    if longest < limit and found.n_terminated < len(found.lengths):
+        said = f"the environment truncates after {longest} env steps at most, its limit is {limit}"
         found.note(f"{said}: memory is kept for the difference")
-    if not any(found.returns):
+    if found.lengths and not any(found.returns):
         found.note(
             "the return of every episode was 0: the rewards of the team cancel out, or random play earns nothing"
         )
@@ -196,38 +189,28 @@ def _api_test(task: str, found: Findings) -> None:
     import pettingzoo
     from pettingzoo.test import parallel_api_test
 
-    vector = make_env(task, 1)
-    assert isinstance(vector, SerialVector) and isinstance(vector.envs[0], PettingZooWorld)
+    vector: Any = make_env(task, 1)
     env = vector.envs[0].env
     if not isinstance(env, pettingzoo.ParallelEnv):
         found.note("its class is no pettingzoo.ParallelEnv: PettingZoo's parallel_api_test was left out")
         return
+    # The test ends where spaces are not the same objects at each call, which we do not need: it would hide the rest.
+    env.observation_space, env.action_space = cache(env.observation_space), cache(env.action_space)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(record=True) as given:
-            warnings.simplefilter("always")
-            call("the test", parallel_api_test, SameSpaces(env), num_cycles=API_CYCLES)
+        with contextlib.redirect_stdout(io.StringIO()):
+            call("the test", parallel_api_test, env, num_cycles=API_CYCLES)
     except RunError as error:
-        found.problem(f"PettingZoo's parallel_api_test: {_api_error(error)}")
+        found.problem(f"PettingZoo's parallel_api_test: {_api_error(error.__cause__)}")
     finally:
-        with warnings.catch_warnings(action="ignore"):  # that it cannot be closed has been told
-            vector.close()
-    for warning in given:
-        found.note(f"PettingZoo's parallel_api_test: {' '.join(str(warning.message).split())}")
+        vector.close()
 
 
-class SameSpaces:
-    """An environment whose spaces are the same objects at every call: that the test ends where they are not hides more.
-
-    Who seeds a space and samples from it needs that; we do neither.
-    """
-
-    def __init__(self, env: ParallelEnv):
-        self._env = env
-        self.observation_space, self.action_space = cache(env.observation_space), cache(env.action_space)
-
-    def __getattr__(self, name: str) -> Any:
-        """All but the spaces."""
-        return getattr(self._env, name)
+def _api_error(cause: BaseException | None) -> str:
+    """What failed: an assertion of the test without a message is its line."""
+    assert cause is not None
+    if isinstance(cause, AssertionError) and not any(cause.args):
+        return f"failed at `{traceback.extract_tb(cause.__traceback__)[-1].line}`"
+    return told(cause)
 
 
 def check_repeatable(task: str) -> None:
@@ -237,20 +220,10 @@ def check_repeatable(task: str) -> None:
         with contextlib.suppress(RunError):  # the run itself will meet it, and keep it in its folder
             first, second = env.reset(0), env.reset(0)
             agents = [str(i) for i in range(env.spec.n_agents)]
-            if said := _difference([first], [second], agents):
-                said = said.removesuffix(" from step 0 on")
+            if said := _difference([first], [second], agents).removesuffix(" from step 0 on"):
                 warn(f"task {task!r}: two resets with one seed are not alike ({said}): no run of it can be repeated")
     finally:
         env.close()
-
-
-def _api_error(error: RunError) -> str:
-    """What failed: an assertion of the test without a message is its line."""
-    cause = error.__cause__
-    assert cause is not None
-    if isinstance(cause, AssertionError) and not any(cause.args):
-        return f"failed at `{traceback.extract_tb(cause.__traceback__)[-1].line}`"
-    return told(cause)
 
 
 def _range(values: Sequence[int] | Sequence[float]) -> str:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from k24lab.envs.pettingzoo import PettingZooWorld
-from k24lab.envs.spaces import Unfit, action_mask, encoder
+from k24lab.envs.pettingzoo import PettingZooEnv
+from k24lab.envs.pettingzoo_spaces import Unfit, action_mask, encoder
 
 SPACES = [
     spaces.Box(-1, 1, (2, 3), np.float32),
@@ -32,6 +32,12 @@ def test_flat_observations_are_those_of_gymnasium(space):
         assert np.array_equal(encode(sample), spaces.flatten(space, sample))
 
 
+def test_truth_values_and_whole_floats_are_bits():
+    assert encoder("a", spaces.Discrete(2))[1](True).tolist() == [0, 1]
+    assert encoder("a", spaces.MultiBinary(2))[1](np.array([1.0, 0.0])).tolist() == [1, 0]
+    assert encoder("a", spaces.MultiBinary(2))[1]([True, False]).tolist() == [1, 0]
+
+
 def test_an_empty_dictionary_is_no_number():
     size, encode = encoder("a", spaces.Dict({}))
     assert size == 0 and encode({}).shape == (0,)
@@ -40,17 +46,18 @@ def test_an_empty_dictionary_is_no_number():
 @pytest.mark.parametrize(
     "space, value, said",
     [
-        (spaces.Discrete(5), 5, "int 5, declared are 0 to 4"),
-        (spaces.Discrete(5), -1, "int -1, declared are 0 to 4"),
-        (spaces.Discrete(5, start=3), 2, "declared are 3 to 7"),
-        (spaces.Discrete(5), 2.0, "declared are whole numbers"),
-        (spaces.Discrete(5), np.array([2]), r"shape \(1,\), declared is \(\)"),
-        (spaces.MultiDiscrete([3, 4]), [-1, 0], r"declared are \[0 0\] to \[2 3\]"),
-        (spaces.MultiDiscrete([3, 4]), [2], r"shape \(1,\), declared is \(2,\)"),
-        (spaces.MultiBinary(4), [1, -2, 1, 0], r"list \[1, -2, 1, 0\], declared are 0 and 1 \(MultiBinary\(4\)\)"),
-        (spaces.MultiBinary(2), np.array([7, 0]), "declared are 0 and 1"),
-        (spaces.MultiBinary(2), [0.5, 1], "declared are 0 and 1"),
-        (spaces.MultiBinary(2), [1], r"shape \(1,\), declared is \(2,\)"),
+        (spaces.Discrete(5), 5, r"its observation is int 5, which is not in Discrete\(5\)$"),
+        (spaces.Discrete(5), -1, r"int -1, which is not in Discrete\(5\)$"),
+        (spaces.Discrete(5, start=3), 2, r"int 2, which is not in Discrete\(5, start=3\)$"),
+        (spaces.Discrete(5), 2.0, r"float 2\.0, which is not in Discrete\(5\)$"),
+        (spaces.Discrete(5), np.array([2]), r"array\(\[2\]\), which is not in Discrete\(5\)$"),
+        (spaces.MultiDiscrete([3, 4]), [-1, 0], r"list \[-1, 0\], which is not in MultiDiscrete\(\[3 4\]\)$"),
+        (spaces.MultiDiscrete([3, 4]), [2], "which is not in MultiDiscrete"),
+        (spaces.MultiDiscrete([3, 4]), [2.0, 3.0], "which is not in MultiDiscrete"),
+        (spaces.MultiBinary(4), [1, -2, 1, 0], r"list \[1, -2, 1, 0\], which is not in MultiBinary\(4\)$"),
+        (spaces.MultiBinary(2), np.array([7, 0]), "which is not in MultiBinary"),
+        (spaces.MultiBinary(2), [0.5, 1], "which is not in MultiBinary"),
+        (spaces.MultiBinary(2), [1], "which is not in MultiBinary"),
         (spaces.Tuple([spaces.Discrete(3)]), (), "without the part 0"),
         (spaces.Dict({"x": spaces.Discrete(3)}), {"x": 3}, "part 'x': its observation is int 3"),
         (spaces.Dict({"x": spaces.Discrete(3)}), 1, "int 1, without the part 'x'"),
@@ -96,7 +103,7 @@ def test_flags_and_rewards_may_be_numbers_of_numpy(flag):
         def pay(self, agent, action):
             return {"a0": np.float32(1), "a1": np.array(2), "a2": np.int64(3)}[agent]
 
-    world = PettingZooWorld(Given())
-    world.reset(0)
-    row = world.step(np.zeros(3, np.int64))
+    env = PettingZooEnv(Given())
+    env.reset(0)
+    row = env.step(np.zeros(3, np.int64))
     assert row.alive.tolist() == [False, True, True] and row.reward == 6

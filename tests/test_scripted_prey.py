@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mpe2 import simple_tag_v3
 
-from k24lab.envs.scripted import EDGE, LOOK_AHEAD, MOVES, Mpe2World, flee, wander
+from k24lab.envs.mpe2 import EDGE, LOOK_AHEAD, MOVES, Mpe2ParallelEnv, flee, wander
 
 
 def agent(name: str, position, velocity=(0.0, 0.0), adversary: bool = False) -> SimpleNamespace:
@@ -48,7 +48,7 @@ def test_a_predator_on_top_of_a_prey_is_no_division_by_zero():
 
 @pytest.mark.parametrize("action", range(5))
 def test_moves_are_those_of_mpe2(action):
-    env = Mpe2World(simple_tag_v3.raw_env(num_obstacles=0), None)
+    env = Mpe2ParallelEnv(simple_tag_v3.raw_env(num_obstacles=0), None)
     env.reset(seed=1)
     before = {a.name: a.state.p_vel.copy() for a in env.world.agents}
     env.step({name: action if name == "agent_0" else 0 for name in env.agents})
@@ -67,7 +67,7 @@ def test_a_wandering_prey_takes_every_action_as_often_and_no_predator_is_played(
 
 @pytest.mark.parametrize("script", [flee, wander])
 def test_a_seed_decides_an_episode_whatever_was_played_before(script):
-    env = Mpe2World(simple_tag_v3.raw_env(max_cycles=5), script)
+    env = Mpe2ParallelEnv(simple_tag_v3.raw_env(max_cycles=5), script)
     assert env.possible_agents == ["adversary_0", "adversary_1", "adversary_2"]
 
     def play(seed: int) -> list[np.ndarray]:
@@ -89,4 +89,4 @@ def test_a_seed_decides_an_episode_whatever_was_played_before(script):
 
 def test_an_environment_without_a_prey_cannot_be_hunted_in():
     with pytest.raises(ValueError, match="no good agent"):
-        Mpe2World(simple_tag_v3.raw_env(num_good=0), flee)
+        Mpe2ParallelEnv(simple_tag_v3.raw_env(num_good=0), flee)

@@ -1,0 +1,142 @@
+"""Builders of parallel environments of PettingZoo: whatever an import path of Python names."""
+
+import contextlib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from functools import partial
+from inspect import Parameter
+from typing import Any
+
+from k24lab.envs.base import TaskBuilder, VecEnv
+from k24lab.envs.pettingzoo import PettingZooEnv
+from k24lab.envs.pettingzoo_checks import LIMIT_ATTRIBUTES, ParallelEnv, call
+from k24lab.envs.single_env import vectorize
+from k24lab.errors import ConfigError, RunError, told
+
+EPISODE_LIMIT = Parameter("episode_limit", Parameter.KEYWORD_ONLY, default=None)
+
+# Imports what an environment is built with: its factory, and the factory's options.
+Load = Callable[[], tuple[Callable[..., ParallelEnv], list[Parameter]]]
+
+
+def pettingzoo_builder(task: str, load: Load) -> TaskBuilder:
+    """The builder of PettingZooEnvs; `load` must be picklable, for worker processes.
+
+    Raises:
+        ConfigError: nothing can be loaded; `build` raises it as `build_env` does.
+    """
+
+    def build(n_envs: int, workers: int = 0, **options: Any) -> VecEnv:
+        return vectorize(partial(build_env, task, load, options), n_envs, workers)
+
+    sizes = [Parameter(name, Parameter.KEYWORD_ONLY) for name in ("n_envs", "workers")]
+    return TaskBuilder(build, {option.name: option for option in [*sizes, *load()[1]]})
+
+
+def build_env(task: str, load: Load, options: Mapping[str, Any]) -> PettingZooEnv:
+    """Build one environment.
+
+    Raises:
+        ConfigError: an option that the environment refuses, whatever its factory raises, even `sys.exit`, or an
+            environment that PettingZooEnv refuses.
+    """
+    factory, parameters = load()
+    own = dict(options)
+    episode_limit = own.pop("episode_limit", None) if EPISODE_LIMIT in parameters else None
+    known = {p.name: p.default for p in parameters if p.default is not p.empty} | own
+    named_limit = next((known[name] for name in LIMIT_ATTRIBUTES if known.get(name) is not None), None)
+    try:
+        env = call("its factory", factory, **own)
+    except RunError as error:
+        if isinstance(error.__cause__, ConfigError):
+            raise error.__cause__ from None
+        refused = f"refuses the options {own}" if own else "cannot be built"
+        raise ConfigError(f"task {task!r} {refused}: {error}") from error
+    try:
+        return PettingZooEnv(env, episode_limit, named_limit)
+    except Exception as error:  # nobody else can close what was built
+        with contextlib.suppress(RunError, AttributeError):
+            call("close()", env.close)
+        raise ConfigError(f"task {task!r}: {error if isinstance(error, ConfigError) else told(error)}") from error
+
+
+def import_builder(path: str) -> TaskBuilder:
+    """The builder of what an import path names: a module with `parallel_env`, `module.factory` or `module:factory`.
+
+    Its options are those of the factory and `episode_limit` (env steps), which is required if the
+    environment does not name its own in one of LIMIT_ATTRIBUTES.
+
+    Raises:
+        ConfigError: nothing can be imported from `path`, or it is no factory of parallel environments.
+    """
+    return pettingzoo_builder(f"pettingzoo/{path}", partial(_load, path))
+
+
+def _load(path: str) -> tuple[Callable[..., ParallelEnv], list[Parameter]]:
+    factory = find_factory(path)
+    options = [option for option in factory_options(factory) if option.name not in ("n_envs", "workers")]
+    return factory, [EPISODE_LIMIT, *(option for option in options if option.name != EPISODE_LIMIT.name)]
+
+
+def find_factory(path: str) -> Callable[..., ParallelEnv]:
+    """What builds the environments of an import path; raises ConfigError as `import_builder`."""
+    found = _locate(path)
+    if inspect.ismodule(found):
+        if hasattr(found, "parallel_env"):
+            return found.parallel_env
+        turns = (
+            "; its env is turn-based: write a function that returns "
+            "pettingzoo.utils.conversions.turn_based_aec_to_parallel(env()), and name that"
+        )
+        said = f"module {found.__name__!r} has no parallel_env{turns if hasattr(found, 'env') else ''}"
+        raise ConfigError(f"task 'pettingzoo/{path}': {said}")
+    if not callable(found):
+        hint = _successor(path)  # PettingZoo puts an object in the place of an old version
+        what = f"module {path!r} is of an old version" if hint else f"{found!r} is no function or class"
+        raise ConfigError(f"task 'pettingzoo/{path}': {what}{hint or ' that builds an environment'}")
+    return found
+
+
+def _locate(path: str) -> Any:
+    """The module, or the attribute of a module, that a path names."""
+    module_name, _, attribute = path.partition(":")
+    try:
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            parent, _, last = module_name.rpartition(".")
+            if attribute or not parent or error.name != module_name:  # the last: a package that it needs is missing
+                raise
+            module, attribute = importlib.import_module(parent), last
+        return getattr(module, attribute) if attribute else module
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a module may raise anything, even sys.exit, when it is imported
+        expected = isinstance(error, ImportError | AttributeError | ValueError)
+        said = f"{error}{_successor(path)}" if expected else told(error)
+        raise ConfigError(f"task 'pettingzoo/{path}': cannot import {path!r}: {said}") from error
+
+
+def _successor(path: str) -> str:
+    """A hint at the module of the same name and another version; mpe2 has those that were PettingZoo's MPE."""
+    package, _, last = path.partition(":")[0].replace("pettingzoo.mpe", "mpe2").rpartition(".")
+    base = last.rpartition("_v")[0]
+    try:
+        modules = pkgutil.iter_modules(importlib.import_module(package).__path__)
+        found = next((module.name for module in modules if base and module.name.rpartition("_v")[0] == base), None)
+    except Exception:  # nothing to look in
+        return ""
+    return f"; did you mean 'pettingzoo/{package}.{found}'?" if found else ""
+
+
+def factory_options(factory: Callable[..., Any]) -> list[Parameter]:
+    """What can be given to a factory by name."""
+    try:
+        parameters = list(inspect.signature(factory).parameters.values())
+    except (TypeError, ValueError):  # of functions in C there is none
+        return [Parameter("options", Parameter.VAR_KEYWORD)]
+    by_name = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    named = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in parameters if p.kind in by_name]
+    return named + [p for p in parameters if p.kind is Parameter.VAR_KEYWORD]
