@@ -46,11 +46,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path, uri in OUTSIDE.items():
         files.append(File.generated(config, uri, abs_src_path=str(ROOT / path)))
     pages = "".join(path.read_text() for path in (ROOT / "figures" / "README.md", *ROOT.glob("docs/*.md")))
-    shown = [path.relative_to(ROOT) for path in (ROOT / "figures").rglob("*.png") if path.name in pages]
-    notebooks = [path.relative_to(EXECUTED) for path in EXECUTED.glob("notebooks/*.ipynb")]
-    for folder, paths in ((ROOT, shown), (EXECUTED, notebooks)):
+    shown = [path for path in (ROOT / "figures").rglob("*.png") if f"{path.parent.name}/{path.name}" in pages]
+    executed = EXECUTED.glob("notebooks/*.ipynb")
+    for folder, paths in ((ROOT, shown), (EXECUTED, executed)):
         for path in sorted(paths):
-            files.append(File(path.as_posix(), str(folder), config.site_dir, config.use_directory_urls))
+            uri = path.relative_to(folder).as_posix()
+            files.append(File(uri, str(folder), config.site_dir, config.use_directory_urls))
     return files
 
 
