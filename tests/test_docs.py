@@ -129,6 +129,13 @@ def test_commands_name_files_that_exist():
     assert named and {part for names in named for part in names.split()} <= NOTEBOOKS
 
 
+def test_named_files_of_figures_are_there():
+    studies = "|".join(path.name for path in (ROOT / "figures").iterdir() if path.is_dir())
+    named = set(re.findall(rf"`(?:figures/)?((?:{studies})/(?:\d\d|bench)_\w+)(?:\.\w+|\*)?`", ALL))
+    files = [path.relative_to(ROOT / "figures").as_posix() for path in (ROOT / "figures").glob("*/*")]
+    assert named and [name for name in sorted(named) if not any(file.startswith(name) for file in files)] == []
+
+
 def test_overview_is_drawn_from_the_published_tables(tmp_path):
     spec = importlib.util.spec_from_file_location("draw_overview", ROOT / "docs" / "tools" / "draw_overview.py")
     module = importlib.util.module_from_spec(spec)
