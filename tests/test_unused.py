@@ -94,8 +94,15 @@ def test_a_grid_refuses_two_spellings_of_what_is_learned(one, change, tiny_confi
     assert curves[0] == curves[1]
 
 
-def test_a_grid_refuses_two_names_of_a_device(tmp_path):
-    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"grids": [{"device": "cuda"}, {"device": "cuda:00"}]}))
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"device": "cuda"}, {"device": "cuda:00"}),
+        ({"task": "pettingzoo/odd_environments:Base"}, {"task": "pettingzoo/odd_environments.Base"}),
+    ],
+)
+def test_a_grid_refuses_two_names_of_a_device_or_an_environment(one, other, tmp_path):
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"grids": [one, other]}))
     with pytest.raises(ConfigError, match="would be trained twice"):
         load_grid(tmp_path / "grid.yaml")
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from k24lab.envs.tasks import canonical_text
+from k24lab.envs.tasks import canonical_text, format_task, parse_task
 from k24lab.errors import ConfigError, unknown
 from k24lab.lab.config import NOT_HASHED, Config, build_config
 from k24lab.lab.notebooks import check_notebook
@@ -152,8 +152,10 @@ def _axis(key: str, value: Any) -> list[dict[str, Any]]:
 def _refuse_repeated(configs: Sequence[Config]) -> None:
     """Refuse the same run twice, or two that differ in settings of no effect: a seed would count twice."""
     first: dict[str, Config] = {}
+    factories: list[tuple[object, str]] = []
     for config in configs:
-        other = first.setdefault(same_run_key(config), config)
+        task = _first_spelling(config.task, factories)
+        other = first.setdefault(same_run_key(dataclasses.replace(config, task=task)), config)
         if other is config:
             continue
         run = f"the run {config.method}, {config.task}, seed {config.seed}"
@@ -164,6 +166,18 @@ def _refuse_repeated(configs: Sequence[Config]) -> None:
         raise ConfigError(
             f"{run} would be trained twice: {changes} change nothing of it; give the method an entry of its own"
         )
+
+
+def _first_spelling(task: str, factories: list[tuple[object, str]]) -> str:
+    """The task under the path that its PettingZoo factory was first named by: `m:Base` and `m.Base` are one."""
+    name, options = parse_task(task)
+    if not name.startswith("pettingzoo/"):
+        return task
+    from k24lab.envs.pettingzoo_import import find_factory
+
+    factory = find_factory(name.removeprefix("pettingzoo/"))
+    factories.append((factory, name))
+    return format_task(next(first for each, first in factories if each is factory), options)
 
 
 def _check_environments(configs: Sequence[Config]) -> None:
