@@ -172,7 +172,26 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_spaces_that_change_are_found_by_the_doctor(what, monkeypatch):
+def test_spaces_that_change_are_refused_when_built_at_each_reset_and_by_the_doctor(what, monkeypatch):
+    with pytest.raises(ConfigError, match=f"^{CHANGES[what]}$"):
+        PettingZooEnv(Changes(1, what))
+    with pytest.raises(RunError, match=f"^{CHANGES[what]}$"):
+        PettingZooEnv(Changes(2, what)).reset(0)
+    env = PettingZooEnv(Changes(3, what))
+    env.reset(0)
+    with pytest.raises(RunError, match=f"^{CHANGES[what]}$"):
+        env.reset(1)
     monkeypatch.syspath_prepend(Path(__file__).parent)
     found = examine(f"pettingzoo/test_pettingzoo_answers:Changes:after=3,what={what}", 2)
     assert any(re.match(CHANGES[what], problem) for problem in found.problems)
+
+
+def test_spaces_that_are_made_anew_with_other_bounds_are_the_same():
+    class Given(odd_environments.Base):
+        def observation_space(self, agent):
+            return spaces.Dict({"x": spaces.Box(-1, self.__dict__.get("t", 1) + 1, (4,)), "y": spaces.MultiBinary(1)})
+
+        def see(self, agent):
+            return {"x": np.zeros(4), "y": [1]}
+
+    assert len(played(Given())) == 11

@@ -1,7 +1,9 @@
 """Vectors of single environments: same numbers in this process and in workers, and nothing left behind in any end."""
 
 import contextlib
+import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,14 +28,15 @@ SIZES = {"n_envs": 1, "n_agents": 2, "obs_dims": (3, 3), "n_actions": (4, 4), "s
 class Drift(SingleEnv):
     """A random walk of 5 to 9 steps, in which every number depends on the seed and on all actions.
 
-    `fault` happens to environment 3 of a reset with seed 1, at its third env step.
+    `fault` happens to environment 3 of a reset with seed 1, at its env step `at`; a file that is there (`once`) keeps
+    it from happening again.
     """
 
     agents = ("left", "right")
 
-    def __init__(self, fault: str = ""):
+    def __init__(self, fault: str = "", at: int = 3, once: Path | None = None):
         self.spec = EnvSpec(**SIZES, episode_limit=9, n_unit_types=3, has_win=True)
-        self.fault = fault
+        self.fault, self.at, self.once = fault, at, once
         self.closed = False
 
     def reset(self, seed: int) -> Row:
@@ -46,9 +49,13 @@ class Drift(SingleEnv):
 
     def step(self, actions: np.ndarray) -> Row:
         self.t += 1
-        if self.faulty and self.t == 3:
+        if self.faulty and self.t == self.at and not (self.once and self.once.exists()):
+            if self.once:
+                self.once.touch()
             self.fail()
         self.x = self.x + actions * self.rng.normal(size=2)
+        if self.fault == "differs" and self.once.exists():
+            self.x += 1
         return self.row(reward=float(self.x.sum()))
 
     def fail(self) -> None:
@@ -221,6 +228,27 @@ def test_an_exception_names_the_environment_and_needs_a_reset(workers: int):
         env.close()
 
 
+def test_an_environment_of_this_process_that_hangs_is_named_and_the_next_episode_is_played():
+    env, before = SerialVector(partial(Drift, "hangs"), 5, timeout=0.2), signal.getsignal(signal.SIGALRM)
+    with pytest.raises(RunError, match=r"environment 3: TimeoutError: no answer for 0\.2 s"):
+        play(env, seed=1)
+    assert same(play(env, seed=0), play(SerialVector(Drift, 5), seed=0))
+    assert signal.getsignal(signal.SIGALRM) is before and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_an_alarm_that_is_someone_elses_is_left_to_them():
+    rung = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(True))
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        play(SerialVector(Drift, 2, timeout=0.001), seed=0)
+        time.sleep(0.5)
+        assert rung == [True]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def fails_to_build(flag: Path) -> Drift:
     if flag.exists():
         raise OSError("no game here")
@@ -235,28 +263,47 @@ def test_an_environment_that_cannot_be_built_in_a_worker_is_told(tmp_path):
     assert env._workers[0].process is None
 
 
-@pytest.mark.parametrize("fault, said", [("dies", r"has died \(exit code -9\)"), ("hangs", "has not answered for 3 s")])
-def test_a_lost_worker_is_named_and_a_reset_starts_all_of_them_again(fault: str, said: str):
-    env = SubprocessVector(partial(Drift, fault), n_envs=5, workers=2, timeout=3.0 if fault == "hangs" else 60.0)
+@pytest.mark.parametrize(("fault", "at"), [("dies", 1), ("dies", 4), ("hangs", 4)])
+def test_a_lost_worker_is_replaced_and_its_episodes_go_on(fault: str, at: int, tmp_path, caplog):
+    broken = partial(Drift, fault, at=at, once=tmp_path / "once")
+    env = SubprocessVector(broken, n_envs=5, workers=2, timeout=3.0 if fault == "hangs" else 60.0)
     try:
-        env.reset(0)
-        before = pids(env)
-        with pytest.raises(RunError, match=rf"^worker 1 \(environments 3 to 4\) {said}$"):
-            play(env, seed=1)
-        assert gone(before, seconds=0.1) and all(worker.process is None for worker in env._workers)
-        with pytest.raises(ValueError, match="after an error"):
-            env.step(torch.zeros(5, 2, dtype=torch.long))
-        assert same(play(env, seed=0), play(SerialVector(Drift, 5), seed=0))
+        with caplog.at_level(logging.WARNING, "k24lab"):
+            played = play(env, seed=1)
+        assert (tmp_path / "once").exists() and same(played, play(SerialVector(Drift, 5), seed=1))
+        what = {"dies": r"has died \(exit code -9\)", "hangs": "has not answered for 3 s"}[fault]
+        pattern = rf"worker 1 \(environments 3 to 4\) {what}; restart 1 of 3 with seed 1, then {at} env steps again"
+        assert len(caplog.records) == 1 and caplog.records[0].levelname == "WARNING"
+        assert re.fullmatch(pattern, caplog.records[0].getMessage())
     finally:
         env.close()
 
 
-def test_a_worker_that_is_killed_between_two_episodes_is_named(vector):
+def test_a_worker_that_is_killed_between_two_steps_or_two_episodes_is_replaced(vector, caplog):
+    expected, generator = play(SerialVector(Drift, 5), seed=6, steps=4), torch.Generator().manual_seed(6)
     vector.reset(0)  # workers start with the first reset
     os.kill(pids(vector)[0], signal.SIGKILL)
-    with pytest.raises(RunError, match=r"worker 0 \(environments 0 to 2\) has died \(exit code -9\)"):
-        vector.reset(6)
-    assert same(play(vector, seed=6), play(SerialVector(Drift, 5), seed=6))
+    played = [vector.reset(6)]
+    for t in range(4):
+        if t == 2:
+            os.kill(pids(vector)[1], signal.SIGKILL)
+        played.append(vector.step(torch.randint(3, (5, 2), generator=generator)))
+    assert same(played, expected) and len(caplog.records) == 2
+
+
+def test_restarts_are_bounded_and_nothing_is_left():
+    env = SubprocessVector(partial(Drift, "dies"), n_envs=5, workers=2, max_restarts=2)
+    env.reset(1)
+    before = pids(env)
+    with pytest.raises(RunError, match=r"worker 1 .*has died.*after 2 restarts.*allowed: 2"):
+        play(env, seed=1)
+    assert gone(before, seconds=0.1) and not any(worker.process for worker in env._workers)
+
+
+def test_an_episode_that_does_not_repeat_itself_is_an_error_not_a_wrong_number(tmp_path):
+    env = SubprocessVector(partial(Drift, "differs", once=tmp_path / "once"), n_envs=5, workers=2)
+    with pytest.raises(RunError, match=r"worker 1 .*seed \(1\) and actions now give another obs"):
+        play(env, seed=1)
 
 
 # Ends

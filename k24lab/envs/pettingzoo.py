@@ -17,7 +17,7 @@ from k24lab.envs.pettingzoo_checks import (
     names_in,
     scalar,
 )
-from k24lab.envs.pettingzoo_spaces import Unfit, action_mask, discrete, encoder
+from k24lab.envs.pettingzoo_spaces import Unfit, action_mask, check_same_spaces, discrete, encoder, read_spaces
 from k24lab.envs.scene import Scene, mpe_action, mpe_scene
 from k24lab.envs.single_env import Row, SingleEnv
 from k24lab.errors import ConfigError, RunError
@@ -47,7 +47,7 @@ class PettingZooEnv(SingleEnv):
     - **Step.** `step(actions)` returns five dictionaries by agent: observations, rewards, terminated, truncated, infos.
       Rewards, terminated and truncated have no other keys than possible agents. Observations and infos may have more,
       which nobody reads.
-    - **Spaces** are the same after every reset (only the doctor looks).
+    - **Spaces** have the same types, sizes and starts after every reset; bounds of a Box may change.
     - **Observations** have the shape that their space declares (Box, MultiBinary, Discrete, MultiDiscrete, Dict,
       Tuple), and all but Box ones are in range. They are flattened and padded with zeros. Every agent
       that acted in the last step of an episode must have one, and so must all that act next.
@@ -86,6 +86,7 @@ class PettingZooEnv(SingleEnv):
             spaces = [call(f"observation_space({a!r})", env.observation_space, a) for a in self._names]
             actions = [discrete(a, call(f"action_space({a!r})", env.action_space, a)) for a in self._names]
             encoders = [encoder(agent, space) for agent, space in zip(self._names, spaces, strict=True)]
+            self._spaces = read_spaces(env, self._names)
             self._n_seeds = self._try_reset()
             own_state_dim = self._own_state_dim()
         except RunError as error:  # before a run starts, what an environment does wrong is an error of its task
@@ -184,6 +185,7 @@ class PettingZooEnv(SingleEnv):
         obs, infos = self._dictionaries(("observations", "infos"), "reset", answer)
         if (now := names_in("possible_agents after a reset", self.env.possible_agents)) != self._names:
             raise RunError(f"possible_agents must not change: they were {self._names} and are {now} after a reset")
+        check_same_spaces(self._spaces, read_spaces(self.env, self._names))
         return obs, infos
 
     def _dictionaries(self, names: tuple[str, ...], asked: str, answer: Any) -> Any:

@@ -1,13 +1,13 @@
 """What an agent of a parallel environment observes and may do, checked against the spaces that it declares."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
-from k24lab.envs.pettingzoo_checks import NUMBERS, brief
-from k24lab.errors import ConfigError
+from k24lab.envs.pettingzoo_checks import NUMBERS, ParallelEnv, brief, call
+from k24lab.errors import ConfigError, RunError
 
 Encode = Callable[[Any], np.ndarray]  # from an observation to a flat array; raises Unfit
 WHOLE = "biu"  # kinds of NumPy's types that are whole numbers
@@ -79,6 +79,36 @@ def mask_holder(obs: Any, info: Any) -> Mapping[Any, Any] | None:
         if type(source) is not np.ndarray and isinstance(source, KEYED) and "action_mask" in source:
             return source
     return None
+
+
+def read_spaces(env: ParallelEnv, agents: Iterable[Any]) -> dict[str, tuple[object, str]]:
+    """Layout and text of all spaces as they are now, by what is asked for them; RunError if the environment raises."""
+    found = {}
+    for agent in agents:
+        for kind in ("observation_space", "action_space"):
+            space = call(asked := f"{kind}({agent!r})", getattr(env, kind), agent)
+            found[asked] = (_layout(space), short(space))
+    return found
+
+
+def check_same_spaces(before: Mapping[str, tuple[object, str]], now: Mapping[str, tuple[object, str]]) -> None:
+    """Raise RunError if a layout that `read_spaces` has found has changed: data would be taken for other data."""
+    for asked, (layout, text) in before.items():
+        if now[asked][0] != layout:
+            raise RunError(f"{asked} must not change: it was {text} and is {now[asked][1]} after a reset")
+
+
+def _layout(space: Any) -> object:
+    """All of a space that its flat form depends on, in values that a later change of the space does not reach."""
+    if hasattr(space, "spaces"):  # Dict and Tuple
+        parts = space.spaces.items() if isinstance(space.spaces, Mapping) else enumerate(space.spaces)
+        return type(space), [(key, _layout(part)) for key, part in parts]
+    sizes = [getattr(space, name, None) for name in ("n", "nvec", "start")]  # of Discrete and MultiDiscrete
+    return (
+        type(space),
+        getattr(space, "shape", None),
+        [None if size is None else np.asarray(size).tolist() for size in sizes],
+    )
 
 
 def _numbers(space: Any) -> Encode:

@@ -45,7 +45,6 @@ class Watcher:
         self._n_steps: Counter[Any] = Counter()  # of each agent
         self._n_masked: Counter[Any] = Counter()  # ... in which it was given a mask
         self._n_stuck: Counter[Any] = Counter()  # ... in which its mask had no action
-        self._spaces = self._read_spaces()
         adapter.env = self
 
     def __getattr__(self, name: str) -> Any:
@@ -55,9 +54,6 @@ class Watcher:
     def reset(self, seed: int) -> Any:
         """A new episode."""
         answer = self._env.reset(seed=seed)
-        for asked, now in self._read_spaces().items():
-            if now != self._spaces[asked]:
-                self._problem(f"{asked} must not change: it was {self._spaces[asked]} and is {now} after a reset")
         if not self._env.agents:
             self._problem("no agent is there after a reset")
         if _dictionaries(answer, 2):
@@ -97,11 +93,6 @@ class Watcher:
             if n := self._n_steps[agent] - n_masked:
                 said = f"agent {agent!r} is given no action_mask in {n} of {self._n_steps[agent]} observations"
                 self._found.note(f"{said}: every action counts as available there")
-
-    def _read_spaces(self) -> dict[str, str]:
-        env = self._env
-        kinds = {"observation_space": env.observation_space, "action_space": env.action_space}
-        return {f"{k}({a!r})": short(space(a)) for a in env.possible_agents for k, space in kinds.items()}
 
     def _look_at_observations(self, agents: Iterable[Any], obs: Mapping, infos: Mapping) -> None:
         for agent in agents:

@@ -1,7 +1,10 @@
 """E single environments as one `VecEnv`, stepped one after the other; `worker_processes` has them in processes."""
 
+import contextlib
+import signal
+import threading
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +17,8 @@ from k24lab.envs.base import EnvSpec, Step, VecEnv, check_actions
 from k24lab.envs.scene import Scene
 from k24lab.envs.single_env import Row, SingleEnv
 from k24lab.errors import ConfigError, K24Error, RunError, told, warn
+
+TIMEOUT = 600.0  # seconds that a reset or a step of all environments, or of those of one worker, may take
 
 
 class Vector(VecEnv):
@@ -64,9 +69,14 @@ class Vector(VecEnv):
 
 
 class SerialVector(Vector):
-    """E environments, stepped one after the other in this process."""
+    """E environments, stepped one after the other in this process.
 
-    def __init__(self, make: Callable[[], SingleEnv], n_envs: int):
+    One that hangs for `timeout` seconds, in Python or in a system call, is a RunError; where a library's own code
+    hangs, only a worker process can be stopped.
+    """
+
+    def __init__(self, make: Callable[[], SingleEnv], n_envs: int, timeout: float = TIMEOUT):
+        self._timeout = timeout
         self.envs = [make()]
         try:
             super().__init__(self.envs[0], n_envs)
@@ -91,10 +101,35 @@ class SerialVector(Vector):
         close_all(self.envs)
 
     def _start(self, seed: int) -> None:
-        self._group.reset(seed)
+        with _alarm(self._timeout):
+            self._group.reset(seed)
 
     def _advance(self, actions: Int[np.ndarray, "E N"]) -> None:
-        self._group.step(actions)
+        with _alarm(self._timeout):
+            self._group.step(actions)
+
+
+@contextlib.contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    """TimeoutError after so many seconds, and again after as many more: an environment may have tried once more.
+
+    Only in the main thread of a POSIX system whose alarm nobody else uses.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or not hasattr(signal, "setitimer") or signal.getitimer(signal.ITIMER_REAL)[0]:
+        yield
+        return
+
+    def ring(*_: object) -> None:
+        raise TimeoutError(f"no answer for {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class EnvGroup:

@@ -1,6 +1,7 @@
 """Environments in worker processes: a vector that uses more than one core."""
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import pickle
@@ -19,11 +20,12 @@ from jaxtyping import Int
 
 from k24lab.envs.base import EnvSpec
 from k24lab.envs.single_env import SingleEnv
-from k24lab.envs.vector_env import EnvGroup, Vector, close_all, row_type
+from k24lab.envs.vector_env import TIMEOUT, EnvGroup, Vector, close_all, row_type
 from k24lab.errors import ConfigError, K24Error, RunError
 
+log = logging.getLogger(__name__)
+
 START_TIMEOUT = 300.0  # seconds that a worker may take to load what it needs and build its environments
-TIMEOUT = 600.0  # ... for a reset or a step of all its environments
 CLOSE_TIMEOUT = 5.0  # seconds that a worker gets to close its environments
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 CONTEXT = multiprocessing.get_context("forkserver")  # torch is loaded once, and no state of this process is forked
@@ -32,13 +34,21 @@ CONTEXT = multiprocessing.get_context("forkserver")  # torch is loaded once, and
 class SubprocessVector(Vector):
     """E environments in worker processes of one thread each, which write into memory that they share with this one.
 
-    - An environment that raises ends in one RunError with its traceback; so does a worker that dies or does not answer
-      in time. A run then goes on from its last checkpoint.
+    - An environment that raises ends in one RunError with its traceback.
+    - A worker that dies or does not answer in time is replaced: its environments are reset with the same seed and take
+      the same actions. If they then return the same numbers the episodes go on, else it is a RunError.
     - Workers start at the first reset, and end with `close`, with this object, and with this process, however it
       ends (but for one that never lets another Python thread run). After an error a reset starts them again.
     """
 
-    def __init__(self, make: Callable[[], SingleEnv], n_envs: int, workers: int, timeout: float = TIMEOUT):
+    def __init__(
+        self,
+        make: Callable[[], SingleEnv],
+        n_envs: int,
+        workers: int,
+        timeout: float = TIMEOUT,
+        max_restarts: int = 3,
+    ):
         """`make` is called in this process, for the sizes, and in the workers, so it must be picklable.
 
         Args:
@@ -46,6 +56,7 @@ class SubprocessVector(Vector):
             n_envs: E.
             workers: processes; no more are started than there are environments.
             timeout: seconds that a worker may take for a reset or a step of all its environments.
+            max_restarts: of all workers together, between two resets.
 
         Raises:
             ConfigError: sizes below 1, or a `make` that cannot be sent to a process.
@@ -68,7 +79,10 @@ class SubprocessVector(Vector):
             _Worker(i, slice(int(share[0]), int(share[-1]) + 1), (make, self.spec, memory))
             for i, share in enumerate(shares)
         ]
-        self._timeout = timeout
+        self._timeout, self._max_restarts = timeout, max_restarts
+        self._seed = 0  # of the last reset
+        self._n_restarts = 0  # since the last reset
+        self._history: list[Sequence[bytes]] = []  # since the last reset, its own included: a command for each worker
         self._finalizer = weakref.finalize(self, _stop, self._workers)
 
     def close(self) -> None:
@@ -77,26 +91,60 @@ class SubprocessVector(Vector):
         _stop(self._workers)
 
     def _start(self, seed: int) -> None:
+        self._seed, self._n_restarts, self._history = seed, 0, []
         self._exchange([b"reset %d" % seed] * len(self._workers))
 
     def _advance(self, actions: Int[np.ndarray, "E N"]) -> None:
         self._exchange([b"step " + actions[worker.share].tobytes() for worker in self._workers])
 
     def _exchange(self, commands: Sequence[bytes]) -> None:
-        """Give each worker its command, started if need be, and wait until all have done theirs."""
+        """Give each worker its command, and wait until all have done theirs; those that are lost are replaced."""
+        self._history.append(commands)
+        before, lost = self._rows.copy(), {}
         try:
-            idle = [worker for worker in self._workers if worker.process is None]
-            for worker in idle:
-                worker.start()
-            for worker in idle:
-                worker.receive(START_TIMEOUT)
             for worker, command in zip(self._workers, commands, strict=True):
                 worker.send(command)
             for worker in self._workers:
-                worker.receive(self._timeout)
+                try:
+                    worker.receive(self._timeout)
+                except _Lost as error:
+                    lost[worker] = error
+            for worker, reason in lost.items():
+                self._replace(worker, reason, before)
         except BaseException:
             _stop(self._workers)  # also after an interrupt: an answer that was not read must not meet the next reset
             raise
+
+    def _replace(self, worker: "_Worker", reason: "_Lost", before: np.ndarray) -> None:
+        """Play the episodes of a lost worker in a new one, up to and with the last command."""
+        if self._n_restarts >= self._max_restarts:
+            since = f"after {self._n_restarts} restarts of workers since the last reset"
+            raise RunError(f"{reason}, {since} (allowed: {self._max_restarts})") from reason
+        self._n_restarts += 1
+        restart = f"restart {self._n_restarts} of {self._max_restarts} with seed {self._seed}"
+        log.warning("%s; %s, then %d env steps again", reason, restart, len(self._history) - 1)
+        worker.stop(patience=0.0)
+        try:
+            for t, commands in enumerate(self._history):
+                if 0 < t == len(self._history) - 1:
+                    self._check_replayed(worker, before)
+                worker.send(commands[worker.index])
+                worker.receive(self._timeout)
+        except _Lost as error:
+            self._replace(worker, error, before)
+
+    def _check_replayed(self, worker: "_Worker", before: np.ndarray) -> None:
+        """Raise RunError if rows that the caller has seen have changed."""
+        for name in before.dtype.names or ():
+            if before[name][worker.share].tobytes() != self._rows[name][worker.share].tobytes():
+                raise RunError(
+                    f"{worker} was lost, and the same seed ({self._seed}) and actions now give another {name}: "
+                    "the episode cannot go on; resume the run from its last checkpoint"
+                )
+
+
+class _Lost(Exception):
+    """A worker has died or does not answer."""
 
 
 class _Worker:
@@ -106,36 +154,47 @@ class _Worker:
         self.index, self.share, self._work = index, share, work
         self.process: Any = None  # multiprocessing.Process of CONTEXT
         self.connection: Any = None  # multiprocessing.Connection
+        self._has_started = False  # it has said that its environments are built
 
     def __str__(self) -> str:
         return f"worker {self.index} (environments {self.share.start} to {self.share.stop - 1})"
 
-    def start(self) -> None:
+    def _start(self) -> None:
         CONTEXT.set_forkserver_preload([__name__])  # what it takes to load it is paid once for all workers
         self.connection, theirs = CONTEXT.Pipe()
         with theirs, _one_thread():  # the first start also starts the server, which all workers are forked from
             arguments = (*self._work, self.share, theirs, dict(os.environ))
             self.process = CONTEXT.Process(target=_work, args=arguments, name=f"k24lab {self}", daemon=True)
             self.process.start()
+        self._has_started = False
 
     def send(self, command: bytes) -> None:
-        try:
+        """Ask for a reset or a step, after a start if need be; `receive` notices if the worker is dead."""
+        if self.process is None:
+            self._start()
+        with contextlib.suppress(OSError):
             self.connection.send_bytes(command)
-        except OSError as error:
-            raise self._death() from error
 
     def receive(self, timeout: float) -> None:
         """Wait until the last command is done.
 
         Raises:
-            RunError: its environments raised, it has died, or it does not answer.
+            RunError: its environments raised.
+            _Lost: it has died, or does not answer.
         """
+        if not self._has_started:
+            self._wait(START_TIMEOUT)
+            self._has_started = True
+        self._wait(timeout)
+
+    def _wait(self, timeout: float) -> None:
         try:
             if not self.connection.poll(timeout):
-                raise RunError(f"{self} has not answered for {timeout:g} s")
+                raise _Lost(f"{self} has not answered for {timeout:g} s")
             problem = self.connection.recv_bytes().decode()
         except (EOFError, OSError) as error:
-            raise self._death() from error
+            self.process.join(CLOSE_TIMEOUT)  # the pipe ends a moment before the process
+            raise _Lost(f"{self} has died (exit code {self.process.exitcode})") from error
         if problem:
             raise RunError(f"worker {self.index}: {problem}")
 
@@ -154,10 +213,6 @@ class _Worker:
         if self.connection is not None:
             self.connection.close()
         self.connection = None
-
-    def _death(self) -> RunError:
-        self.process.join(CLOSE_TIMEOUT)  # the pipe ends a moment before the process
-        return RunError(f"{self} has died (exit code {self.process.exitcode})")
 
 
 def _stop(workers: Sequence[_Worker]) -> None:
