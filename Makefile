@@ -39,7 +39,7 @@ test: setup  ## lint, types, all tests, and the notebooks with small parameters
 TASKS := rolenav3 rolenav8 vmas_navigation vmas_dispersion vmas_het_mass spread tag
 STUDIES := regimes recipe resets vmas_navigation8
 results results-smax: export K24LAB_FIGURES := $(CURDIR)/figures
-results: setup  ## every run behind figures/README.md (some hours on 2 cores), then the figures
+results: setup  ## every run behind docs/results.md (some hours on 2 cores), then the figures
 	for grid in $(TASKS) $(STUDIES); do $(RUN) k24lab sweep notebooks/grids/$$grid.yaml || exit 1; done
 	for grid in $(STUDIES); do $(RUN) k24lab notebooks 05_ablations --runs $$grid || exit 1; done
 	$(RUN) k24lab sweep notebooks/grids/ablation.yaml
@@ -57,6 +57,7 @@ results: setup  ## every run behind figures/README.md (some hours on 2 cores), t
 	$(RUN) k24lab notebooks 01_masks
 	$(RUN) k24lab notebooks 06_ampere_speedup --runs rolenav8
 	$(RUN) k24lab figures $(TASKS) --name paper
+	$(RUN) python docs/tools/generate_results.py
 
 results-smax: setup  ## the study of SMAX (installs half a gigabyte more; one to two hours on 2 cores)
 	$(RUN) pip install --quiet --disable-pip-version-check -e '.[smax]'
@@ -90,7 +91,7 @@ test-soak: setup  ## an hour of training and a sweep of 200 runs: memory, open f
 test-mutants: setup  ## 400 one-line mistakes in the package, each of which its tests must notice (half an hour on 2 cores)
 	PYTHONPATH=$(CURDIR):$(CURDIR)/tests $(RUN) python -m mutants $(ARGS)
 
-docs: setup  ## the website of the documentation in build/site, with executed notebooks (about 5 minutes on 2 cores)
+docs: setup  ## the website of the documentation in build/site, with executed notebooks (about 3 minutes on 2 cores)
 	$(RUN) pip install --quiet --disable-pip-version-check -r requirements-docs.lock
 	rm -rf build/docs && mkdir -p build/docs/notebooks && cp notebooks/*.ipynb build/docs/notebooks
 	$(RUN) python -m pytest -q -p notebooks.conftest --nbmake --overwrite -n 2 build/docs/notebooks

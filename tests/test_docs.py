@@ -18,8 +18,8 @@ from k24lab.lab.paths import project_root
 from k24lab.methods import METHODS
 
 ROOT = project_root()  # before a test moves it
-README, RESULTS = ROOT / "README.md", ROOT / "figures" / "README.md"
-PAGES = [README, RESULTS, *sorted((ROOT / "docs").rglob("*.md"))]
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "figures" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXT = {path.relative_to(ROOT).as_posix(): path.read_text() for path in PAGES}
 ALL = "\n".join(TEXT.values())
 GRIDS = sorted((ROOT / "notebooks" / "grids").glob("*.yaml"))
@@ -102,7 +102,7 @@ def test_every_page_is_in_the_navigation():
     found = listed(SITE["nav"])
     outside = {"index.md", *(f"notebooks/{name}.ipynb" for name in NOTEBOOKS)}
     pages = {path.relative_to(ROOT / "docs").as_posix() for path in PAGES if path.is_relative_to(ROOT / "docs")}
-    assert sorted(found) == sorted(outside | pages | {"results.md"})
+    assert sorted(found) == sorted(outside | pages)
 
 
 def test_broken_links_and_omitted_pages_stop_the_site():
@@ -119,7 +119,7 @@ def test_every_method_and_notebook_is_documented():
 
 def test_every_result_of_the_readme_is_on_the_page_of_results():
     results = re.findall(r"−?[\d.]+ ± [\d.]+", TEXT["README.md"])
-    assert len(results) == 25 and [result for result in results if result not in TEXT["figures/README.md"]] == []
+    assert len(results) == 25 and [result for result in results if result not in TEXT["docs/results.md"]] == []
 
 
 def test_commands_name_files_that_exist():

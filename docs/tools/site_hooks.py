@@ -1,6 +1,6 @@
 """What MkDocs needs to build the website: pages from outside docs/, and links that work here and on GitHub alike.
 
-The start page is README.md and the results are figures/README.md. Notebooks are the executed copies that `make docs`
+The start page is README.md. Notebooks are the executed copies that `make docs`
 leaves in build/docs/notebooks. Links in all pages are relative to the files in the repository; `on_page_markdown` turns
 those that leave docs/ into links of the site. MkDocs then checks them like all others.
 """
@@ -17,9 +17,8 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 EXECUTED = ROOT / "build" / "docs"
-OUTSIDE = {"README.md": "index.md", "figures/README.md": "results.md"} | {
-    name: name for name in ("CITATION.cff", "LICENSE")
-}
+COPIED = ("CITATION.cff", "LICENSE", "examples/train_minimal.py")
+OUTSIDE = {"README.md": "index.md"} | {name: name for name in COPIED}
 NOTE = (
     '<div class="admonition note"><p>This page was executed on very small runs, with the small parameters that tests '
     'use instead of the defaults below. It shows what the notebook draws; the <a href="../../results/">results</a> '
@@ -45,13 +44,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the files from outside docs/, and the pictures of figures/ that a page shows."""
     for path, uri in OUTSIDE.items():
         files.append(File.generated(config, uri, abs_src_path=str(ROOT / path)))
-    pages = "".join(path.read_text() for path in (ROOT / "figures" / "README.md", *ROOT.glob("docs/*.md")))
-    shown = [path for path in (ROOT / "figures").rglob("*.png") if f"{path.parent.name}/{path.name}" in pages]
-    executed = EXECUTED.glob("notebooks/*.ipynb")
-    for folder, paths in ((ROOT, shown), (EXECUTED, executed)):
+    pages = "".join(path.read_text() for path in ROOT.glob("docs/*.md"))
+    pictures = [path.relative_to(ROOT) for path in (ROOT / "figures").rglob("*.png")]
+    shown = [path for path in pictures if path.as_posix() in pages]
+    notebooks = [path.relative_to(EXECUTED) for path in EXECUTED.glob("notebooks/*.ipynb")]
+    for folder, paths in ((ROOT, shown), (EXECUTED, notebooks)):
         for path in sorted(paths):
-            uri = path.relative_to(folder).as_posix()
-            files.append(File(uri, str(folder), config.site_dir, config.use_directory_urls))
+            files.append(File(path.as_posix(), str(folder), config.site_dir, config.use_directory_urls))
     return files
 
 

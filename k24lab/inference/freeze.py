@@ -24,7 +24,8 @@ from k24lab.inference.costs import PATTERN_BITS, agent_layers, team_bytes
 from k24lab.inference.packing import pack_patterns, patterns_of, quantise, to_dtype, unpack_patterns
 from k24lab.lab import tensorfile
 from k24lab.lab.config import Config, stored_config
-from k24lab.lab.runs import RunFolder, atomic_write, read_config
+from k24lab.lab.files import atomic_write
+from k24lab.lab.runs import RunFolder, read_config
 from k24lab.marl.agent import RNNAgent
 from k24lab.marl.learner import K24QLearner, build_learner
 from k24lab.methods import METHODS

@@ -11,7 +11,7 @@ import numpy as np
 
 from k24lab.errors import ConfigError, unknown
 from k24lab.inference.freeze import FrozenTeam
-from k24lab.lab.runs import atomic_write
+from k24lab.lab.files import atomic_write
 
 OPSET = 17  # onnxruntime since 1.12, TensorRT since 8.6
 DTYPES: dict[str, type[np.floating[Any]]] = {"float32": np.float32, "float16": np.float16}

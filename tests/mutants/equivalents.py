@@ -9,6 +9,16 @@ DISTANCE = "distance = np.sqrt((away**2).sum(axis=1, keepdims=True)) + 1e-6  # o
 
 EQUIVALENTS: dict[tuple[str, str, str], str] = {
     (
+        "k24lab/envs/pettingzoo.py",
+        "n_envs=1,",
+        "n_envs=0,",
+    ): "The vector of environments sets the number of environments in its own description.",
+    (
+        "k24lab/analysis/stats.py",
+        "GRID_POINTS = 101",
+        "GRID_POINTS = 100",
+    ): "Curves are drawn at about a hundred points; how many exactly is no promise.",
+    (
         "k24lab/ops/mask_draws.py",
         "ctx.set_materialize_grads(False)",
         "ctx.set_materialize_grads(True)",

@@ -17,6 +17,7 @@ def _part(file: str, tests: str, functions: tuple[str, ...] | None = None) -> Pa
 
 PLAN = (
     _part("core/patterns.py", "patterns masks gradients"),
+    _part("core/pattern_table.py", "patterns similarity"),
     _part("core/masks.py", "masks gradients frozen kernels reference_update"),
     _part("ops/mask_draws.py", "gradients kernels reference_update"),
     _part("core/layers.py", "layers masks kernels reference_state reference_update"),

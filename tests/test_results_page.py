@@ -1,0 +1,90 @@
+"""docs/results.md is what its template makes of the files in figures/, and no number in it was typed by hand."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+
+import pytest
+
+from k24lab.lab.paths import CHECKOUT
+
+SCRIPT = CHECKOUT / "docs" / "tools" / "generate_results.py"
+PAGE = CHECKOUT / "docs" / "results.md"
+spec = importlib.util.spec_from_file_location("generate_results", SCRIPT)
+generator = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(generator)
+TEMPLATE = generator.TEMPLATE.read_text()
+
+# Settings and facts of environments (tests/test_envs_rolenav.py measures the two bounds of RoleNav), not results.
+TYPED = {"1.45", "2.99", "0.01", "0.003", "95 %"}
+RESULT = re.compile(r"\d+\.\d+|\d[\d,]* ?%|[±−]\s?\d[\d.,]*")
+
+
+def typed_numbers(template):
+    """Numbers that look like results in the prose: outside of `{{ }}`, `{% %}`, code spans and code blocks."""
+    for code in (r"```.*?```", r"\{%.*?%\}", r"\{\{.*?\}\}", r"`[^`]*`"):
+        template = re.sub(code, "", template, flags=re.DOTALL)
+    return [found for found in RESULT.findall(template) if found not in TYPED]
+
+
+def literals(template):
+    """Decimal numbers that `{{ }}` holds outside of strings: a result could be typed there, too."""
+    expressions = re.findall(r"\{\{.*?\}\}", template, re.DOTALL)
+    return [found for text in expressions for found in re.findall(r"\d+\.\d+", re.sub(r'"[^"]*"', "", text))]
+
+
+def test_page_is_what_the_files_give():
+    assert generator.render() == PAGE.read_text()
+
+
+def test_check_tells_a_page_that_was_changed(tmp_path, monkeypatch):
+    assert subprocess.run([sys.executable, SCRIPT, "--check"], cwd=CHECKOUT).returncode == 0
+    changed = tmp_path / "results.md"
+    changed.write_text(PAGE.read_text().replace("2.97 ± 0.08", "2.98 ± 0.08", 1))
+    monkeypatch.setattr(generator, "PAGE", changed)
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--check"])
+    with pytest.raises(SystemExit, match=r"run python docs/tools/generate_results\.py"):
+        generator.main()
+
+
+def test_pictures_exist():
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", PAGE.read_text())
+    assert len(pictures) > 15 and all((PAGE.parent / picture).is_file() for picture in pictures)
+
+
+def test_every_study_with_a_table_is_on_the_page():
+    studies = {path.parent.name for path in (CHECKOUT / "figures").glob("*/*_table.csv")}
+    assert len(studies) > 12 and [study for study in sorted(studies) if study not in TEMPLATE] == []
+
+
+def test_no_number_is_typed_by_hand():
+    assert typed_numbers(TEMPLATE) == [] and literals(TEMPLATE) == []
+
+
+def test_typed_numbers_are_found():
+    assert typed_numbers("a 2.96 b 40 % c ± 3 d `2.97` {{ 2.98 }} 1.45") == ["2.96", "40 %", "± 3"]
+    assert literals('{{ result("k24 lr=0.1") }} {{ 2.98 }}') == ["2.98"]
+
+
+def test_numbers_that_are_not_there_are_errors():
+    with pytest.raises(LookupError, match=r"no row with .*k25"):
+        generator.result("rolenav3", "k25")
+    with pytest.raises(LookupError, match="has 23 rows"):
+        generator.cell("ablation/05_ablations_table.csv", "mean", task="vmas/dispersion")
+    with pytest.raises(LookupError, match="does not exist"):
+        generator.figure("rolenav3/none.png", "nothing")
+
+
+def test_helpers_compute_what_the_notebooks_wrote():
+    (row,) = generator.select("vmas_dispersion/05_ablations_differences.csv", variant="k24").to_dict("records")
+    written = generator.with_ends(row["difference"], row["low"], row["high"])
+    assert generator.difference("vmas_dispersion", "k24", "random24") == written
+    paired = generator.estimate(
+        "recipe/10_settings_paired.csv",
+        measure="final",
+        task="rolenav:n_agents=24, hidden_dim=64, lr=0.003",
+        variant="nops",
+    )
+    assert generator.paired_difference("recipe", "nops", "random24", task="rolenav:n_agents=24") == paired
+    assert generator.number(-1234.567, 1) == "−1,234.6" and generator.number(0.42, 1, percent=True) == "42.0 %"
