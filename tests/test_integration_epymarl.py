@@ -352,8 +352,8 @@ def test_masks_stay_exactly_2_4_and_are_drawn_once_an_update(running, monkeypatc
         missing = -layer.in_features % 4
         groups = torch.nn.functional.pad(kept, (0, missing), value=0.5).unflatten(-1, (-1, 4)).sum(dim=-1)
         assert (groups.floor() <= 2).all() and (groups[..., : layer.in_features // 4] == 2).all(), name
-    drawn, draw = [], learner._draw
-    monkeypatch.setattr(learner, "_draw", lambda agent, t_env, g: drawn.append(t_env) or draw(agent, t_env, g))
+    drawn, draw = [], learner.scheme.draw
+    monkeypatch.setattr(learner.scheme, "draw", lambda layers, t_env, g: drawn.append(t_env) or draw(layers, t_env, g))
     learner.train(make_batch(learner.args), t_env=30, episode_num=1)
     assert drawn == [30]
 

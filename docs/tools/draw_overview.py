@@ -12,12 +12,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
-from k24lab.analysis.style import OKABE_ITO, PNG_DPI, method_style, paper_style
+from k24lab.analysis.style import OKABE_ITO, PNG_DPI, paper_style
+from k24lab.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 CURVES = ROOT / "figures" / "rolenav3" / "05_ablations_curves.csv"  # task, variant, t_env, mean, low, high, n
 MASKS = ROOT / "figures" / "rolenav3" / "03_mask_patterns_masks.csv"  # agent, output, group, pattern
-METHODS = ("nops", "random24", "k24", "fups-id", "fups")
+SHOWN = ("nops", "random24", "k24", "fups-id", "fups")
 AGENT_COLORS = ("blue", "vermillion", "green")
 WITHOUT_IDENTITY = 1.45  # no policy that is the same for all agents returns more
 ROWS = 10  # output units of the mask that are shown
@@ -26,8 +27,8 @@ ROWS = 10  # output units of the mask that are shown
 def draw_curves(ax: Axes) -> None:
     """Test return against env steps, with the 95 % interval of the mean over seeds."""
     table = pd.read_csv(CURVES)
-    for method in METHODS:
-        rows, look = table[table["variant"] == method], method_style(method)
+    for method in SHOWN:
+        rows, look = table[table["variant"] == method], METHODS[method]
         steps = rows["t_env"] / 1000
         ax.plot(steps, rows["mean"], color=look.color, linestyle=look.linestyle, label=look.label)
         ax.fill_between(steps, rows["low"], rows["high"], color=look.color, alpha=0.15, linewidth=0)

@@ -45,12 +45,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path, uri in OUTSIDE.items():
         files.append(File.generated(config, uri, abs_src_path=str(ROOT / path)))
     pages = "".join(path.read_text() for path in ROOT.glob("docs/*.md"))
-    pictures = [path.relative_to(ROOT) for path in (ROOT / "figures").rglob("*.png")]
-    shown = [path for path in pictures if path.as_posix() in pages]
-    notebooks = [path.relative_to(EXECUTED) for path in EXECUTED.glob("notebooks/*.ipynb")]
-    for folder, paths in ((ROOT, shown), (EXECUTED, notebooks)):
+    pictures = (ROOT / "figures").rglob("*.png")
+    shown = [path for path in pictures if path.relative_to(ROOT).as_posix() in pages]
+    executed = EXECUTED.glob("notebooks/*.ipynb")
+    for folder, paths in ((ROOT, shown), (EXECUTED, executed)):
         for path in sorted(paths):
-            files.append(File(path.as_posix(), str(folder), config.site_dir, config.use_directory_urls))
+            uri = path.relative_to(folder).as_posix()
+            files.append(File(uri, str(folder), config.site_dir, config.use_directory_urls))
     return files
 
 

@@ -22,6 +22,7 @@ from k24lab.ops import mask_draws
 from k24lab.ops.mask_draws import Limits, ScoredLayer
 
 Noise = Literal["annealed", "literal", "none"]
+BY_KERNELS = ("annealed", "none")  # the noises that `k24lab.ops.mask_draws` knows
 # Below every real score: a group with padding keeps as many real weights as it has, at every temperature. With
 # zeros the loss of orthogonality would drive the coefficients of such groups down until padding is as good.
 PADDING_SCORE = -1e6
@@ -92,7 +93,7 @@ def draw_masks(
     config = layers[0].config
     normalise = "literal" not in (noise, config.noise)
     uniform = uniform_numbers(layers, generator) if noise == "annealed" else None
-    if normalise and (scored := _scored(layers)):
+    if normalise and noise in BY_KERNELS and (scored := _scored(layers)):
         limits = Limits(logit_scale, SMALLEST_SCORE, PADDING_SCORE)
         drawn = mask_draws.draw(scored, limits, temperature, uniform, config.score_gradient)
         if drawn is not None:

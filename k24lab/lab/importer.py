@@ -40,13 +40,10 @@ def import_runs(files: Sequence[Path], name: str | None = None) -> list[Path]:
     lines: dict[Path, Line] = {}
     runs: list[tuple[Path, Config, Path]] = []
     for file in files:
+        group = check_name(f"{file.resolve().parent.name}_runs" if name is None else name)
         for where, line in _lines(file):
             config = _config(line, where)
-            folder = (
-                runs_dir()
-                / check_name(f"{file.resolve().parent.name}_runs" if name is None else name)
-                / str(line["run"])
-            )
+            folder = runs_dir() / group / str(line["run"])
             if lines.setdefault(folder, line) != line:
                 raise RunError(f"{', '.join(map(str, files))}: lines that differ for run {folder.name}")
             if (folder / "config.json").exists() and read_config(folder) != config:

@@ -273,4 +273,4 @@ class K24NQLearner(K24QLearner):
 
 def build_learner(config: TrainingConfig, spec: EnvSpec) -> K24QLearner:
     """The configured learner."""
-    return (K24NQLearner if config.learner == "nq" else K24QLearner)(config, spec)
+    return {"q": K24QLearner, "nq": K24NQLearner}[config.learner](config, spec)
