@@ -91,7 +91,7 @@ test-soak: setup  ## an hour of training and a sweep of 200 runs: memory, open f
 test-mutants: setup  ## 400 one-line mistakes in the package, each of which its tests must notice (half an hour on 2 cores)
 	PYTHONPATH=$(CURDIR):$(CURDIR)/tests $(RUN) python -m mutants $(ARGS)
 
-docs: setup  ## the website of the documentation in build/site, with executed notebooks (about 5 minutes on 2 cores)
+docs: setup  ## the website of the documentation in build/site, with executed notebooks (about 3 minutes on 2 cores)
 	$(RUN) pip install --quiet --disable-pip-version-check -r requirements-docs.lock
 	rm -rf build/docs && mkdir -p build/docs/notebooks && cp notebooks/*.ipynb build/docs/notebooks
 	$(RUN) python -m pytest -q -p notebooks.conftest --nbmake --overwrite -n 2 build/docs/notebooks

@@ -17,7 +17,8 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 EXECUTED = ROOT / "build" / "docs"
-OUTSIDE = {"README.md": "index.md"} | {name: name for name in ("CITATION.cff", "LICENSE")}
+COPIED = ("CITATION.cff", "LICENSE", "examples/train_minimal.py")
+OUTSIDE = {"README.md": "index.md"} | {name: name for name in COPIED}
 NOTE = (
     '<div class="admonition note"><p>This page was executed on very small runs, with the small parameters that tests '
     'use instead of the defaults below. It shows what the notebook draws; the <a href="../../results/">results</a> '
