@@ -20,9 +20,10 @@ import torch
 from processes import alive, gone
 
 from k24lab.envs import smacv2
-from k24lab.envs.single_env import Row, vectorize
+from k24lab.envs.single_env import Row
 from k24lab.envs.smacv2 import SMACV2_TASKS, UNIT_TYPES, SMACv2, capability_config, smacv2_builder
 from k24lab.envs.vector_env import SerialVector
+from k24lab.envs.worker_processes import vectorize
 from k24lab.errors import ConfigError, RunError
 
 needs_package = pytest.mark.skipif(

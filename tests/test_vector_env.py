@@ -17,9 +17,9 @@ import torch
 from processes import alive, gone
 
 from k24lab.envs.base import EnvSpec, Step
-from k24lab.envs.single_env import Row, SingleEnv, vectorize
+from k24lab.envs.single_env import Row, SingleEnv
 from k24lab.envs.vector_env import SerialVector
-from k24lab.envs.worker_processes import SubprocessVector
+from k24lab.envs.worker_processes import SubprocessVector, vectorize
 from k24lab.errors import ConfigError, RunError
 
 SIZES = {"n_envs": 1, "n_agents": 2, "obs_dims": (3, 3), "n_actions": (4, 4), "state_dim": 2}

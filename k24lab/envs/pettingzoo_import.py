@@ -12,7 +12,7 @@ from typing import Any
 from k24lab.envs.base import TaskBuilder, VecEnv
 from k24lab.envs.pettingzoo import PettingZooEnv
 from k24lab.envs.pettingzoo_checks import LIMIT_ATTRIBUTES, ParallelEnv, call
-from k24lab.envs.single_env import vectorize
+from k24lab.envs.worker_processes import vectorize
 from k24lab.errors import ConfigError, RunError, told
 
 EPISODE_LIMIT = Parameter("episode_limit", Parameter.KEYWORD_ONLY, default=None)

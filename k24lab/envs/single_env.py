@@ -1,13 +1,13 @@
 """The interface of adapters that step one environment at a time, in numpy."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from k24lab.envs.base import NO_SCENE, EnvSpec, VecEnv
+from k24lab.envs.base import NO_SCENE, EnvSpec
 from k24lab.envs.scene import Scene
 from k24lab.errors import ConfigError
 
@@ -61,11 +61,3 @@ class SingleEnv(ABC):
     def close(self) -> None:
         """Free what it holds, also after an error; the default holds nothing."""
         return
-
-
-def vectorize(make: Callable[[], SingleEnv], n_envs: int, workers: int = 0) -> VecEnv:
-    """`n_envs` environments in this process (workers = 0) or in worker processes: the numbers are the same."""
-    from k24lab.envs.vector_env import SerialVector
-    from k24lab.envs.worker_processes import SubprocessVector
-
-    return SubprocessVector(make, n_envs, workers) if workers else SerialVector(make, n_envs)

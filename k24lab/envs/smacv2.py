@@ -22,7 +22,8 @@ from jaxtyping import Int
 
 from k24lab.envs.base import EnvSpec, TaskBuilder, VecEnv
 from k24lab.envs.global_random import PrivateRandomState, seed_everything
-from k24lab.envs.single_env import Row, SingleEnv, vectorize
+from k24lab.envs.single_env import Row, SingleEnv
+from k24lab.envs.worker_processes import vectorize
 from k24lab.errors import ConfigError, RunError, unknown
 
 log = logging.getLogger(__name__)

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from k24lab.envs.base import EnvSpec
+from k24lab.envs.base import EnvSpec, VecEnv
 from k24lab.envs.single_env import SingleEnv
-from k24lab.envs.vector_env import TIMEOUT, EnvGroup, Vector, close_all, row_type
+from k24lab.envs.vector_env import TIMEOUT, EnvGroup, SerialVector, Vector, close_all, row_type
 from k24lab.errors import ConfigError, K24Error, RunError
 
 log = logging.getLogger(__name__)
@@ -283,3 +283,8 @@ def _one_thread() -> Iterator[None]:
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def vectorize(make: Callable[[], SingleEnv], n_envs: int, workers: int = 0) -> VecEnv:
+    """`n_envs` environments in this process (workers = 0) or in worker processes: the numbers are the same."""
+    return SubprocessVector(make, n_envs, workers) if workers else SerialVector(make, n_envs)
