@@ -25,6 +25,7 @@ def _lock(name):
 
 LOCK = _lock("requirements.lock")
 SMACV2_LOCK = _lock("requirements-smacv2.lock")
+DOCS_LOCK = _lock("requirements-docs.lock")  # beside the first one
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -45,6 +46,10 @@ def test_environment_of_smacv2_installs_its_own_lock_and_the_pinned_commit():
     assert package.split("@")[-1].startswith(INSTALL.rstrip("'").split("@")[-1])  # what `k24lab doctor` prints
 
 
+def test_the_lock_of_the_documentation_only_adds_to_the_other():
+    assert not DOCS_LOCK.keys() & LOCK.keys()
+
+
 def test_locks_differ_only_where_smacv2_demands_it():
     needs_protobuf = {"protobuf", "tensorboard", "onnx", "onnxruntime", "flatbuffers", "ml-dtypes"}
     for name, requirement in LOCK.items():
@@ -56,8 +61,9 @@ def test_locks_differ_only_where_smacv2_demands_it():
 @pytest.mark.parametrize(
     ("lock", "without"),
     [
-        (LOCK, {"browser", "ray", "smax", "smacv2", "video"}),
-        (SMACV2_LOCK, {"browser", "ray", "smax", "onnx", "video"}),
+        (LOCK, {"browser", "docs", "ray", "smax", "smacv2", "video"}),
+        (SMACV2_LOCK, {"browser", "docs", "ray", "smax", "onnx", "video"}),
+        (LOCK | DOCS_LOCK, {"browser", "ray", "smax", "smacv2", "video"}),
     ],
 )
 def test_lock_names_one_exact_version_of_everything_we_depend_on(lock, without):
