@@ -9,10 +9,11 @@ from k24lab.core.config import MaskConfig
 from k24lab.core.layers import SemiStructuredLinear24
 from k24lab.core.masks import PADDING_SCORE, argmax_masks, draw_masks, groups_per_layer, network_logits
 from k24lab.core.patterns import PATTERNS_24
+from k24lab.ops.library import library
 
 NOISES = ("annealed", "literal", "none")
 TEMPERATURES = (5.0, 1.0, 0.1)
-DOCUMENT = MaskConfig(hetero_init_scale=0.01)  # the initial spread of the design document
+DOCUMENT = MaskConfig(hetero_init_scale=0.01)  # the initial spread of the original design
 
 
 def make_layer(in_features=9, out_features=5, n_masks=3, **config) -> SemiStructuredLinear24:
@@ -282,3 +283,16 @@ def test_scores_teach_the_weights_only_with_the_switch(score_gradient, reaches_w
     alpha, weight = torch.autograd.grad(layer.scores().sum(), [layer.hetero_alpha, layer.weight], allow_unused=True)
     assert alpha.abs().min() > 0
     assert (weight is not None) == reaches_weights
+
+
+@pytest.mark.parametrize("switch", ["", "torch"])
+@pytest.mark.parametrize("in_features", [5, 6])
+def test_a_cut_group_keeps_its_weights_even_where_their_scores_are_zero(in_features, switch, monkeypatch):
+    monkeypatch.setenv("K24LAB_KERNELS", switch)
+    library.cache_clear()
+    layer = make_layer(in_features)
+    with torch.no_grad():
+        layer.weight[:, 4:] = 0
+    for mask in (argmax_masks([layer])[0], draw_masks([layer], 0.1, 10.0, "annealed").masks[0]):
+        assert (mask[..., 4:] == 1).all()
+    library.cache_clear()

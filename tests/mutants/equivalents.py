@@ -9,6 +9,11 @@ DISTANCE = "distance = np.sqrt((away**2).sum(axis=1, keepdims=True)) + 1e-6  # o
 
 EQUIVALENTS: dict[tuple[str, str, str], str] = {
     (
+        "k24lab/core/diversity.py",
+        "td, div = (sum(h) / len(h) for h in (self.td_history, self.div_history))",
+        "td, div = (sum(h) * len(h) for h in (self.td_history, self.div_history))",
+    ): "Both histories have the same length, which their ratio cancels.",
+    (
         "k24lab/envs/pettingzoo.py",
         "n_envs=1,",
         "n_envs=0,",
