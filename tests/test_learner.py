@@ -86,7 +86,9 @@ def test_mask_metrics_have_the_values_of_their_definitions(make_learner, random_
     assert metrics["mask_flip_rate"] == 0
     assert metrics["train_eval_gap"] == 0  # the sampled mask is the argmax mask
     assert sum(metrics[f"pattern_{p}_prob"] for p in range(6)) == pytest.approx(1)
-    assert 0 <= metrics["pattern_entropy"] <= math.log(6)
+    probs = learner.scheme.argmax_draw(1600).pattern_probs.clamp_min(1e-30).double()
+    entropy = -(probs * probs.log()).sum(dim=0).mean().item()
+    assert metrics["pattern_entropy"] == pytest.approx(entropy, rel=1e-3) and 0 < entropy < math.log(6)
     low, mean, high = (metrics[f"pattern_{k}_similarity"] for k in ("min", "mean", "max"))
     assert 0 <= low <= mean <= high <= 1
     assert all(metrics[f"sparsity_layer_{name}"] == 0.5 for name in LAYERS[1:])
