@@ -7,8 +7,10 @@ from reference_cases import SPEC, episodes, make
 
 from k24lab.core.masks import argmax_masks
 from k24lab.core.patterns import PATTERNS_24
+from k24lab.envs.registry import make_env
 from k24lab.marl.agent import step
-from k24lab.marl.policy import acting_policy, acting_weights, behaviour, pattern_arrays
+from k24lab.marl.learner import build_learner
+from k24lab.marl.policy import acting_policy, acting_weights, behaviour, pattern_arrays, play, trained_policy
 from k24lab.marl.rollout import agent_inputs
 from k24lab.marl.seeding import Stream, derive_seed
 
@@ -75,3 +77,18 @@ def test_masks_of_acting_are_the_argmax_at_every_step_or_drawn_anew_at_each(acti
     assert torch.equal(first, second) == (acting_masks == "argmax")
     assert torch.equal(step(learner.argmax_weights(), x, hidden)[0], first) == (acting_masks == "argmax")
     assert torch.equal(acting_policy(learner, T_ENV, seed=6)(x, hidden)[0], first) == (acting_masks == "argmax")
+
+
+@pytest.mark.parametrize("method", ["k24", "k24-literal"])
+def test_episodes_are_the_first_greedy_ones_of_the_run_unless_others_are_asked_for(method, tiny_config):
+    env = make_env("rolenav", 3)
+    learner = build_learner(tiny_config(method=method), env.spec)
+
+    def played(**given):
+        policy = trained_policy(learner, 200, 7, *given.values())
+        return play(learner, env, policy, 7, **given)
+
+    first, again, second = played(), played(counter=0), played(counter=1)
+    assert torch.equal(first.obs, again.obs) and torch.equal(first.actions, again.actions)
+    assert not torch.equal(first.obs[:, 0], second.obs[:, 0])
+    assert torch.equal(first.obs[:, 0], env.reset(derive_seed(7, Stream.TEST_EPISODES, 0)).obs)
