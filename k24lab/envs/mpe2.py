@@ -1,7 +1,6 @@
 """Tasks of mpe2; where it has two sides, a fixed rule plays one of them, so that a cooperative task is left."""
 
 import importlib
-import os
 from collections.abc import Callable
 from functools import partial
 from inspect import Parameter
@@ -119,7 +118,6 @@ def mpe2_builder(name: str) -> TaskBuilder:
 
 
 def _load(name: str) -> tuple[Callable[..., ParallelEnv], list[Parameter]]:
-    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "hide")  # or pygame greets on standard output
     try:
         raw_env = importlib.import_module(f"mpe2.{MPE2_TASKS[name]}").raw_env
     except ImportError as error:
