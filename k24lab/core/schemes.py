@@ -23,8 +23,11 @@ FIXED_MASK_TEMPERATURE = 1e-3  # the distribution of a fixed mask is that mask
 
 
 @runtime_checkable
-class Activity(Protocol):
-    """What a scheme may ask about the update that has just been made."""
+class Update(Protocol):
+    """The update whose step has just been made, as far as a scheme needs it."""
+
+    optimizer: torch.optim.Optimizer  # a reset clears its moments
+    generator: torch.Generator  # of resets
 
     def mean_abs_inputs(self, layers: list[str]) -> tuple[dict[str, Float[Tensor, "M in"]], Float[Tensor, " M"]]:
         """Mean |x| of each named layer over the steps that living units played, and how many steps these were."""
@@ -69,14 +72,7 @@ class MaskScheme:
         """The weighted loss that keeps masks apart, and its metrics."""
         return 0.0, {}
 
-    def after_step(
-        self,
-        draw: MaskDraw | None,
-        activity: Activity,
-        t_env: int,
-        optimizer: torch.optim.Optimizer,
-        generator: torch.Generator,
-    ) -> None:
+    def after_step(self, draw: MaskDraw | None, update: Update, t_env: int) -> None:
         """Move what follows the masks, and reset what is due."""
 
     def metrics(self, draw: MaskDraw | None, t_env: int) -> dict[str, float]:
@@ -125,19 +121,17 @@ class LearnedScheme(MaskScheme):
         coef = self.diversity.coefficient(loss_td, value) if self.config.diversity_coef else 0.0
         return (coef * similarity if coef else 0.0), {"div_loss": value, "div_coef": coef}
 
-    def reset_if_due(
-        self, activity: Activity, t_env: int, optimizer: torch.optim.Optimizer, generator: torch.Generator
-    ) -> None:
+    def reset_if_due(self, update: Update, t_env: int) -> None:
         """Reset, if the trigger says so."""
         if self.reset_trigger.kind == "off":
             return
-        policy = activity.mean_policy() if self.reset_trigger.kind == "adaptive" else None
+        policy = update.mean_policy() if self.reset_trigger.kind == "adaptive" else None
         # A reset flips masks; after the annealing neither noise nor the learning rate is left to recover from it.
         if self.reset_trigger.due(t_env, policy) and not self.settled(t_env):
             self.n_resets += 1
-            self.reset(optimizer, generator)
+            self.reset(update)
 
-    def reset(self, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
+    def reset(self, update: Update) -> None:
         """Give what is never selected a second chance, in all layers but the first."""
         raise NotImplementedError
 
@@ -215,29 +209,22 @@ class PatternScheme(LearnedScheme):
         """How alike the pattern distributions of two agents are."""
         return self.orthogonality(draw.pattern_probs) if draw and self.alphas else None
 
-    def after_step(
-        self,
-        draw: MaskDraw | None,
-        activity: Activity,
-        t_env: int,
-        optimizer: torch.optim.Optimizer,
-        generator: torch.Generator,
-    ) -> None:
+    def after_step(self, draw: MaskDraw | None, update: Update, t_env: int) -> None:
         """Running activations, selection frequencies, resets."""
         if not self.learns:
             return
         if self.alphas and self.config.score_ema_power:
-            means, count = activity.mean_abs_inputs(list(self.layers))
+            means, count = update.mean_abs_inputs(list(self.layers))
             for name, layer in self.layers.items():
                 layer.ema_tracker.update(means[name], count)
         if self.reset_trigger.kind != "off" and draw is not None:
             for layer, mask in zip(self.layers.values(), draw.masks, strict=True):
                 layer.count_selection(mask)
-        self.reset_if_due(activity, t_env, optimizer, generator)
+        self.reset_if_due(update, t_env)
 
-    def reset(self, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
+    def reset(self, update: Update) -> None:
         """Soften the running activations and revive coefficients."""
-        reset_masks(list(self.layers.values())[1:], self.config, optimizer, generator)
+        reset_masks(list(self.layers.values())[1:], self.config, update.optimizer, update.generator)
 
     @torch.no_grad()
     def metrics(self, draw: MaskDraw | None, t_env: int) -> dict[str, float]:
@@ -284,21 +271,14 @@ class ThresholdScheme(LearnedScheme):
         """The negative mean distance of two masks."""
         return -mask_distance(list(self.layers.values()), LAYER_WEIGHTS)
 
-    def after_step(
-        self,
-        draw: MaskDraw | None,
-        activity: Activity,
-        t_env: int,
-        optimizer: torch.optim.Optimizer,
-        generator: torch.Generator,
-    ) -> None:
+    def after_step(self, draw: MaskDraw | None, update: Update, t_env: int) -> None:
         """Resets."""
-        self.reset_if_due(activity, t_env, optimizer, generator)
+        self.reset_if_due(update, t_env)
 
-    def reset(self, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
+    def reset(self, update: Update) -> None:
         """Start weights anew that no mask keeps."""
         for layer in list(self.layers.values())[1:]:
-            layer.reset(self.config.reset_ratio, generator)
+            layer.reset(self.config.reset_ratio, update.generator)
 
     @torch.no_grad()
     def metrics(self, draw: MaskDraw | None, t_env: int) -> dict[str, float]:

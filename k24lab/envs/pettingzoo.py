@@ -63,6 +63,12 @@ class PettingZooEnv(SingleEnv):
       observations without the padding.
     """
 
+    # Since the last reset:
+    t: int  # env steps
+    dead: dict[Any, int]  # names of agents that will not act before the next reset -> their last step
+    _here: list[int]  # agents that act next (or acted last)
+    _present: list[Any] | None  # `agents` when it was last looked at
+
     def __init__(self, env: ParallelEnv, episode_limit: object = None, named_limit: object = None):
         """Take an environment, and reset it once to see whether that works.
 
@@ -75,11 +81,7 @@ class PettingZooEnv(SingleEnv):
             ConfigError: not a parallel environment, an observation or action space that cannot be batched,
                 no episode limit, a reset that fails, or a `state()` that is no array.
         """
-        self.env = env
-        self.t = 0
-        self.dead: dict[Any, int] = {}  # names of agents that will not act before the next reset -> their last step
-        self._here: list[int] = []  # agents that act next (or acted last)
-        self._present: list[Any] | None = None  # `agents` when it was last looked at
+        self.env, self._here = env, []
         try:
             self._names = check_parallel(env)
             self._known = dict.fromkeys(self._names).keys()
@@ -106,10 +108,14 @@ class PettingZooEnv(SingleEnv):
             state_dim=sum(obs_dims) if own_state_dim is None else own_state_dim,
             episode_limit=find_episode_limit(env, episode_limit, named_limit),
         )
-        self._real_obs = np.arange(self.spec.obs_dim) < np.array(obs_dims)[:, None]  # [N, O]: not padding
-        self._real_actions = np.arange(self.spec.action_dim) < np.array(self.spec.n_actions)[:, None]  # [N, A]
-        self._obs = np.zeros((self.spec.n_agents, self.spec.obs_dim), np.float32)
-        self._slots = [row[:size] for row, size in zip(self._obs, obs_dims, strict=True)]
+        self._make_rows(self.spec)
+
+    def _make_rows(self, spec: EnvSpec) -> None:
+        """Memory for the observations of a step, and which of its numbers and actions are no padding."""
+        self._real_obs = np.arange(spec.obs_dim) < np.array(spec.obs_dims)[:, None]  # [N, O]
+        self._real_actions = np.arange(spec.action_dim) < np.array(spec.n_actions)[:, None]  # [N, A]
+        self._obs = np.zeros((spec.n_agents, spec.obs_dim), np.float32)
+        self._slots = [row[:size] for row, size in zip(self._obs, spec.obs_dims, strict=True)]
 
     def reset(self, seed: int) -> Row:
         """Start an episode, the same for the same seed, whatever was played before.

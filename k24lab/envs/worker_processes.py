@@ -63,10 +63,7 @@ class SubprocessVector(Vector):
         """
         if workers < 1:
             raise ConfigError(f"workers = {workers}: must be at least 1")
-        try:
-            pickle.dumps(make)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise ConfigError(f"{make!r} cannot be sent to a worker process: {error}") from error
+        _check_picklable(make)
         sample = make()
         try:
             super().__init__(sample, n_envs)
@@ -283,6 +280,13 @@ def _one_thread() -> Iterator[None]:
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _check_picklable(make: Callable[[], SingleEnv]) -> None:
+    try:
+        pickle.dumps(make)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ConfigError(f"{make!r} cannot be sent to a worker process: {error}") from error
 
 
 def vectorize(make: Callable[[], SingleEnv], n_envs: int, workers: int = 0) -> VecEnv:

@@ -33,26 +33,29 @@ def method_costs(
         raise ConfigError(unknown("dtype", dtype, DTYPE_BYTES))
     if n_agents < 1:
         raise ConfigError(f"n_agents = {n_agents}: must be at least 1")
-    rows = []
-    for name in methods:
-        method, config = get_method(name), build_config({"method": name, "hidden_dim": hidden_dim})
-        input_dim = obs_dim + (n_agents if config.agent_id else 0)
-        layers = dict(zip(LAYERS, agent_layers(input_dim, hidden_dim, n_actions), strict=True))
-        masked = [layers[layer] for layer in method.masked_layers(config)]
-        networks = {layer: n_agents if layer in method.own_layers else 1 for layer in LAYERS}
-        n_masks = {"none": 0, "one": 1, "each": n_agents}[method.masks]
-        numbers = sum(networks[layer] * (each.weights + each.out_features) for layer, each in layers.items())
-        two_four, itemsize = method.pattern == "2:4", DTYPE_BYTES[dtype]
-        rows.append(
-            {
-                "method": name,
-                "parameters": numbers + (n_masks * _weights(masked) if method.learns_masks else 0),
-                "kept": _kept(masked, _weights(layers.values()), two_four, method.kept),
-                "multiply_adds": sum(x.kept if two_four and x in masked else x.weights for x in layers.values()),
-                "memory_bytes": numbers * itemsize + _mask_bytes(masked, n_masks, two_four, itemsize),
-            }
-        )
-    return pd.DataFrame(rows)
+    sizes = (obs_dim, hidden_dim, n_actions, n_agents)
+    return pd.DataFrame([_costs(name, *sizes, DTYPE_BYTES[dtype]) for name in methods])
+
+
+def _costs(
+    name: str, obs_dim: int, hidden_dim: int, n_actions: int, n_agents: int, itemsize: int
+) -> dict[str, str | int | float]:
+    """The row of one method; `itemsize` are the bytes of a number."""
+    method, config = get_method(name), build_config({"method": name, "hidden_dim": hidden_dim})
+    input_dim = obs_dim + (n_agents if config.agent_id else 0)
+    layers = dict(zip(LAYERS, agent_layers(input_dim, hidden_dim, n_actions), strict=True))
+    masked = [layers[layer] for layer in method.masked_layers(config)]
+    networks = {layer: n_agents if layer in method.own_layers else 1 for layer in LAYERS}
+    n_masks = {"none": 0, "one": 1, "each": n_agents}[method.masks]
+    numbers = sum(networks[layer] * (each.weights + each.out_features) for layer, each in layers.items())
+    two_four = method.pattern == "2:4"
+    return {
+        "method": name,
+        "parameters": numbers + (n_masks * _weights(masked) if method.learns_masks else 0),
+        "kept": _kept(masked, _weights(layers.values()), two_four, method.kept),
+        "multiply_adds": sum(x.kept if two_four and x in masked else x.weights for x in layers.values()),
+        "memory_bytes": numbers * itemsize + _mask_bytes(masked, n_masks, two_four, itemsize),
+    }
 
 
 def _weights(layers: Iterable[Layer]) -> int:

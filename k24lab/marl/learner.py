@@ -2,7 +2,8 @@
 
 import copy
 import functools
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -48,12 +49,15 @@ def check_types(config: TrainingConfig, spec: EnvSpec) -> None:
         raise ConfigError(f"mask_per = 'type' needs an environment with unit types; {task!r} has none")
 
 
-class _Activity(NamedTuple):
-    """What the online network did on the batch of an update (see `k24lab.core.schemes.Activity`)."""
+@dataclass
+class _Update:
+    """What an update leaves to the mask scheme (see `k24lab.core.schemes.Update`)."""
 
     batch: EpisodeBatch
     rows: Rows
-    online: Episodes
+    online: Episodes  # of the online network
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
 
     def mean_abs_inputs(self, layers: list[str]) -> tuple[dict[str, Tensor], Tensor]:
         """Mean |x| of each named layer over the steps that living units played, and how many steps these were."""
@@ -131,14 +135,14 @@ class K24QLearner:
         metrics = {"loss_td": loss_td.item()}
         if log:
             metrics |= value_metrics(td_error, chosen_q, targets, filled)
-            metrics |= self._network_metrics(_Activity(batch, rows, online), draw, t_env)
+            metrics |= self._network_metrics(batch, rows, online, draw, t_env)
         with record_function("backward"):
             metrics |= self._backward(loss_td, similarity, log)
         with record_function("optimizer"):
             grad_norm = self._optimizer_step(t_env, metrics["loss_td"])
         with record_function("target and mask state"):
             self._update_target()
-            self.scheme.after_step(draw, _Activity(batch, rows, online), t_env, self.optimizer, self.generator)
+            self.scheme.after_step(draw, _Update(batch, rows, online, self.optimizer, self.generator), t_env)
         if log:
             metrics |= {"grad_norm": grad_norm.item()} | self.scheme.progress(t_env)
         return metrics
@@ -233,9 +237,10 @@ class K24QLearner:
         move_network(self.target_mixer, self.mixer, share)
 
     @torch.no_grad()
-    def _network_metrics(self, activity: _Activity, draw: MaskDraw | None, t_env: int) -> dict[str, float]:
+    def _network_metrics(
+        self, batch: EpisodeBatch, rows: Rows, online: Episodes, draw: MaskDraw | None, t_env: int
+    ) -> dict[str, float]:
         """Dead units, all about the masks, and how often they act unlike the argmax masks."""
-        batch, rows, online = activity
         metrics = {"dead_units": dead_units(online, played_steps(batch, rows))} | self.scheme.metrics(draw, t_env)
         if draw is None:
             return metrics

@@ -77,9 +77,7 @@ def replay(
     _check(path, episodes, seed, fps, dpi)
     learner, _, t_env = load_learner(folder)
     played = record(learner, config, t_env, episodes, config.seed if seed is None else seed)
-    short = EngFormatter(sep="")  # 128k, 1.5M
-    trained = f"trained {short(t_env)}" + (f" of {short(config.t_max)}" if t_env < config.t_max else "")
-    title = f"{config.task}, {method_style(config.method).label}, seed {config.seed}"
+    title, trained = _titles(config, t_env)
     frames = draw_frames(played, title, f"{trained} steps · ", dpi)
     holds = [hold for episode in played for hold in [1] * episode.n_steps + [round(LAST_FRAME_SECONDS * fps)]]
     bar = tqdm(frames, total=len(holds), unit="frame", disable=None if progress else True, leave=False)
@@ -87,6 +85,13 @@ def replay(
     with paper_style(), rc_context({"font.family": "DejaVu Sans"}):  # serifs are too fine for a screen
         write_animation(path, iter(bar), holds, fps)
     return path, f"{_returns(played)}; {trained} env steps"
+
+
+def _titles(config: Config, t_env: int) -> tuple[str, str]:
+    """Which run it is, and how long it was trained."""
+    short = EngFormatter(sep="")  # 128k, 1.5M
+    trained = f"trained {short(t_env)}" + (f" of {short(config.t_max)}" if t_env < config.t_max else "")
+    return f"{config.task}, {method_style(config.method).label}, seed {config.seed}", trained
 
 
 def _returns(episodes: Sequence[Episode]) -> str:
