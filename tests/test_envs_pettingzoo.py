@@ -362,7 +362,7 @@ def test_what_is_no_parallel_environment_is_refused():
         lift(TurnBased)
     with pytest.raises(ConfigError, match="lacks possible_agents, reset"):
         lift(object)
-    with pytest.raises(ConfigError, match="no agents"):
+    with pytest.raises(ConfigError, match="at least one agent"):
         lift(type("Empty", (ToyEnv,), {"possible_agents": ()}))
     with pytest.raises(ConfigError, match="n_envs = 0"):
         lift(ToyEnv, n_envs=0)
@@ -624,26 +624,21 @@ def test_a_factory_can_be_named(factories: str):
 @pytest.mark.parametrize(
     "path, said",
     [
-        ("no_such_package.thing", "cannot import 'no_such_package.thing': No module named 'no_such_package"),
+        (
+            "no_such_package.thing",
+            "cannot import 'no_such_package.thing': ModuleNotFoundError: No module named 'no_such_package",
+        ),
         ("no_such_package", "cannot import 'no_such_package'"),
         ("k24_factories.absent", "cannot import .*has no attribute 'absent'"),
         ("k24_package.needy", "No module named 'a_package_that_is_missing'"),
-        ("k24_factories.limit", "3 is no function or class"),
-        ("k24_factories", "module 'k24_factories' has no parallel_env"),
+        ("k24_factories.limit", "neither a function or class"),
+        ("k24_factories", "nor a module with parallel_env"),
         ("mpe2.simple_spread_v3.env", "turn-based"),
-        ("pettingzoo.mpe.simple_spread_v3", "MPE has been moved .*; did you mean 'pettingzoo/mpe2.simple_spread_v3'"),
-        (
-            "pettingzoo.mpe.simple_adversary_v3",
-            "; did you mean 'pettingzoo/mpe2.simple_adversary_v3'",
-        ),
-        ("mpe2.simple_spread_v2", "; did you mean 'pettingzoo/mpe2.simple_spread_v3'"),
-        ("pettingzoo.classic.rps_v1", "of an old version; did you mean 'pettingzoo/pettingzoo.classic.rps_v2'"),
-        ("pettingzoo.butterfly.pistonball_v5", "did you mean 'pettingzoo/pettingzoo.butterfly.pistonball_v6'"),
+        ("pettingzoo.mpe.simple_spread_v3", "MPE has been moved"),
+        ("mpe2.simple_spread_v2", "no attribute 'simple_spread_v2'"),
+        ("pettingzoo.classic.rps_v1", "an old version of the module"),
         ("pettingzoo.classic.gin_rummy_v4", "gin_rummy was removed from PettingZoo"),
-        (
-            "pettingzoo.classic.tictactoe.tictactoe",
-            "no parallel_env; its env is turn-based: .*turn_based_aec",
-        ),
+        ("pettingzoo.classic.tictactoe.tictactoe", "nor a module with parallel_env .*turn_based_aec"),
         ("k24_package.exits", r"cannot import 'k24_package.exits': SystemExit: 0 \(exits.py, line 2\)"),
         ("k24_package.wrong", r"cannot import 'k24_package.wrong': SyntaxError: "),
         ("k24_factories.nothing", "None is no PettingZoo parallel environment: it lacks possible_agents"),

@@ -81,10 +81,9 @@ def test_an_environment_without_fault_has_sizes_and_nothing_else(capsys):
         ("rude_environments:OutOfBounds", r"'a0' are outside of their space .*step 5: 11, declared are -10 to 10"),
         ("rude_environments:AllReward", r"rewards at step 1: key '__all__' is no possible agent .*; 2 times\)"),
         ("odd_environments:StateShrinks", r"state\(\) at step 3 has 8 numbers, at first it had 12"),
-        ("odd_environments:NobodyAtStart", r"no agent is there after a reset"),
         ("rude_environments:FailsAtClose", r"could not be closed: close\(\) raised RuntimeError: the window is gone"),
         ("rude_environments:Exits", r"step 4 raised SystemExit: 0"),
-        ("odd_environments:SeedTeam", "parallel_api_test: .*issubset"),
+        ("odd_environments:SeedTeam", "parallel_api_test raised AssertionError"),
     ],
 )
 def test_what_an_environment_should_not_do_is_told_with_its_place(name, problem, capsys):
@@ -97,11 +96,6 @@ def test_what_an_environment_should_not_do_is_told_with_its_place(name, problem,
 @pytest.mark.parametrize(
     "name, note",
     [
-        ("rude_environments:HiddenLimit:episode_limit=4", "goes on after 4 env steps: the limit truncates it"),
-        ("odd_environments:Base:limit=4,episode_limit=9", "truncates after 4 env steps at most, its limit is 9"),
-        ("rude_environments:ForgetsRewards", r"agent 'a1' acted and was given no reward: 0 .* step 2; 18 times\)"),
-        ("rude_environments:Turns", r"agent 'a1' had no move in 70 % of its steps: it was sent its first action"),
-        ("odd_environments:DoneStays", r"agent 'a0' is given rewards after its end"),
         ("odd_environments:NobodyAtStart", "all episodes begin with the same observations"),
     ],
 )
@@ -124,8 +118,8 @@ def Wide():
     return WideBase()
 
 
-def OtherMask(part="info", key="avail_actions", resets_only=False):
-    """Gives a mask under a name of its own, in the observation or the info; or only at the reset."""
+def OtherMask(part="info", key="avail_actions"):
+    """Gives a mask under a name of its own, in the observation or the info."""
     from odd_environments import Base
 
     class OtherMaskBase(Base):
@@ -137,7 +131,7 @@ def OtherMask(part="info", key="avail_actions", resets_only=False):
             return {"seen": super().see(agent), **({key: np.ones(3, np.int8)} if part == "observation" else {})}
 
         def info(self, agent):
-            return {key: [1, 0, 1]} if part == "info" and not (self.t and resets_only) else {}
+            return {key: [1, 0, 1]} if part == "info" else {}
 
     return OtherMaskBase()
 
@@ -153,12 +147,6 @@ def test_a_mask_under_another_name_is_a_note(part, key):
 def test_what_is_no_mask_by_its_name_or_shape_or_beside_a_mask_is_no_note():
     assert not any("mask" in note for note in found_in("test_task_doctor:OtherMask:key=position").notes)
     assert not any("mask" in note for note in found_in("test_task_doctor:OtherMask:key=action_mask").notes)
-
-
-def test_masks_at_the_reset_alone_are_a_note():
-    found = found_in("test_task_doctor:OtherMask:key=action_mask,resets_only=True")
-    said = "agent 'a0' is given no action_mask in 36 of 40 observations: every action counts as available there"
-    assert not found.problems and said in found.notes
 
 
 def test_a_class_of_ones_own_is_not_put_to_the_test_of_pettingzoo():
@@ -199,9 +187,8 @@ def test_a_game_of_turns_is_played_to_its_end(game, limit):
     assert ends == 6
 
 
-def test_a_game_of_turns_has_no_problems(capsys):
+def test_a_game_of_turns_has_no_problems():
     assert doctor(task="pettingzoo/k24_turns:tictactoe:episode_limit=9", episodes=3) == 0
-    assert "had no move in" in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore:The old environment creation API:DeprecationWarning")
@@ -236,4 +223,4 @@ def test_an_error_that_cannot_be_printed_is_a_problem_like_any_other(monkeypatch
     monkeypatch.setattr(Base, "step", step)
     first, api_test = found_in("odd_environments:Base").problems
     said = r"Unprintable: its message cannot be read \(test_task_doctor.py, line \d+\)$"
-    assert re.search(f"^step 1 raised {said}", first) and re.search(f"parallel_api_test: {said}", api_test)
+    assert re.search(f"^step 1 raised {said}", first) and re.search(f"parallel_api_test raised {said}", api_test)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from k24lab.envs.base import TaskBuilder
-from k24lab.envs.pettingzoo_checks import ParallelEnv
+from k24lab.envs.pettingzoo import ParallelEnv
 from k24lab.envs.pettingzoo_import import factory_options, pettingzoo_builder
 from k24lab.errors import ConfigError, unknown
 

@@ -2,32 +2,52 @@
 
 What an environment must do is written down in `k24lab.envs.pettingzoo.PettingZooEnv` for those of PettingZoo, and in
 `k24lab.envs.base` (Step, VecEnv) for all. A run refuses what it cannot go on with, at every reset and step. Here whole
-episodes are played, each of them twice, and everything else is looked at too.
+episodes are played, each of them twice, and what a run lets pass is looked at too.
 """
 
 import contextlib
 import io
-import traceback
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from k24lab.envs.base import Step, VecEnv
-from k24lab.envs.pettingzoo import PettingZooEnv
-from k24lab.envs.pettingzoo_checks import call
-from k24lab.envs.pettingzoo_watcher import Findings, Watcher
+from k24lab.envs.base import EnvSpec, Step, VecEnv
+from k24lab.envs.pettingzoo import PettingZooEnv, call
 from k24lab.envs.registry import make_env
 from k24lab.envs.vector_env import SerialVector
-from k24lab.errors import ConfigError, RunError, told, warn
+from k24lab.errors import ConfigError, RunError, warn
 
 API_CYCLES = 100  # env steps of PettingZoo's own test, for each of its two resets
 MOST_SHOWN = 20  # lines of problems, and of notes
 MOST_STEPS = 10_000  # of an episode: more are not needed to see what an environment does
+MASK_WORDS = ("avail", "legal", "mask", "valid")  # in the names that others give to an action mask
+
+
+@dataclass
+class Findings:
+    """What is known of a task after some episodes."""
+
+    spec: EnvSpec
+    agents: Sequence[str]
+    lengths: list[int] = field(default_factory=list)  # env steps of each episode
+    returns: list[float] = field(default_factory=list)
+    n_terminated: int = 0
+    problems: dict[str, list[str]] = field(default_factory=dict)  # what should not be -> places where it was seen
+    notes: dict[str, list[str]] = field(default_factory=dict)  # the same of what is allowed, and worth knowing
+
+    def problem(self, text: str, place: str = "") -> None:
+        """Something that should not be."""
+        self.problems.setdefault(text, []).append(place)
+
+    def note(self, text: str) -> None:
+        """Something that is allowed."""
+        self.notes.setdefault(text, []).append("")
 
 
 def examine_task(task: str, episodes: int = 5) -> int:
@@ -58,13 +78,12 @@ def examine(task: str, episodes: int) -> Findings:
         env = make_env(task, 1)
         single = env.envs[0] if isinstance(env, SerialVector) else None
         found = Findings(env.spec, single.agents if single else [str(i) for i in range(env.spec.n_agents)])
-        watcher = Watcher(single, found) if isinstance(single, PettingZooEnv) else None
         try:
-            _play_all(env, episodes, watcher, found)
+            _play_all(env, episodes, found)
+            if isinstance(single, PettingZooEnv):
+                _look_for_masks(single, found)
         finally:
             env.close()
-        if watcher is not None:
-            watcher.summarise()
         if task.startswith("pettingzoo/"):
             _api_test(task, found)
     for warning in given:
@@ -77,7 +96,7 @@ def report(task: str, found: Findings) -> str:
     """Sizes, episodes, problems and notes, in lines."""
     spec = found.spec
     rows = [
-        ("agents", f"{spec.n_agents}: {_listed(found.agents)}"),
+        ("agents", f"{spec.n_agents}: {', '.join(found.agents)}"),
         ("observed", f"numbers: {_alike(spec.obs_dims)}; state: {spec.state_dim}"),
         ("actions", _alike(spec.n_actions)),
         ("limit", f"{spec.episode_limit} env steps"),
@@ -103,20 +122,16 @@ def _section(title: str, seen: dict[str, list[str]]) -> Iterator[str]:
         yield f"    and {len(seen) - MOST_SHOWN} more"
 
 
-def _play_all(env: VecEnv, episodes: int, watcher: Watcher | None, found: Findings) -> None:
+def _play_all(env: VecEnv, episodes: int, found: Findings) -> None:
     """Play each episode, then all of them once more: the same seeds and actions must give the same."""
     played = {}
     for k in range(episodes):
-        if watcher is not None:
-            watcher.episode = k
         try:
-            played[k] = list(_episode(env, k))
+            played[k] = list(_episode(env, k, found))
         except RunError as error:
             found.problem(str(error).removeprefix("environment 0: "), f"episode {k}")
             continue
-        _look(played[k], k, found)
-    if watcher is not None:
-        watcher.episode = None
+        _look(played[k], found)
     for k, steps in played.items():
         try:
             said = _difference(steps, list(_episode(env, k)), found.agents)
@@ -127,37 +142,72 @@ def _play_all(env: VecEnv, episodes: int, watcher: Watcher | None, found: Findin
     starts = [steps[0].obs for steps in played.values()]
     if len(starts) > 1 and all(torch.equal(obs, starts[0]) for obs in starts):
         found.note("all episodes begin with the same observations, whatever their seed")
-    _judge_lengths(found)
+    if found.lengths and not any(found.returns):
+        found.note("the return of every episode was 0: the rewards of the team cancel out, or random play earns none")
 
 
-def _episode(env: VecEnv, seed: int) -> Iterator[Step]:
-    """Every step of an episode with random available actions."""
+def _episode(env: VecEnv, seed: int, found: Findings | None = None) -> Iterator[Step]:
+    """Every step of an episode with random available actions; what is wrong in one is noted in `found`."""
     generator, now = torch.Generator().manual_seed(seed), env.reset(seed)
-    yield now
-    for _ in range(min(env.spec.episode_limit, MOST_STEPS)):
-        weights = now.avail_actions.flatten(0, 1).float().cpu()
-        chosen = torch.multinomial(weights, 1, generator=generator).view(1, -1)
-        now = env.step(chosen.to(now.obs.device))
+    for t in range(min(env.spec.episode_limit, MOST_STEPS) + 1):
+        if found is not None:
+            _look_at_step(env, now, f"episode {seed}, step {t}", found)
         yield now
         if bool(now.terminated | now.truncated):
             return
+        weights = now.avail_actions.flatten(0, 1).float().cpu()
+        chosen = torch.multinomial(weights, 1, generator=generator).view(1, -1)
+        now = env.step(chosen.to(now.obs.device))
 
 
-def _look(played: list[Step], k: int, found: Findings) -> None:
-    """Numbers of one episode."""
+def _look_at_step(env: VecEnv, now: Step, place: str, found: Findings) -> None:
+    """Numbers that are none or out of bounds, and agents that come back."""
+    for name in ("obs", "state", "reward"):
+        value = getattr(now, name)[0]
+        if (bad := ~value.isfinite()).any():
+            who = f" of agent {found.agents[int(bad.nonzero()[0][0])]!r}" if name == "obs" else ""
+            found.problem(f"{name}{who} is {value[bad].flatten()[0].item()}", place)
+    single = env.envs[0] if isinstance(env, SerialVector) else None
+    if not isinstance(single, PettingZooEnv):
+        return
+    for agent, end in single.dead.items():
+        if end < single.t and agent in single.env.agents:
+            said = f"agent {agent!r} is in agents after its end; it stays dead until the next reset"
+            found.problem(said, f"{place}: it ended at step {end}")
+    for i, agent in enumerate(single.env.possible_agents):
+        if now.alive is not None and now.alive[0, i]:
+            _look_at_bounds(agent, now.obs[0, i].cpu().numpy(), single.env.observation_space(agent), place, found)
+
+
+def _look_at_bounds(agent: Any, seen: np.ndarray, space: Any, place: str, found: Findings) -> None:
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Dict) and {"observation", "action_mask"} <= space.spaces.keys():
+        space = space["observation"]
+    flat: Any = spaces.flatten_space(space)
+    low, high = (bound.ravel().astype(np.float32) for bound in (flat.low, flat.high))
+    seen = seen[: len(low)]
+    if (bad := (seen < low) | (seen > high)).any():
+        said = f"{seen[bad][0]:.4g}, declared are {low[bad][0]:g} to {high[bad][0]:g}"
+        found.problem(f"observations of agent {agent!r} are outside of their space", f"{place}: {said}")
+
+
+def _look_for_masks(single: PettingZooEnv, found: Findings) -> None:
+    """Note what looks like a mask of actions, under a name that the adapter does not know."""
+    for part, holders in zip(("observation", "info"), call("reset(seed=0)", single.env.reset, seed=0), strict=True):
+        for agent, holder in holders.items():
+            for key in holder if isinstance(holder, Mapping) and "action_mask" not in holder else ():
+                if any(word in str(key).lower() for word in MASK_WORDS):
+                    said = f"the {part} of agent {agent!r} has {key!r}, which looks like a mask of its actions"
+                    found.note(f"{said}: nobody reads it, the name is 'action_mask'")
+
+
+def _look(played: list[Step], found: Findings) -> None:
+    """Length, return and end of one episode."""
     last = played[-1]
     found.lengths.append(len(played) - 1)
     found.returns.append(sum(float(step.reward) for step in played[1:]))
     found.n_terminated += bool(last.terminated)
-    for t, step in enumerate(played):
-        for name in ("obs", "state", "reward"):
-            value = getattr(step, name)[0]
-            bad = ~value.isfinite()
-            if bad.any():
-                who = f" of agent {found.agents[int(bad.nonzero()[0][0])]!r}" if name == "obs" else ""
-                found.problem(f"{name}{who} is {value[bad].flatten()[0].item()}", f"episode {k}, step {t}")
-    if not (last.terminated | last.truncated).all():
-        found.note(f"an episode was broken off after {len(played) - 1} env steps")
 
 
 def _difference(first: list[Step], second: list[Step], agents: Sequence[str]) -> str:
@@ -170,18 +220,6 @@ def _difference(first: list[Step], second: list[Step], agents: Sequence[str]) ->
                 who = f" of agent {agents[int((x != y)[0].nonzero()[0][0])]!r}" if per_agent else ""
                 return f"{f.name}{who} differs from step {t} on"
     return "" if len(first) == len(second) else f"they end after {len(first) - 1} and {len(second) - 1} env steps"
-
-
-def _judge_lengths(found: Findings) -> None:
-    """Note what lengths and rewards tell of the limit and the task."""
-    longest, limit = max(found.lengths, default=0), found.spec.episode_limit
-    if longest < limit and found.n_terminated < len(found.lengths):
-        said = f"the environment truncates after {longest} env steps at most, its limit is {limit}"
-        found.note(f"{said}: memory is kept for the difference")
-    if found.lengths and not any(found.returns):
-        found.note(
-            "the return of every episode was 0: the rewards of the team cancel out, or random play earns nothing"
-        )
 
 
 def _api_test(task: str, found: Findings) -> None:
@@ -198,19 +236,11 @@ def _api_test(task: str, found: Findings) -> None:
     env.observation_space, env.action_space = cache(env.observation_space), cache(env.action_space)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            call("the test", parallel_api_test, env, num_cycles=API_CYCLES)
+            call("PettingZoo's parallel_api_test", parallel_api_test, env, num_cycles=API_CYCLES)
     except RunError as error:
-        found.problem(f"PettingZoo's parallel_api_test: {_api_error(error.__cause__)}")
+        found.problem(str(error))
     finally:
         vector.close()
-
-
-def _api_error(cause: BaseException | None) -> str:
-    """What failed: an assertion of the test without a message is its line."""
-    assert cause is not None
-    if isinstance(cause, AssertionError) and not any(cause.args):
-        return f"failed at `{traceback.extract_tb(cause.__traceback__)[-1].line}`"
-    return told(cause)
 
 
 def check_repeatable(task: str) -> None:
@@ -231,9 +261,5 @@ def _range(values: Sequence[int] | Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _listed(names: Sequence[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
-
-
 def _alike(sizes: tuple[int, ...]) -> str:
-    return f"{sizes[0]} for each agent" if len(set(sizes)) == 1 else _listed([str(size) for size in sizes], 16)
+    return f"{sizes[0]} for each agent" if len(set(sizes)) == 1 else ", ".join(map(str, sizes))
