@@ -14,7 +14,7 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Sequence
 
 from k24lab.envs.base import Step
-from k24lab.envs.mpe2 import MPE2_TASKS, WITH_PREY, Mpe2ParallelEnv, flee, mpe2_builder, wander
+from k24lab.envs.mpe2 import MPE2_TASKS, WITH_PREY, Mpe2ParallelEnv, flee, wander
 from k24lab.envs.pettingzoo import PettingZooEnv
 from k24lab.envs.pettingzoo_import import import_builder
 from k24lab.envs.registry import make_env, task_names
@@ -350,7 +350,7 @@ def test_the_episode_limit_is_the_environment_s_or_the_given_one():
     with pytest.raises(ConfigError, match="set the option episode_limit"):
         lift(Unlimited)
     for wrong in (0, 2.5, "x"):
-        with pytest.raises(ConfigError, match="whole number"):
+        with pytest.raises(ConfigError, match=r"whole number|at least 1"):
             lift(type("Wrong", (ToyEnv,), {"max_cycles": wrong}))
 
 
@@ -483,8 +483,6 @@ def test_mpe2_options_are_the_environment_s_own():
     for hidden in ("render_mode='human'", "episode_limit=3"):  # no window; the limit is called max_cycles here
         with pytest.raises(ConfigError, match="unknown option"):
             make_env(f"mpe2/simple_spread:{hidden}", n_envs=1)
-    with pytest.raises(ConfigError, match="unknown mpe2 task 'simple_spred'; did you mean 'simple_spread'"):
-        mpe2_builder("simple_spred")
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def test_what_can_be_seen_before_the_run_leaves_no_folder(name, home):
     assert not (home / "runs").exists()
 
 
-@pytest.mark.filterwarnings("ignore:an environment could not be closed")
+@pytest.mark.filterwarnings("ignore:.*could not be closed")
 @pytest.mark.parametrize("name", ENDED)
 def test_what_shows_in_the_run_ends_it_in_one_sentence(name):
     config = config_of(name)

@@ -153,8 +153,8 @@ def test_spaces_that_change_are_refused_when_built_at_each_reset_and_by_the_doct
     with pytest.raises(RunError, match=f"^{CHANGES[what]}$"):
         env.reset(1)
     monkeypatch.syspath_prepend(Path(__file__).parent)
-    found = examine(f"pettingzoo/test_pettingzoo_answers:Changes:after=3,what={what}", 2)
-    assert any(re.match(CHANGES[what], problem) for problem in found.problems)
+    problems = examine(f"pettingzoo/test_pettingzoo_answers:Changes:after=3,what={what}", 2)[1]
+    assert any(re.match(CHANGES[what], problem) for problem in problems)
 
 
 def test_spaces_that_are_made_anew_with_other_bounds_are_the_same():

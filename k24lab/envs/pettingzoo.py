@@ -21,11 +21,7 @@ LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 def call(what: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """What `function` returns.
-
-    Raises:
-        RunError: it raised anything but KeyboardInterrupt, which is the user's; `what` says what was called.
-    """
+    """What `function` returns; a RunError if it raised anything but KeyboardInterrupt. `what` says what was called."""
     try:
         return function(*args, **kwargs)
     except KeyboardInterrupt:
@@ -39,7 +35,7 @@ class PettingZooEnv(SingleEnv):
 
     What breaks the contract is a ConfigError when the environment is built, or a RunError at the reset or step where
     it shows; both name the agent, the step, the value, and what is allowed. `k24lab doctor --task` plays whole
-    episodes and also names what is only unusual.
+    episodes and names more: seeds that are ignored, agents that come back, numbers out of bounds.
 
     - **Agents.** `possible_agents` never changes. `agents` holds those that act next; it may be a part of
       `possible_agents`, in any order, and an agent may arrive late. An agent that acted and was reported terminated
@@ -73,16 +69,10 @@ class PettingZooEnv(SingleEnv):
     _here: list[int]  # agents that act next (or acted last)
 
     def __init__(self, env: ParallelEnv, episode_limit: object = None, named_limit: object = None):
-        """Take an environment, and reset it once to see whether that works.
+        """Take an environment, and reset it once to see whether that works; ConfigError if the contract is broken.
 
-        Args:
-            env: the environment.
-            episode_limit: env steps; by default what the environment names in one of LIMIT_ATTRIBUTES.
-            named_limit: of an environment that names none: the option that it was built with.
-
-        Raises:
-            ConfigError: not a parallel environment, an observation or action space that cannot be batched,
-                no episode limit, a reset that fails, or a `state()` that is no array.
+        Its limit is `episode_limit`, or what it names in one of LIMIT_ATTRIBUTES, or else `named_limit`: the option
+        that it was built with.
         """
         self.env, self._here = env, []
         self._names = _agents_of(env)
@@ -116,20 +106,12 @@ class PettingZooEnv(SingleEnv):
         self._obs = np.zeros((spec.n_agents, spec.obs_dim), np.float32)
 
     def reset(self, seed: int) -> Row:
-        """Start an episode, the same for the same seed, whatever was played before.
-
-        Raises:
-            RunError: the environment breaks the contract.
-        """
+        """Start an episode, the same for the same seed, whatever was played before. RunError: a broken contract."""
         obs, infos = self._ask_reset(seed % self._n_seeds)
         return self._row(self._left(), obs, infos)
 
     def step(self, actions: Int[np.ndarray, " N"]) -> Row:
-        """One step of all agents that are left.
-
-        Raises:
-            RunError: the environment breaks the contract.
-        """
+        """One step of all agents that are left. Raises RunError: the environment breaks the contract."""
         here, chosen = self._here, actions.tolist()
         acted = [self._names[i] for i in here]
         sent = {self._names[i]: chosen[i] + self._first_action[i] for i in here}
@@ -325,11 +307,7 @@ def _agents_of(env: ParallelEnv) -> list[Any]:
 
 
 def _episode_limit(env: ParallelEnv, given: object, named: object) -> int:
-    """The given limit, the one that the environment names, or that of its options; in env steps.
-
-    Raises:
-        ConfigError: there is none, or it is no whole number of at least 1.
-    """
+    """The given limit, the one that the environment names, or that of its options; in env steps."""
     holders = (env, getattr(env, "unwrapped", env))
     found = [getattr(holder, name, None) for holder in holders for name in LIMIT_ATTRIBUTES]
     limit = next((value for value in (given, *found, named) if value is not None), None)
@@ -338,7 +316,7 @@ def _episode_limit(env: ParallelEnv, given: object, named: object) -> int:
             f"{env} names no episode limit (looked for {', '.join(LIMIT_ATTRIBUTES)}): set the option episode_limit"
         )
     number = _scalar(limit)  # NumPy's types and 10.0 will do
-    if number is None or number < 1 or number % 1:
+    if number is None or number % 1:
         raise ConfigError(f"episode limit {brief(limit)} of {env}: must be a whole number of env steps, at least 1")
     return int(number)
 

@@ -20,11 +20,7 @@ Load = Callable[[], tuple[Callable[..., ParallelEnv], list[Parameter]]]
 
 
 def pettingzoo_builder(task: str, load: Load) -> TaskBuilder:
-    """The builder of PettingZooEnvs; `load` must be picklable, for worker processes.
-
-    Raises:
-        ConfigError: nothing can be loaded; `build` raises it as `build_env` does.
-    """
+    """The builder of PettingZooEnvs; `load` must be picklable, for worker processes."""
 
     def build(n_envs: int, workers: int = 0, **options: Any) -> VecEnv:
         return vectorize(partial(build_env, task, load, options), n_envs, workers)
@@ -34,12 +30,7 @@ def pettingzoo_builder(task: str, load: Load) -> TaskBuilder:
 
 
 def build_env(task: str, load: Load, options: Mapping[str, Any]) -> PettingZooEnv:
-    """Build one environment.
-
-    Raises:
-        ConfigError: an option that the environment refuses, whatever its factory raises, even `sys.exit`, or an
-            environment that PettingZooEnv refuses.
-    """
+    """Build one environment; whatever its factory raises, even `sys.exit`, is a ConfigError."""
     factory, parameters = load()
     own = dict(options)
     episode_limit = own.pop("episode_limit", None) if EPISODE_LIMIT in parameters else None
