@@ -130,7 +130,7 @@ def test_sweep_refuses_resources_that_mean_nothing(args, part, k24lab, tmp_path,
         (["train", "--logit-scale", "inf"], ["logit_scale = inf is not a finite number"]),
         (["train", "--task", "rolenv"], ["unknown task 'rolenv'", "did you mean 'rolenav'"]),
         (["train", "--name", "a/b"], ["name = 'a/b'"]),
-        (["resume", "nowhere"], ["no run 'nowhere': there is none"]),
+        (["resume", "nowhere"], ["no run 'nowhere': no folder"]),
         (["sweep", "nowhere.yaml"], ["no grid file nowhere.yaml"]),
         (["figures"], ["no finished run in "]),
         (["figures", "nothing"], ["no runs in "]),
@@ -208,5 +208,5 @@ def test_package_is_a_command():
     done = subprocess.run(
         [sys.executable, "-m", "k24lab", "resume", "nowhere"], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 2 and done.stderr.startswith("k24lab: error: no run 'nowhere': there is none")
+    assert done.returncode == 2 and done.stderr.startswith("k24lab: error: no run 'nowhere': no folder")
     assert "Traceback" not in done.stderr
