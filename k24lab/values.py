@@ -5,7 +5,6 @@ from typing import Any, Literal, get_args, get_origin
 
 from k24lab.errors import unknown
 
-NARROW_FLOATS = ("float16", "float32")
 LARGEST_EXACT = 2**53  # whole numbers up to here are floats without loss
 
 
@@ -15,7 +14,7 @@ def convert(kind: Any, value: Any) -> Any:
     Scalars and 0-d arrays of numpy (or torch, or jax) count as the number, truth value or text that they hold.
     """
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
-        value = _plain(value)
+        value = value.item()
     if get_origin(kind) is Literal:
         if not isinstance(value, str) or value not in get_args(kind):
             hint = " (YAML takes off for False: write 'off')" if value is False and "off" in get_args(kind) else ""
@@ -36,16 +35,6 @@ def convert(kind: Any, value: Any) -> Any:
         hint = " (in quotes, or with an e: write it in digits)" if kind is int and _is_number(value) else hint
         raise TypeError(f"is {_article(type(value))}, not {_article(kind)}{hint}")
     return value
-
-
-def _plain(scalar: Any) -> Any:
-    """What a 0-d array holds; of a float32 or float16 the shortest decimal that stands for it, as 0.001."""
-    value, kind = scalar.item(), str(getattr(scalar, "dtype", "")).removeprefix("torch.")
-    if kind not in NARROW_FLOATS or not isinstance(value, float) or not math.isfinite(value) or value.is_integer():
-        return value
-    import numpy as np  # not at the top: the command line starts without numpy
-
-    return float(str(np.dtype(kind).type(value)))
 
 
 def _article(kind: type) -> str:

@@ -73,18 +73,6 @@ def test_the_game_of_smacv2(monkeypatch, tmp_path, capsys):
     assert f"no map {tmp_path / 'game/Maps/SMAC_Maps/32x32_flat.SC2Map'}" in capsys.readouterr().out
 
 
-def test_the_wrong_protobuf_is_told_before_it_fails(monkeypatch):
-    monkeypatch.delitem(sys.modules, "google.protobuf.internal.api_implementation", raising=False)
-    monkeypatch.setenv("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "upb")
-    assert module._protobuf()[1:] == (None, "export PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python")
-    for setting in ("python", None):
-        if setting is None:
-            monkeypatch.delenv("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION")
-        else:
-            monkeypatch.setenv("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", setting)
-        assert module._protobuf().found.startswith("python")
-
-
 def test_every_part_can_be_checked_here(capsys):
     assert doctor() == 0
     text = capsys.readouterr().out

@@ -14,7 +14,7 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Sequence
 
 from k24lab.envs.base import Step
-from k24lab.envs.mpe2 import MPE2_TASKS, WITH_PREY, Mpe2ParallelEnv, flee, mpe2_builder, wander
+from k24lab.envs.mpe2 import MPE2_TASKS, WITH_PREY, Mpe2ParallelEnv, flee, wander
 from k24lab.envs.pettingzoo import PettingZooEnv
 from k24lab.envs.pettingzoo_import import import_builder
 from k24lab.envs.registry import make_env, task_names
@@ -350,7 +350,7 @@ def test_the_episode_limit_is_the_environment_s_or_the_given_one():
     with pytest.raises(ConfigError, match="set the option episode_limit"):
         lift(Unlimited)
     for wrong in (0, 2.5, "x"):
-        with pytest.raises(ConfigError, match="whole number"):
+        with pytest.raises(ConfigError, match=r"whole number|at least 1"):
             lift(type("Wrong", (ToyEnv,), {"max_cycles": wrong}))
 
 
@@ -362,7 +362,7 @@ def test_what_is_no_parallel_environment_is_refused():
         lift(TurnBased)
     with pytest.raises(ConfigError, match="lacks possible_agents, reset"):
         lift(object)
-    with pytest.raises(ConfigError, match="no agents"):
+    with pytest.raises(ConfigError, match="at least one agent"):
         lift(type("Empty", (ToyEnv,), {"possible_agents": ()}))
     with pytest.raises(ConfigError, match="n_envs = 0"):
         lift(ToyEnv, n_envs=0)
@@ -483,8 +483,6 @@ def test_mpe2_options_are_the_environment_s_own():
     for hidden in ("render_mode='human'", "episode_limit=3"):  # no window; the limit is called max_cycles here
         with pytest.raises(ConfigError, match="unknown option"):
             make_env(f"mpe2/simple_spread:{hidden}", n_envs=1)
-    with pytest.raises(ConfigError, match="unknown mpe2 task 'simple_spred'; did you mean 'simple_spread'"):
-        mpe2_builder("simple_spred")
 
 
 @pytest.mark.parametrize(
@@ -624,26 +622,21 @@ def test_a_factory_can_be_named(factories: str):
 @pytest.mark.parametrize(
     "path, said",
     [
-        ("no_such_package.thing", "cannot import 'no_such_package.thing': No module named 'no_such_package"),
+        (
+            "no_such_package.thing",
+            "cannot import 'no_such_package.thing': ModuleNotFoundError: No module named 'no_such_package",
+        ),
         ("no_such_package", "cannot import 'no_such_package'"),
         ("k24_factories.absent", "cannot import .*has no attribute 'absent'"),
         ("k24_package.needy", "No module named 'a_package_that_is_missing'"),
-        ("k24_factories.limit", "3 is no function or class"),
-        ("k24_factories", "module 'k24_factories' has no parallel_env"),
+        ("k24_factories.limit", "neither a function or class"),
+        ("k24_factories", "nor a module with parallel_env"),
         ("mpe2.simple_spread_v3.env", "turn-based"),
-        ("pettingzoo.mpe.simple_spread_v3", "MPE has been moved .*; did you mean 'pettingzoo/mpe2.simple_spread_v3'"),
-        (
-            "pettingzoo.mpe.simple_adversary_v3",
-            "; did you mean 'pettingzoo/mpe2.simple_adversary_v3'",
-        ),
-        ("mpe2.simple_spread_v2", "; did you mean 'pettingzoo/mpe2.simple_spread_v3'"),
-        ("pettingzoo.classic.rps_v1", "of an old version; did you mean 'pettingzoo/pettingzoo.classic.rps_v2'"),
-        ("pettingzoo.butterfly.pistonball_v5", "did you mean 'pettingzoo/pettingzoo.butterfly.pistonball_v6'"),
+        ("pettingzoo.mpe.simple_spread_v3", "MPE has been moved"),
+        ("mpe2.simple_spread_v2", "no attribute 'simple_spread_v2'"),
+        ("pettingzoo.classic.rps_v1", "an old version of the module"),
         ("pettingzoo.classic.gin_rummy_v4", "gin_rummy was removed from PettingZoo"),
-        (
-            "pettingzoo.classic.tictactoe.tictactoe",
-            "no parallel_env; its env is turn-based: .*turn_based_aec",
-        ),
+        ("pettingzoo.classic.tictactoe.tictactoe", "nor a module with parallel_env .*turn_based_aec"),
         ("k24_package.exits", r"cannot import 'k24_package.exits': SystemExit: 0 \(exits.py, line 2\)"),
         ("k24_package.wrong", r"cannot import 'k24_package.wrong': SyntaxError: "),
         ("k24_factories.nothing", "None is no PettingZoo parallel environment: it lacks possible_agents"),

@@ -71,15 +71,11 @@ def test_file_with_several_grids_gives_all_of_their_runs(grid_file):
     assert [(c.method, c.seed, c.t_max) for c in configs] == [("k24", 0, 1000), ("k24", 1, 1000), ("fups", 0, 1000)]
 
 
-def test_a_file_or_key_that_is_not_there_names_the_nearest(tmp_path, monkeypatch):
+def test_a_file_or_key_that_is_not_there_names_what_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text("grid: [{}]")
-    with pytest.raises(ConfigError, match=r"no grid file mien\.yml; did you mean mine\.yaml\?$"):
+    with pytest.raises(ConfigError, match=r"no grid file mien\.yml: No such file .*notebooks/grids has .*rolenav3"):
         load_grid(Path("mien.yml"))
-    with pytest.raises(ConfigError, match=r"no grid file rolenav3; did you mean .*notebooks/grids/rolenav3\.yaml\?$"):
-        load_grid(Path("rolenav3"))
-    with pytest.raises(ConfigError, match=r"no grid file xyz$"):
-        load_grid(Path("xyz"))
     with pytest.raises(ConfigError, match="unknown key 'grid'; did you mean 'grids'"):
         load_grid(Path("mine.yaml"))
 
@@ -119,7 +115,7 @@ def test_name_defaults_to_that_of_the_file_and_is_a_string(grid_file):
         ({"grids": [{"list": [0, 1]}]}, r"list = \[0, 1\] must be a list of mappings"),
         ({"grids": [{"seed": 1, "zip": {"seed": [0]}}]}, "seed is given twice"),
         ({"notebook": "02_trian", "grids": [{}]}, "unknown notebook '02_trian'; did you mean '02_train'"),
-        ({"notebook": "01_masks", "grids": [{}]}, "'01_masks' takes no parameter name or overrides"),
+        ({"notebook": "01_masks", "grids": [{}]}, "01_masks.ipynb: unknown parameter '(name|overrides)'"),
         ({"notebook": 5, "grids": [{}]}, "notebook = 5 must be the name of a notebook"),
         ({"notebook": ["02_train"], "grids": [{}]}, r"notebook = \['02_train'\] must be the name"),
         ({"common": 0, "grids": [{}]}, "common = 0 must map names to values"),
@@ -163,7 +159,7 @@ def test_missing_grid_file_is_an_error(tmp_path):
     (tmp_path / "text").write_text("")
     with pytest.raises(ConfigError, match="no grid file"):
         load_grid(tmp_path / "text" / "none.yaml")
-    with pytest.raises(ConfigError, match="is a folder, not a grid file"):
+    with pytest.raises(ConfigError, match="Is a directory"):
         load_grid(tmp_path)
     (tmp_path / "latin").write_bytes(b"name: \xe9\ngrids: [{}]")
     with pytest.raises(ConfigError, match="latin is not YAML"):
@@ -177,14 +173,14 @@ NUMBERS = [("010", 8), ("-0_17", 8), ("1:30:00", 60), ("1:30.5", 60)]
 @pytest.mark.parametrize("text", ["common: {{seed: {}}}\ngrids: [{{}}]", "grids: [{{seed: [0, {}]}}]"])
 def test_numbers_that_yaml_reads_in_another_base_are_refused_by_grids(number, base, text, tmp_path):
     (tmp_path / "grid.yaml").write_text(text.format(number))
-    said = rf"grid\.yaml: seed = {number}: YAML reads this as a number in base {base}; write it in base 10"
+    said = rf"grid\.yaml: {number}: YAML reads this as a number in base {base}; write it in base 10"
     with pytest.raises(ConfigError, match=said):
         load_grid(tmp_path / "grid.yaml")
 
 
 @pytest.mark.parametrize(("number", "base"), NUMBERS)
 def test_numbers_that_yaml_reads_in_another_base_are_refused_as_parameters(number, base):
-    with pytest.raises(ConfigError, match=rf"runs = '\[{number}\]': .*{number}: YAML reads this .* base {base}"):
+    with pytest.raises(ConfigError, match=rf"runs = '\[{number}\]' .*{number}: YAML reads this .* base {base}"):
         notebooks.parse_parameters({"runs": f"[{number}]"})
     assert notebooks.parse_parameters({"runs": f"'{number}'"}) == {"runs": number}
 

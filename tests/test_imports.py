@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 from conftest import TINY
 
 from k24lab.lab.config import build_config
@@ -50,15 +49,11 @@ def loaded_by(*command, heavy):
 
 
 @pytest.fixture
-def started_grid(home):
-    """A grid whose runs have folders, one of them with an option that is no default."""
-    settings = TINY | {"task": "rolenav:n_agents=4", "seed": [0, 1]}
-    (home / "grid.yaml").write_text(yaml.safe_dump({"name": "g", "grids": [settings]}))
-    for seed in (0, 1):
-        config = build_config(settings | {"seed": seed})
-        folder = RunFolder(run_folder(config, "g"), config).path
-        (folder / "metrics.jsonl").write_text(json.dumps({"t_env": 400}) + "\n")
-    return home / "grid.yaml", folder
+def started_run(home):
+    config = build_config(TINY | {"task": "rolenav:n_agents=4"})
+    folder = RunFolder(run_folder(config, "g"), config).path
+    (folder / "metrics.jsonl").write_text(json.dumps({"t_env": 400}) + "\n")
+    return folder
 
 
 COMMANDS = [["--help"], ["status", "--help"], ["train", "--help"], ["sweep", "--help"]]
@@ -69,9 +64,8 @@ def test_help_loads_neither_torch_nor_numpy_nor_what_draws(command):
     assert loaded_by(*command, heavy=f"torch numpy {PLOTS}") == []
 
 
-def test_status_and_show_read_json_alone(started_grid):
-    grid, folder = started_grid
-    for command in (["status", "g"], ["status", grid], ["show", folder]):
+def test_status_and_show_read_json_alone(started_run):
+    for command in (["status", "g"], ["show", started_run]):
         assert loaded_by(*command, heavy=f"torch numpy {PLOTS}") == [], command
 
 

@@ -158,10 +158,10 @@ def test_runs_that_a_notebook_does_not_take_are_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("K24LAB_HOME", str(tmp_path / "without notebooks"))  # so they are those of the package
     calls = []
     monkeypatch.setattr(notebooks, "execute", lambda *given: calls.append(given) or Path())
-    said = r"08_paper_figures\.ipynb takes no runs = 'mine': it takes groups, e\.g\. --parameters groups '\[demo\]'"
+    said = r"08_paper_figures\.ipynb: unknown parameter 'runs'; did you mean 'groups'"
     with pytest.raises(ConfigError, match=said):
         notebooks.execute_all(["05_ablations", "08_paper_figures"], "mine", 1)
-    with pytest.raises(ConfigError, match=r"01_masks\.ipynb takes no runs = 'mine' \(allowed: .*temperatures"):
+    with pytest.raises(ConfigError, match=r"01_masks\.ipynb: unknown parameter 'runs'.*\(allowed: .*temperatures"):
         notebooks.execute_all(["01_masks"], "mine", 1)
     with pytest.raises(ConfigError, match=r"given twice: runs = 'mine' \(--runs\) and 'yours' \(--parameters\)"):
         notebooks.execute_all(["05_ablations"], "mine", 1, {"runs": "yours"})
@@ -218,7 +218,7 @@ NO_KERNEL = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("name = 1"
 def test_what_papermill_cannot_read_is_no_notebook(text, home):
     (home / "notebooks" / "broken.ipynb").write_text(text)
     with pytest.raises(ConfigError, match=r"broken\.ipynb cannot be read as a notebook"):
-        notebooks.check_notebook("broken")
+        notebooks.parameter_names("broken", ("name", "overrides"))
 
 
 def test_notebook_of_a_run_gets_the_fields_it_takes_and_the_rest_as_overrides(home, monkeypatch, tiny_config):

@@ -8,7 +8,6 @@ from types import MappingProxyType
 import numpy as np
 import odd_environments
 import pytest
-import torch
 from gymnasium import spaces
 
 from k24lab.envs.pettingzoo import PettingZooEnv
@@ -87,46 +86,18 @@ def test_rewards_of_64_bits_are_summed_in_their_order(kind):
 @pytest.mark.parametrize(
     "reward, said",
     [
-        (10**400, r"is int 10+\.\.\.0+ \(allowed: a finite number in float32\)"),
-        (10**5000, r"is int.* \(allowed: a finite number in float32\)"),
-        (float("nan"), r"is float nan \(allowed: a finite number in float32\)"),
-        (np.float32("inf"), r"is float32 .*inf.* \(allowed: a finite number in float32\)"),
-        (torch.ones((), requires_grad=True), r"is Tensor tensor\(1\., requires_grad=True\) \(allowed: one number\)"),
-        ("1", r"is str '1' \(allowed: one number\)"),
+        (10**400, r"is int 10+\.\.\.0+"),
+        (float("nan"), r"is float nan"),
+        (np.float32("inf"), r"is float32 .*inf.*"),
+        ("1", r"is str '1'"),
     ],
-    ids=["400 digits", "5000 digits", "nan", "inf", "with a gradient", "a word"],
+    ids=["400 digits", "nan", "inf", "a word"],
 )
 def test_a_reward_that_is_no_number_is_told_with_its_agent_step_and_value(reward, said):
-    with pytest.raises(RunError, match=rf"^reward of agent 'a0' at step 1 {said}$"):
+    with pytest.raises(
+        RunError, match=rf"^reward of agent 'a0' at step 1 {said} \(allowed: one finite number in float32\)$"
+    ):
         played(Pays(reward=reward))
-
-
-def test_a_flag_that_cannot_be_compared_is_told_with_its_agent_step_and_value():
-    class Unclear:
-        def __eq__(self, other):
-            raise ValueError("neither")
-
-    class Given(odd_environments.Base):
-        def step(self, actions):
-            obs, rewards, terminated, *rest = super().step(actions)
-            return obs, rewards, terminated | {"a1": Unclear()}, *rest
-
-    with pytest.raises(RunError, match=r"^terminated of agent 'a1' at step 1 is Unclear .*\(allowed: a bool\)$"):
-        played(Given())
-
-
-@pytest.mark.parametrize("agents, said", [(None, "None"), (3, "int 3"), ([["a0"]], r"list \[\['a0'\]\]")])
-def test_agents_that_are_no_list_of_names_are_told_with_their_step(agents, said):
-    class Given(odd_environments.Base):
-        def leave(self, term, trunc):
-            return agents
-
-    with pytest.raises(RunError, match=rf"^agents at step 1 must be a list of agents, not {said}$"):
-        played(Given())
-    env = odd_environments.Base()
-    env.possible_agents = agents
-    with pytest.raises(ConfigError, match=rf"^possible_agents must be a list of agents, not {said}$"):
-        PettingZooEnv(env)
 
 
 @pytest.mark.parametrize("kind", [dict, UserDict, MappingProxyType])
@@ -164,10 +135,10 @@ class Changes(odd_environments.Base):
         return super().reset(seed)
 
 
-CHANGES = {
-    "start": r"action_space\('a0'\) must not change: it was Discrete\(3\) and is Discrete\(3, start=10\) after a reset",
-    "more": r"action_space\('a0'\) must not change: it was Discrete\(3\) and is Discrete\(5\) after a reset",
-    "seen": r"observation_space\('a0'\) must not change: it was Discrete\(3\) and is Discrete\(5\) after a reset",
+CHANGES = {  # numbers of the observation, number of actions, first action
+    "start": r"spaces must not change: their sizes were \[\(3, 3, 0\), .* are \[\(3, 3, 10\), .* after a reset",
+    "more": r"spaces must not change: their sizes were \[\(3, 3, 0\), .* are \[\(3, 5, 0\), .* after a reset",
+    "seen": r"spaces must not change: their sizes were \[\(3, 3, 0\), .* are \[\(5, 3, 0\), .* after a reset",
 }
 
 
@@ -182,8 +153,8 @@ def test_spaces_that_change_are_refused_when_built_at_each_reset_and_by_the_doct
     with pytest.raises(RunError, match=f"^{CHANGES[what]}$"):
         env.reset(1)
     monkeypatch.syspath_prepend(Path(__file__).parent)
-    found = examine(f"pettingzoo/test_pettingzoo_answers:Changes:after=3,what={what}", 2)
-    assert any(re.match(CHANGES[what], problem) for problem in found.problems)
+    problems = examine(f"pettingzoo/test_pettingzoo_answers:Changes:after=3,what={what}", 2)[1]
+    assert any(re.match(CHANGES[what], problem) for problem in problems)
 
 
 def test_spaces_that_are_made_anew_with_other_bounds_are_the_same():

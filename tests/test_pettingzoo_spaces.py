@@ -53,14 +53,13 @@ def test_an_empty_dictionary_is_no_number():
         (spaces.Discrete(5), np.array([2]), r"array\(\[2\]\), which is not in Discrete\(5\)$"),
         (spaces.MultiDiscrete([3, 4]), [-1, 0], r"list \[-1, 0\], which is not in MultiDiscrete\(\[3 4\]\)$"),
         (spaces.MultiDiscrete([3, 4]), [2], "which is not in MultiDiscrete"),
-        (spaces.MultiDiscrete([3, 4]), [2.0, 3.0], "which is not in MultiDiscrete"),
         (spaces.MultiBinary(4), [1, -2, 1, 0], r"list \[1, -2, 1, 0\], which is not in MultiBinary\(4\)$"),
         (spaces.MultiBinary(2), np.array([7, 0]), "which is not in MultiBinary"),
         (spaces.MultiBinary(2), [0.5, 1], "which is not in MultiBinary"),
         (spaces.MultiBinary(2), [1], "which is not in MultiBinary"),
-        (spaces.Tuple([spaces.Discrete(3)]), (), "without the part 0"),
-        (spaces.Dict({"x": spaces.Discrete(3)}), {"x": 3}, "part 'x': its observation is int 3"),
-        (spaces.Dict({"x": spaces.Discrete(3)}), 1, "int 1, without the part 'x'"),
+        (spaces.Tuple([spaces.Discrete(3)]), (), r"without a part of Tuple"),
+        (spaces.Dict({"x": spaces.Discrete(3)}), {"x": 3}, "its observation is int 3"),
+        (spaces.Dict({"x": spaces.Discrete(3)}), 1, "int 1, without a part of Dict"),
     ],
 )
 def test_what_is_outside_of_its_space_is_told(space, value, said):
@@ -72,7 +71,7 @@ def test_a_declared_mask_must_be_there_and_is_not_observed():
     space = spaces.Dict({"observation": spaces.Discrete(2), "action_mask": spaces.MultiBinary(3)})
     size, encode = encoder("a", space)
     assert size == 2 and encode({"observation": 1, "action_mask": [1, 0, 0]}).tolist() == [0, 1]
-    with pytest.raises(Unfit, match="without the part 'action_mask'"):
+    with pytest.raises(Unfit, match="without a part of Dict"):
         encode({"observation": 1})
 
 
@@ -86,9 +85,9 @@ def test_masks_are_zeros_and_ones_of_any_type_and_the_observation_s_comes_first(
     assert action_mask(np.zeros(2), {"action_mask": [0, 0]}, 2).tolist() == [False, False]
     assert action_mask(np.zeros(2), {}, 2) is None and action_mask(np.zeros(2), None, 2) is None
     for wrong in ([2, 0], [0.5, 1], [np.nan, 1], ["a", "b"]):
-        with pytest.raises(Unfit, match="allowed are 0 and 1"):
+        with pytest.raises(Unfit, match="each 0 or 1"):
             action_mask(None, {"action_mask": wrong}, 2)
-    with pytest.raises(Unfit, match=r"shape \(\), declared are 2 actions"):
+    with pytest.raises(Unfit, match="allowed are 2 numbers"):
         action_mask(None, {"action_mask": None}, 2)
 
 

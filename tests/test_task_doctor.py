@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 from k24lab import cli
 from k24lab.envs.registry import make_env
-from k24lab.envs.task_doctor import examine, report
+from k24lab.envs.task_doctor import examine
 from k24lab.errors import ConfigError
 from k24lab.lab.doctor import doctor
 
@@ -35,7 +35,7 @@ def importable(monkeypatch, tmp_path):
 
 
 def found_in(name: str, episodes: int = 2):
-    return examine(f"pettingzoo/{name}", episodes)
+    return examine(f"pettingzoo/{name}", episodes)[1]
 
 
 @pytest.mark.parametrize("task", ["rolenav:episode_limit=5,n_types=2", "mpe2/simple_tag:max_cycles=5"])
@@ -79,39 +79,21 @@ def test_an_environment_without_fault_has_sizes_and_nothing_else(capsys):
         ("rude_environments:RandomSteps", r"same seed and actions do not .*reward differs from step 1 on"),
         ("odd_environments:NanLater", r"obs of agent 'a1' is nan .*episode 0, step 4"),
         ("rude_environments:OutOfBounds", r"'a0' are outside of their space .*step 5: 11, declared are -10 to 10"),
-        ("rude_environments:AllReward", r"rewards at step 1: key '__all__' is no possible agent .*; 2 times\)"),
+        ("rude_environments:AllReward", r"rewards at step 1: key '__all__' is no possible agent"),
         ("odd_environments:StateShrinks", r"state\(\) at step 3 has 8 numbers, at first it had 12"),
-        ("odd_environments:NobodyAtStart", r"no agent is there after a reset"),
-        ("rude_environments:FailsAtClose", r"could not be closed: close\(\) raised RuntimeError: the window is gone"),
         ("rude_environments:Exits", r"step 4 raised SystemExit: 0"),
-        ("odd_environments:SeedTeam", "parallel_api_test: .*issubset"),
+        ("odd_environments:SeedTeam", "parallel_api_test raised AssertionError"),
     ],
 )
 def test_what_an_environment_should_not_do_is_told_with_its_place(name, problem, capsys):
     assert doctor(task=f"pettingzoo/{name}", episodes=2) == 1
     said = capsys.readouterr().out
-    assert re.search(problem, said.partition("  problems\n")[2].partition("  notes\n")[0]), said
+    assert re.search(problem, said.partition("  problems\n")[2]), said
     assert "no problems" not in said
 
 
-@pytest.mark.parametrize(
-    "name, note",
-    [
-        ("rude_environments:HiddenLimit:episode_limit=4", "goes on after 4 env steps: the limit truncates it"),
-        ("odd_environments:Base:limit=4,episode_limit=9", "truncates after 4 env steps at most, its limit is 9"),
-        ("rude_environments:ForgetsRewards", r"agent 'a1' acted and was given no reward: 0 .* step 2; 18 times\)"),
-        ("rude_environments:Turns", r"agent 'a1' had no move in 70 % of its steps: it was sent its first action"),
-        ("odd_environments:DoneStays", r"agent 'a0' is given rewards after its end"),
-        ("odd_environments:NobodyAtStart", "all episodes begin with the same observations"),
-    ],
-)
-def test_what_is_allowed_and_worth_knowing_is_a_note(name, note):
-    found = found_in(name)
-    assert any(re.search(note, line) for line in report("t", found).partition("  notes\n")[2].splitlines())
-
-
 def test_a_float64_observation_is_not_outside_of_its_space():
-    assert not found_in("test_task_doctor:Wide").problems
+    assert not found_in("test_task_doctor:Wide")
 
 
 def Wide():
@@ -124,8 +106,8 @@ def Wide():
     return WideBase()
 
 
-def OtherMask(part="info", key="avail_actions", resets_only=False):
-    """Gives a mask under a name of its own, in the observation or the info; or only at the reset."""
+def OtherMask(part="info", key="avail_actions"):
+    """Gives a mask under a name of its own, in the observation or the info."""
     from odd_environments import Base
 
     class OtherMaskBase(Base):
@@ -137,40 +119,27 @@ def OtherMask(part="info", key="avail_actions", resets_only=False):
             return {"seen": super().see(agent), **({key: np.ones(3, np.int8)} if part == "observation" else {})}
 
         def info(self, agent):
-            return {key: [1, 0, 1]} if part == "info" and not (self.t and resets_only) else {}
+            return {key: [1, 0, 1]} if part == "info" else {}
 
     return OtherMaskBase()
 
 
 @pytest.mark.parametrize("part", ["observation", "info"])
 @pytest.mark.parametrize("key", ["avail_actions", "legal_moves"])
-def test_a_mask_under_another_name_is_a_note(part, key):
+def test_a_mask_under_another_name_is_a_problem(part, key):
     found = found_in(f"test_task_doctor:OtherMask:part={part},key={key}")
     said = f"the {part} of agent 'a0' has '{key}', which looks like a mask of its actions: nobody reads it"
-    assert not found.problems and any(note.startswith(said) for note in found.notes)
+    assert any(problem.startswith(said) for problem in found)
 
 
-def test_what_is_no_mask_by_its_name_or_shape_or_beside_a_mask_is_no_note():
-    assert not any("mask" in note for note in found_in("test_task_doctor:OtherMask:key=position").notes)
-    assert not any("mask" in note for note in found_in("test_task_doctor:OtherMask:key=action_mask").notes)
-
-
-def test_masks_at_the_reset_alone_are_a_note():
-    found = found_in("test_task_doctor:OtherMask:key=action_mask,resets_only=True")
-    said = "agent 'a0' is given no action_mask in 36 of 40 observations: every action counts as available there"
-    assert not found.problems and said in found.notes
-
-
-def test_a_class_of_ones_own_is_not_put_to_the_test_of_pettingzoo():
-    found = found_in("test_envs_pettingzoo:ToyEnv:episode_limit=3")
-    assert not found.problems and any("parallel_api_test was left out" in note for note in found.notes)
+def test_what_is_no_mask_by_its_name_or_beside_a_mask_is_no_problem():
+    assert not found_in("test_task_doctor:OtherMask:key=position")
+    assert not found_in("test_task_doctor:OtherMask:key=action_mask")
 
 
 def test_what_cannot_be_examined_is_an_error_of_the_configuration():
     with pytest.raises(ConfigError, match="episodes = 0 must be at least 1"):
         doctor(task="rolenav", episodes=0)
-    with pytest.raises(ConfigError, match="parts torch and task = 'rolenav': one of the two"):
-        doctor(["torch"], task="rolenav")
     with pytest.raises(ConfigError, match="did you mean 'rolenav'"):
         doctor(task="rolenaf")
 
@@ -199,16 +168,15 @@ def test_a_game_of_turns_is_played_to_its_end(game, limit):
     assert ends == 6
 
 
-def test_a_game_of_turns_has_no_problems(capsys):
+def test_a_game_of_turns_has_no_problems():
     assert doctor(task="pettingzoo/k24_turns:tictactoe:episode_limit=9", episodes=3) == 0
-    assert "had no move in" in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore:The old environment creation API:DeprecationWarning")
 @pytest.mark.parametrize("task", ["classic.rps_v2", "butterfly.knights_archers_zombies_v11:max_cycles=20"])
 def test_environments_of_pettingzoo_itself_have_no_problems(task):
-    found = found_in(f"pettingzoo.{task}")
-    assert not found.problems and found.lengths == ([15, 15] if "rps" in task else [20, 20])
+    lines, problems = examine(f"pettingzoo/pettingzoo.{task}", 2)
+    assert not problems and f"random episodes of {15 if 'rps' in task else 20} env steps" in lines[4]
 
 
 def test_a_task_that_ends_in_an_error_is_closed_all_the_same(monkeypatch):
@@ -218,7 +186,7 @@ def test_a_task_that_ends_in_an_error_is_closed_all_the_same(monkeypatch):
     monkeypatch.setattr(NanLater, "close", lambda self: closed.append(True))
     monkeypatch.setattr(NanLater, "step", lambda self, actions: 1 / 0)
     found = found_in("odd_environments:NanLater")
-    assert "step 1 raised ZeroDivisionError: division by zero (test_task_doctor.py" in next(iter(found.problems))
+    assert "step 1 raised ZeroDivisionError: division by zero (test_task_doctor.py" in next(iter(found))
     assert len(closed) == 2  # of the one that was played, and of that of PettingZoo's test
 
 
@@ -234,6 +202,6 @@ def test_an_error_that_cannot_be_printed_is_a_problem_like_any_other(monkeypatch
         raise Unprintable
 
     monkeypatch.setattr(Base, "step", step)
-    first, api_test = found_in("odd_environments:Base").problems
+    first, api_test = found_in("odd_environments:Base")
     said = r"Unprintable: its message cannot be read \(test_task_doctor.py, line \d+\)$"
-    assert re.search(f"^step 1 raised {said}", first) and re.search(f"parallel_api_test: {said}", api_test)
+    assert re.search(f"^step 1 raised {said}", first) and re.search(f"parallel_api_test raised {said}", api_test)

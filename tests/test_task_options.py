@@ -1,21 +1,10 @@
 """Options of tasks: their types, and how their text is read."""
 
-import dataclasses
-
 import pytest
-import yaml
-from conftest import TINY
 
 from k24lab.envs.registry import canonical_task, make_env
 from k24lab.envs.tasks import canonical_text, format_task, parse_task
 from k24lab.errors import ConfigError
-from k24lab.lab.backends import Local
-from k24lab.lab.config import Config, build_config
-from k24lab.lab.grid import load_grid
-from k24lab.lab.runs import RunFolder, canonical, find_or_name, run_folder
-from k24lab.lab.status import print_status
-from k24lab.lab.sweep import sweep
-from k24lab.lab.train import train
 
 
 @pytest.mark.parametrize(
@@ -46,36 +35,6 @@ def test_a_switch_of_a_task_takes_truth_values_alone(option):
 def test_a_number_of_a_task_is_no_truth_value_and_no_word(option):
     with pytest.raises(ConfigError, match=r"option \w+ = \S+ is a (bool|str), not"):
         canonical_task(option)
-
-
-@pytest.mark.parametrize("spelling", ["rolenav:n_agents=3", "rolenav: episode_limit=25,"])
-def test_a_run_that_was_stored_under_another_spelling_goes_on_and_counts_once(spelling, home, tmp_path, capsys):
-    settings = TINY | {"method": "fups", "t_max": 400}
-    old = dataclasses.replace(build_config(settings), task=spelling)
-    stored = train(old, folder=run_folder(old, "g"), progress=False)
-    before = (stored / "metrics.jsonl").read_bytes()
-    assert train(build_config(settings | {"n_threads": 2}), name="g", progress=False) == stored
-    (tmp_path / "g.yaml").write_text(yaml.safe_dump({"grids": [settings | {"task": spelling}]}))
-    print_status(tmp_path / "g.yaml")
-    assert capsys.readouterr().out.split("\n")[1].split()[-6:] == ["1", "0", "0", "0", "0", "100"]
-    assert sweep(load_grid(tmp_path / "g.yaml"), Local(1, 1)) == [stored]
-    (stored / "DONE").unlink()  # killed just before its end: the same command goes on in the same folder
-    assert train(build_config(settings), name="g", progress=False) == stored
-    assert list((home / "runs" / "g").iterdir()) == [stored] and (stored / "metrics.jsonl").read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("stored", "new"),
-    [
-        ({"task": "rolenav:n_agents=4"}, {}),
-        ({"task": "rolenav:n_agents=3", "lr": 0.01}, {}),
-        ({"task": "vmas/navigation:collisions=false"}, {"task": "vmas/navigation"}),  # was trained with collisions
-    ],
-)
-def test_another_run_is_not_taken_for_an_old_spelling(stored, new, home):
-    old, config = Config(**stored), canonical(build_config(new))
-    RunFolder(run_folder(old, "g"), old)
-    assert find_or_name(config, "g") == (run_folder(config, "g"), config)
 
 
 @pytest.mark.parametrize(

@@ -66,17 +66,12 @@ def test_a_run_learns_the_same_whatever_is_unused(changes, tiny_config, tmp_path
 
 
 TWICE = [
-    ({"method": "k24-alpha", "reset_trigger": "off"}, {"after_anneal": "drawn"}),
     ({"method": "k24-alpha"}, {"score_gradient": "all"}),
     ({"method": "fups", "agent_id": True}, {"method": "fups-id"}),
     (METHODS["k24-alpha"].settings, {"method": "k24-alpha"}),
-    ({"lr_final": None}, {"lr_final": 0.003}),
-    ({"logit_scale_final": None}, {"logit_scale_final": 10.0}),
     ({"temperature_schedule": "constant"}, {"temperature_min": 0.5}),
     ({"method": "kaleidoscope"}, {"anneal_end": 0.5}),
     ({"reset_trigger": "periodic"}, {"kl_threshold": 0.5}),
-    ({"epsilon_start": 0.1, "epsilon_finish": 0.1}, {"epsilon_anneal_steps": 100}),
-    ({}, {"task": "rolenav:n_roles=3"}),
 ]
 
 
@@ -98,7 +93,6 @@ def test_a_grid_refuses_two_spellings_of_what_is_learned(one, change, tiny_confi
     ("one", "other"),
     [
         ({"device": "cuda"}, {"device": "cuda:00"}),
-        ({"task": "pettingzoo/odd_environments:Base"}, {"task": "pettingzoo/odd_environments.Base"}),
     ],
 )
 def test_a_grid_refuses_two_names_of_a_device_or_an_environment(one, other, tmp_path):

@@ -204,8 +204,6 @@ def test_sizes_and_builders_that_cannot_be_used_are_refused():
     ):
         with pytest.raises(ConfigError, match="must be at least 1"):
             make()
-    with pytest.raises(ConfigError, match="cannot be sent to a worker process"):
-        vectorize(lambda: Drift(), 1, workers=1)
 
 
 # Errors
@@ -226,27 +224,6 @@ def test_an_exception_names_the_environment_and_needs_a_reset(workers: int):
         assert same(play(env, seed=0), play(SerialVector(Drift, 5), seed=0))
     finally:
         env.close()
-
-
-def test_an_environment_of_this_process_that_hangs_is_named_and_the_next_episode_is_played():
-    env, before = SerialVector(partial(Drift, "hangs"), 5, timeout=0.2), signal.getsignal(signal.SIGALRM)
-    with pytest.raises(RunError, match=r"environment 3: TimeoutError: no answer for 0\.2 s"):
-        play(env, seed=1)
-    assert same(play(env, seed=0), play(SerialVector(Drift, 5), seed=0))
-    assert signal.getsignal(signal.SIGALRM) is before and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
-
-
-def test_an_alarm_that_is_someone_elses_is_left_to_them():
-    rung = []
-    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(True))
-    signal.setitimer(signal.ITIMER_REAL, 0.3)
-    try:
-        play(SerialVector(Drift, 2, timeout=0.001), seed=0)
-        time.sleep(0.5)
-        assert rung == [True]
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def fails_to_build(flag: Path) -> Drift:

@@ -34,6 +34,11 @@ class EnvSpec:
     shortest_episode: int = 1  # env steps: no episode ends earlier
     costly: bool = False  # an environment is a process of its own: a run evaluates in those that it trains in
 
+    def __post_init__(self) -> None:
+        for key in ("n_envs", "n_agents", "episode_limit"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"{key} = {getattr(self, key)} must be at least 1")
+
     @property
     def obs_dim(self) -> int:
         """Observation size after padding with zeros to the largest agent's."""

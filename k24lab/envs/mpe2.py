@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from k24lab.envs.base import TaskBuilder
-from k24lab.envs.pettingzoo_checks import ParallelEnv
+from k24lab.envs.pettingzoo import ParallelEnv
 from k24lab.envs.pettingzoo_import import factory_options, pettingzoo_builder
 from k24lab.errors import ConfigError, unknown
 
@@ -107,13 +107,7 @@ class Mpe2ParallelEnv:
 
 
 def mpe2_builder(name: str) -> TaskBuilder:
-    """The builder of a task of mpe2, with the options of its environment (`N`, `max_cycles`, ...).
-
-    Raises:
-        ConfigError: an unknown task, or mpe2 is missing.
-    """
-    if name not in MPE2_TASKS:
-        raise ConfigError(unknown("mpe2 task", name, MPE2_TASKS))
+    """The builder of one of MPE2_TASKS, with the options of its environment. Raises ConfigError if mpe2 is missing."""
     return pettingzoo_builder(f"mpe2/{name}", partial(_load, name))
 
 

@@ -1,32 +1,33 @@
 """Any PettingZoo parallel environment as a `SingleEnv`, with all that it returns checked."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from k24lab.envs.base import NO_SCENE, EnvSpec
-from k24lab.envs.pettingzoo_checks import (
-    NUMBERS,
-    ParallelEnv,
-    brief,
-    call,
-    check_parallel,
-    find_episode_limit,
-    names_in,
-    scalar,
-)
-from k24lab.envs.pettingzoo_spaces import Unfit, action_mask, check_same_spaces, discrete, encoder, read_spaces
+from k24lab.envs.pettingzoo_spaces import KEYED, NUMBERS, Unfit, action_mask, brief, discrete, encoder
 from k24lab.envs.scene import Scene, mpe_action, mpe_scene
 from k24lab.envs.single_env import Row, SingleEnv
-from k24lab.errors import ConfigError, RunError
+from k24lab.errors import ConfigError, RunError, told
 
+ParallelEnv = Any  # pettingzoo.ParallelEnv, or any class with its methods: the package is imported only when used
+
+LIMIT_ATTRIBUTES = ("max_cycles", "max_steps", "max_episode_steps", "episode_limit")
 LARGEST_SEED = 2**32 - 1  # that a vector gives to an environment
 SMALL_SEEDS = 2**31  # how many seeds an environment has that takes signed 32-bit integers only
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
-ANSWERS = ("observations", "rewards", "terminated", "truncated", "infos")  # of a step
-BY_AGENT = ("rewards", "terminated", "truncated")  # without further keys
+
+
+def call(what: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """What `function` returns; a RunError if it raised anything but KeyboardInterrupt. `what` says what was called."""
+    try:
+        return function(*args, **kwargs)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too: an environment does not decide that a run has succeeded
+        raise RunError(f"{what} raised {told(error)}") from error
 
 
 class PettingZooEnv(SingleEnv):
@@ -34,7 +35,7 @@ class PettingZooEnv(SingleEnv):
 
     What breaks the contract is a ConfigError when the environment is built, or a RunError at the reset or step where
     it shows; both name the agent, the step, the value, and what is allowed. `k24lab doctor --task` plays whole
-    episodes and also names what is only unusual.
+    episodes and names more: seeds that are ignored, agents that come back, numbers out of bounds.
 
     - **Agents.** `possible_agents` never changes. `agents` holds those that act next; it may be a part of
       `possible_agents`, in any order, and an agent may arrive late. An agent that acted and was reported terminated
@@ -45,9 +46,8 @@ class PettingZooEnv(SingleEnv):
       and actions give the same episode. Seeds are below 2**32. An environment that cannot be reset with the largest
       of them but with a small one gets all seeds modulo 2**31.
     - **Step.** `step(actions)` returns five dictionaries by agent: observations, rewards, terminated, truncated, infos.
-      Rewards, terminated and truncated have no other keys than possible agents. Observations and infos may have more,
-      which nobody reads.
-    - **Spaces** have the same types, sizes and starts after every reset; bounds of a Box may change.
+      Rewards have no other keys than possible agents. The others may have more, which nobody reads.
+    - **Spaces** have the same sizes and starts after every reset; bounds of a Box may change.
     - **Observations** have the shape that their space declares (Box, MultiBinary, Discrete, MultiDiscrete, Dict,
       Tuple), and all but Box ones are in range. They are flattened and padded with zeros. Every agent
       that acted in the last step of an episode must have one, and so must all that act next.
@@ -67,28 +67,19 @@ class PettingZooEnv(SingleEnv):
     t: int  # env steps
     dead: dict[Any, int]  # names of agents that will not act before the next reset -> their last step
     _here: list[int]  # agents that act next (or acted last)
-    _present: list[Any] | None  # `agents` when it was last looked at
 
     def __init__(self, env: ParallelEnv, episode_limit: object = None, named_limit: object = None):
-        """Take an environment, and reset it once to see whether that works.
+        """Take an environment, and reset it once to see whether that works; ConfigError if the contract is broken.
 
-        Args:
-            env: the environment.
-            episode_limit: env steps; by default what the environment names in one of LIMIT_ATTRIBUTES.
-            named_limit: of an environment that names none: the option that it was built with.
-
-        Raises:
-            ConfigError: not a parallel environment, an observation or action space that cannot be batched,
-                no episode limit, a reset that fails, or a `state()` that is no array.
+        Its limit is `episode_limit`, or what it names in one of LIMIT_ATTRIBUTES, or else `named_limit`: the option
+        that it was built with.
         """
         self.env, self._here = env, []
+        self._names = _agents_of(env)
         try:
-            self._names = check_parallel(env)
-            self._known = dict.fromkeys(self._names).keys()
-            spaces = [call(f"observation_space({a!r})", env.observation_space, a) for a in self._names]
             actions = [discrete(a, call(f"action_space({a!r})", env.action_space, a)) for a in self._names]
-            encoders = [encoder(agent, space) for agent, space in zip(self._names, spaces, strict=True)]
-            self._spaces = read_spaces(env, self._names)
+            encoders = [encoder(a, call(f"observation_space({a!r})", env.observation_space, a)) for a in self._names]
+            self._sizes = self._ask_sizes()
             self._n_seeds = self._try_reset()
             own_state_dim = self._own_state_dim()
         except RunError as error:  # before a run starts, what an environment does wrong is an error of its task
@@ -99,49 +90,38 @@ class PettingZooEnv(SingleEnv):
         self._own_state = own_state_dim is not None
         obs_dims = tuple(size for size, _ in encoders)
         if not any(obs_dims):
-            raise ConfigError(f"no agent observes a number: the space of {self._names[0]!r} is {spaces[0]}")
+            raise ConfigError("no agent observes a number: all observation spaces are empty")
         self.spec = EnvSpec(
             n_envs=1,
             n_agents=len(self._names),
             obs_dims=obs_dims,
             n_actions=tuple(int(space.n) for space in actions),
             state_dim=sum(obs_dims) if own_state_dim is None else own_state_dim,
-            episode_limit=find_episode_limit(env, episode_limit, named_limit),
+            episode_limit=_episode_limit(env, episode_limit, named_limit),
         )
-        self._make_rows(self.spec)
-
-    def _make_rows(self, spec: EnvSpec) -> None:
-        """Memory for the observations of a step, and which of its numbers and actions are no padding."""
+        # Memory for the observations of a step, and which of its numbers and actions are no padding.
+        spec = self.spec
         self._real_obs = np.arange(spec.obs_dim) < np.array(spec.obs_dims)[:, None]  # [N, O]
         self._real_actions = np.arange(spec.action_dim) < np.array(spec.n_actions)[:, None]  # [N, A]
         self._obs = np.zeros((spec.n_agents, spec.obs_dim), np.float32)
-        self._slots = [row[:size] for row, size in zip(self._obs, spec.obs_dims, strict=True)]
 
     def reset(self, seed: int) -> Row:
-        """Start an episode, the same for the same seed, whatever was played before.
-
-        Raises:
-            RunError: the environment breaks the contract.
-        """
+        """Start an episode, the same for the same seed, whatever was played before. RunError: a broken contract."""
         obs, infos = self._ask_reset(seed % self._n_seeds)
         return self._row(self._left(), obs, infos)
 
     def step(self, actions: Int[np.ndarray, " N"]) -> Row:
-        """One step of all agents that are left.
-
-        Raises:
-            RunError: the environment breaks the contract.
-        """
+        """One step of all agents that are left. Raises RunError: the environment breaks the contract."""
         here, chosen = self._here, actions.tolist()
+        acted = [self._names[i] for i in here]
         sent = {self._names[i]: chosen[i] + self._first_action[i] for i in here}
         self.t += 1
-        answer = self._dictionaries(ANSWERS, f"step {self.t}", call(f"step {self.t}", self.env.step, sent))
+        names = ("observations", "rewards", "terminated", "truncated", "infos")
+        answer = self._dictionaries(names, f"step {self.t}", call(f"step {self.t}", self.env.step, sent))
         obs, rewards, terminated, truncated, infos = answer
-        terminations, truncations = self._flagged("terminated", terminated), self._flagged("truncated", truncated)
-        if terminations or truncations:
-            acted = [self._names[i] for i in here]  # `sent` is the environment's now: it may have emptied it
-            terminations, truncations = terminations.intersection(acted), truncations.intersection(acted)
-            self.dead.update(dict.fromkeys(terminations | truncations, self.t))
+        terminations = self._flagged("terminated", terminated, acted)
+        truncations = self._flagged("truncated", truncated, acted)
+        self.dead.update(dict.fromkeys(terminations | truncations, self.t))
         left = self._left()
         out_of_time = bool(truncations - terminations)
         return self._row(
@@ -185,26 +165,30 @@ class PettingZooEnv(SingleEnv):
             self._ask_reset(0)
             return SMALL_SEEDS
 
-    def _ask_reset(self, seed: int) -> tuple[Mapping[Any, Any], Mapping[Any, Any]]:
-        self.t, self.dead, self._present = 0, {}, None
+    def _ask_reset(self, seed: int) -> Any:
+        self.t, self.dead = 0, {}
         answer = call(f"reset(seed={seed})", self.env.reset, seed=seed)
-        obs, infos = self._dictionaries(("observations", "infos"), "reset", answer)
-        if (now := names_in("possible_agents after a reset", self.env.possible_agents)) != self._names:
+        answer = self._dictionaries(("observations", "infos"), "reset", answer)
+        if (now := list(self.env.possible_agents)) != self._names:
             raise RunError(f"possible_agents must not change: they were {self._names} and are {now} after a reset")
-        check_same_spaces(self._spaces, read_spaces(self.env, self._names))
-        return obs, infos
+        if (sizes := self._ask_sizes()) != self._sizes:
+            raise RunError(f"spaces must not change: their sizes were {self._sizes} and are {sizes} after a reset")
+        return answer
+
+    def _ask_sizes(self) -> list[tuple[int, int, int]]:
+        """Numbers of the observation, number of actions, and first action of each agent."""
+        from gymnasium.spaces import flatdim
+
+        asked = [(self.env.observation_space(agent), self.env.action_space(agent)) for agent in self._names]
+        return [(flatdim(seen), int(acted.n), int(acted.start)) for seen, acted in asked]
 
     def _dictionaries(self, names: tuple[str, ...], asked: str, answer: Any) -> Any:
         """Refuse an answer that is not so many dictionaries by agent."""
         if not isinstance(answer, tuple | list) or len(answer) != len(names):
-            got = f"{len(answer)} values" if isinstance(answer, tuple) else brief(answer)
-            raise RunError(f"{asked} must return the dictionaries {', '.join(names)}, not {got}")
+            raise RunError(f"{asked} must return the dictionaries {', '.join(names)}, not {brief(answer)}")
         for name, values in zip(names, answer, strict=True):
-            if type(values) is not dict and not isinstance(values, Mapping):
+            if not isinstance(values, KEYED):
                 raise RunError(f"{name} at step {self.t} must be a dictionary by agent, not {brief(values)}")
-            if name in BY_AGENT and not values.keys() <= self._known:
-                key = next(key for key in values if key not in self._known)
-                raise RunError(f"{name} at step {self.t}: key {key!r} is no possible agent (allowed: {self._names})")
         return answer
 
     def _own_state_dim(self) -> int | None:
@@ -229,35 +213,33 @@ class PettingZooEnv(SingleEnv):
 
     def _left(self) -> list[int]:
         """Agents that act next; whoever acted and is not among `agents` any more is dead from now on."""
-        agents = self.env.agents
-        if type(agents) is list and agents == self._present and self.dead.keys().isdisjoint(agents):  # no change
-            return self._here
-        agents = names_in(f"agents at step {self.t}", agents)
-        if strangers := [agent for agent in agents if agent not in self._known]:
+        agents = list(self.env.agents)
+        if strangers := [agent for agent in agents if agent not in self._names]:
             said = f"agent {strangers[0]!r} at step {self.t} is none of possible_agents"
             raise RunError(f"{said} (allowed: {self._names})")
         if self.t:
             gone = [agent for i in self._here if (agent := self._names[i]) not in agents]
             self.dead = dict.fromkeys(gone, self.t) | self.dead
-        self._present = agents
         return [i for i, agent in enumerate(self._names) if agent in agents and agent not in self.dead]
 
-    def _flagged(self, what: str, flags: Mapping[Any, Any]) -> set[Any]:
-        """Agents whose flag is set."""
+    def _flagged(self, what: str, flags: Mapping[Any, Any], acted: Collection[Any]) -> set[Any]:
+        """Agents that acted and whose flag is set."""
         found = set()
-        for agent, flag in flags.items():
-            value = flag if type(flag) is bool else scalar(flag)
-            if value not in (0, 1):
+        for agent in acted:
+            flag = flags.get(agent, False)
+            if flag not in (0, 1):
                 raise RunError(f"{what} of agent {agent!r} at step {self.t} is {brief(flag)} (allowed: a bool)")
-            if value:
+            if flag:
                 found.add(agent)
         return found
 
     def _number(self, agent: Any, reward: Any) -> float:
         """A reward as Python's number: in small types of NumPy a sum could overflow."""
-        number = reward if isinstance(reward, float | int) else scalar(reward)
+        number = reward if isinstance(reward, float | int) else _scalar(reward)
+        if agent not in self._names:
+            raise RunError(f"rewards at step {self.t}: key {agent!r} is no possible agent (allowed: {self._names})")
         if number is None or not abs(number) <= LARGEST_FLOAT32:
-            allowed = "one number" if number is None else "a finite number in float32"
+            allowed = "one finite number in float32"
             raise RunError(f"reward of agent {agent!r} at step {self.t} is {brief(reward)} (allowed: {allowed})")
         return float(number)
 
@@ -274,13 +256,13 @@ class PettingZooEnv(SingleEnv):
             agent = self._names[i]
             if agent not in obs:
                 raise RunError(f"agent {agent!r} at step {self.t} has no observation")
-            seen, info = obs[agent], infos.get(agent)
             try:
-                self._slots[i][:] = self._encode[i](seen)
-                if (mask := action_mask(seen, info, self.spec.n_actions[i])) is not None:
-                    masks[i] = mask
+                self._obs[i, : self.spec.obs_dims[i]] = self._encode[i](obs[agent])
+                mask = action_mask(obs[agent], infos.get(agent), self.spec.n_actions[i])
             except Unfit as error:
                 raise RunError(f"agent {agent!r} at step {self.t}: {error}") from None
+            if mask is not None:
+                masks[i] = mask
         if masks:
             over = rest.get("terminated", False) or rest.get("truncated", False)
             avail_actions = self._masked(avail_actions.copy(), masks, over)
@@ -300,6 +282,43 @@ class PettingZooEnv(SingleEnv):
             avail_actions[i, : self.spec.n_actions[i]] = mask
             avail_actions[i, 0] |= not mask.any()
         return avail_actions
+
+
+def _scalar(value: object) -> Any:
+    """The number or truth value that a scalar of Python or NumPy, or an array without axes, holds; else None."""
+    array = np.asarray(value)
+    return array.item() if array.ndim == 0 and array.dtype.kind in NUMBERS else None
+
+
+def _agents_of(env: ParallelEnv) -> list[Any]:
+    """The names of the agents; raises ConfigError for what is no parallel environment or names an agent twice."""
+    if hasattr(env, "agent_iter"):
+        raise ConfigError(
+            f"{env} is a turn-based (AEC) environment; a parallel one is needed: its module's `parallel_env`, "
+            "or pettingzoo.utils.aec_to_parallel"
+        )
+    needed = ("possible_agents", "reset", "step", "observation_space", "action_space")
+    if missing := [name for name in needed if not hasattr(env, name)]:
+        raise ConfigError(f"{env!r} is no PettingZoo parallel environment: it lacks {', '.join(missing)}")
+    names = list(env.possible_agents)
+    if not names or len(set(map(str, names))) < len(names):
+        raise ConfigError(f"possible_agents of {env} must name at least one agent, and none twice: {names}")
+    return names
+
+
+def _episode_limit(env: ParallelEnv, given: object, named: object) -> int:
+    """The given limit, the one that the environment names, or that of its options; in env steps."""
+    holders = (env, getattr(env, "unwrapped", env))
+    found = [getattr(holder, name, None) for holder in holders for name in LIMIT_ATTRIBUTES]
+    limit = next((value for value in (given, *found, named) if value is not None), None)
+    if limit is None:
+        raise ConfigError(
+            f"{env} names no episode limit (looked for {', '.join(LIMIT_ATTRIBUTES)}): set the option episode_limit"
+        )
+    number = _scalar(limit)  # NumPy's types and 10.0 will do
+    if number is None or number % 1:
+        raise ConfigError(f"episode limit {brief(limit)} of {env}: must be a whole number of env steps, at least 1")
+    return int(number)
 
 
 def _mpe_world(env: ParallelEnv) -> Any:

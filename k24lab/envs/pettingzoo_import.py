@@ -3,15 +3,13 @@
 import contextlib
 import importlib
 import inspect
-import pkgutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from inspect import Parameter
 from typing import Any
 
 from k24lab.envs.base import TaskBuilder, VecEnv
-from k24lab.envs.pettingzoo import PettingZooEnv
-from k24lab.envs.pettingzoo_checks import LIMIT_ATTRIBUTES, ParallelEnv, call
+from k24lab.envs.pettingzoo import LIMIT_ATTRIBUTES, ParallelEnv, PettingZooEnv, call
 from k24lab.envs.worker_processes import vectorize
 from k24lab.errors import ConfigError, RunError, told
 
@@ -22,11 +20,7 @@ Load = Callable[[], tuple[Callable[..., ParallelEnv], list[Parameter]]]
 
 
 def pettingzoo_builder(task: str, load: Load) -> TaskBuilder:
-    """The builder of PettingZooEnvs; `load` must be picklable, for worker processes.
-
-    Raises:
-        ConfigError: nothing can be loaded; `build` raises it as `build_env` does.
-    """
+    """The builder of PettingZooEnvs; `load` must be picklable, for worker processes."""
 
     def build(n_envs: int, workers: int = 0, **options: Any) -> VecEnv:
         return vectorize(partial(build_env, task, load, options), n_envs, workers)
@@ -36,12 +30,7 @@ def pettingzoo_builder(task: str, load: Load) -> TaskBuilder:
 
 
 def build_env(task: str, load: Load, options: Mapping[str, Any]) -> PettingZooEnv:
-    """Build one environment.
-
-    Raises:
-        ConfigError: an option that the environment refuses, whatever its factory raises, even `sys.exit`, or an
-            environment that PettingZooEnv refuses.
-    """
+    """Build one environment; whatever its factory raises, even `sys.exit`, is a ConfigError."""
     factory, parameters = load()
     own = dict(options)
     episode_limit = own.pop("episode_limit", None) if EPISODE_LIMIT in parameters else None
@@ -82,53 +71,34 @@ def _load(path: str) -> tuple[Callable[..., ParallelEnv], list[Parameter]]:
 
 def find_factory(path: str) -> Callable[..., ParallelEnv]:
     """What builds the environments of an import path; raises ConfigError as `import_builder`."""
-    found = _locate(path)
-    if inspect.ismodule(found):
-        if hasattr(found, "parallel_env"):
-            return found.parallel_env
-        turns = (
-            "; its env is turn-based: write a function that returns "
-            "pettingzoo.utils.conversions.turn_based_aec_to_parallel(env()), and name that"
-        )
-        said = f"module {found.__name__!r} has no parallel_env{turns if hasattr(found, 'env') else ''}"
-        raise ConfigError(f"task 'pettingzoo/{path}': {said}")
-    if not callable(found):
-        hint = _successor(path)  # PettingZoo puts an object in the place of an old version
-        what = f"module {path!r} is of an old version" if hint else f"{found!r} is no function or class"
-        raise ConfigError(f"task 'pettingzoo/{path}': {what}{hint or ' that builds an environment'}")
-    return found
-
-
-def _locate(path: str) -> Any:
-    """The module, or the attribute of a module, that a path names."""
     module_name, _, attribute = path.partition(":")
     try:
-        try:
-            module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            parent, _, last = module_name.rpartition(".")
-            if attribute or not parent or error.name != module_name:  # the last: a package that it needs is missing
-                raise
-            module, attribute = importlib.import_module(parent), last
-        return getattr(module, attribute) if attribute else module
+        found = _locate(module_name, attribute)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a module may raise anything, even sys.exit, when it is imported
-        expected = isinstance(error, ImportError | AttributeError | ValueError)
-        said = f"{error}{_successor(path)}" if expected else told(error)
-        raise ConfigError(f"task 'pettingzoo/{path}': cannot import {path!r}: {said}") from error
+        raise ConfigError(f"task 'pettingzoo/{path}': cannot import {path!r}: {told(error)}") from error
+    if inspect.ismodule(found):
+        found = getattr(found, "parallel_env", None)
+    if not callable(found):
+        raise ConfigError(
+            f"task 'pettingzoo/{path}': neither a function or class that builds an environment, nor a module with "
+            "parallel_env (an old version of the module? A turn-based environment needs a function that returns "
+            "pettingzoo.utils.conversions.turn_based_aec_to_parallel(env()): name that)"
+        )
+    return found
 
 
-def _successor(path: str) -> str:
-    """A hint at the module of the same name and another version; mpe2 has those that were PettingZoo's MPE."""
-    package, _, last = path.partition(":")[0].replace("pettingzoo.mpe", "mpe2").rpartition(".")
-    base = last.rpartition("_v")[0]
+def _locate(module_name: str, attribute: str) -> Any:
+    """The module, or the attribute of a module, that a path names."""
     try:
-        modules = pkgutil.iter_modules(importlib.import_module(package).__path__)
-        found = next((module.name for module in modules if base and module.name.rpartition("_v")[0] == base), None)
-    except Exception:  # nothing to look in
-        return ""
-    return f"; did you mean 'pettingzoo/{package}.{found}'?" if found else ""
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        parent, _, last = module_name.rpartition(".")
+        if attribute or not parent or error.name != module_name:  # the last: a package that it needs is missing
+            raise
+        module, attribute = importlib.import_module(parent), last
+    return getattr(module, attribute) if attribute else module
 
 
 def factory_options(factory: Callable[..., Any]) -> list[Parameter]:

@@ -1,17 +1,18 @@
 """What an agent of a parallel environment observes and may do, checked against the spaces that it declares."""
 
-from collections.abc import Callable, Iterable, Mapping
+import reprlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
-from k24lab.envs.pettingzoo_checks import NUMBERS, ParallelEnv, brief, call
-from k24lab.errors import ConfigError, RunError
+from k24lab.errors import ConfigError
 
 Encode = Callable[[Any], np.ndarray]  # from an observation to a flat array; raises Unfit
-WHOLE = "biu"  # kinds of NumPy's types that are whole numbers
+NUMBERS = "biuf"  # kinds of NumPy's types that are numbers: bool, signed, unsigned, floating
 KEYED = (dict, Mapping)  # the first alone would do, and is much faster
+NOTHING = np.zeros(0, np.float32)
 ALLOWED = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
 
 
@@ -38,9 +39,8 @@ def encoder(agent: object, space: Any) -> tuple[int, Encode]:
     if isinstance(space, spaces.Dict | spaces.Tuple):
         parts = dict(space.spaces if isinstance(space, spaces.Dict) else enumerate(space.spaces))
         encoders = {key: encoder(agent, part) for key, part in parts.items()}
-        if {"observation", "action_mask"} <= parts.keys():
-            size, encode = encoders["observation"]
-            return size, _joined({"observation": encode, "action_mask": lambda mask: np.zeros(0, np.float32)}, space)
+        if {"observation", "action_mask"} <= parts.keys():  # the mask must be there, and is no observation
+            encoders = {"observation": encoders["observation"], "action_mask": (0, lambda mask: NOTHING)}
         return sum(size for size, _ in encoders.values()), _joined({key: e for key, (_, e) in encoders.items()}, space)
     raise ConfigError(f"agent {agent!r}: an observation space {short(space)} cannot be flattened (allowed: {ALLOWED})")
 
@@ -61,67 +61,24 @@ def action_mask(obs: Any, info: Any, n_actions: int) -> Bool[np.ndarray, " A"] |
     Raises:
         Unfit: not one number, 0 or 1, for each of its `n_actions`.
     """
-    source = mask_holder(obs, info)
-    if source is None:
-        return None
-    given = _array(source["action_mask"])
-    if given.shape != (n_actions,):
-        raise Unfit(f"its action_mask has shape {given.shape}, declared are {n_actions} actions")
-    mask = given.astype(bool) if given.dtype.kind in NUMBERS else None
-    if mask is None or not (mask == given).all():
-        raise Unfit(f"its action_mask is {brief(source['action_mask'])}: allowed are 0 and 1")
-    return mask
-
-
-def mask_holder(obs: Any, info: Any) -> Mapping[Any, Any] | None:
-    """The observation or else the info of an agent, whichever has an `action_mask`; None if neither has."""
     for source in (obs, info):
         if type(source) is not np.ndarray and isinstance(source, KEYED) and "action_mask" in source:
-            return source
+            given = np.asarray(source["action_mask"])
+            if given.shape != (n_actions,) or not ((given == 0) | (given == 1)).all():
+                raise Unfit(f"its action_mask is {brief(given)}: allowed are {n_actions} numbers, each 0 or 1")
+            return given.astype(bool)
     return None
-
-
-def read_spaces(env: ParallelEnv, agents: Iterable[Any]) -> dict[str, tuple[object, str]]:
-    """Layout and text of all spaces as they are now, by what is asked for them; RunError if the environment raises."""
-    found = {}
-    for agent in agents:
-        for kind in ("observation_space", "action_space"):
-            space = call(asked := f"{kind}({agent!r})", getattr(env, kind), agent)
-            found[asked] = (_layout(space), short(space))
-    return found
-
-
-def check_same_spaces(before: Mapping[str, tuple[object, str]], now: Mapping[str, tuple[object, str]]) -> None:
-    """Raise RunError if a layout that `read_spaces` has found has changed: data would be taken for other data."""
-    for asked, (layout, text) in before.items():
-        if now[asked][0] != layout:
-            raise RunError(f"{asked} must not change: it was {text} and is {now[asked][1]} after a reset")
-
-
-def _layout(space: Any) -> object:
-    """All of a space that its flat form depends on, in values that a later change of the space does not reach."""
-    if hasattr(space, "spaces"):  # Dict and Tuple
-        parts = space.spaces.items() if isinstance(space.spaces, Mapping) else enumerate(space.spaces)
-        return type(space), [(key, _layout(part)) for key, part in parts]
-    sizes = [getattr(space, name, None) for name in ("n", "nvec", "start")]  # of Discrete and MultiDiscrete
-    return (
-        type(space),
-        getattr(space, "shape", None),
-        [None if size is None else np.asarray(size).tolist() for size in sizes],
-    )
 
 
 def _numbers(space: Any) -> Encode:
     """Numbers of one shape, as they are."""
-    shape, flat = space.shape, len(space.shape) == 1
+    shape = space.shape
 
     def encode(value: Any) -> np.ndarray:
-        array = value if type(value) is np.ndarray else _array(value)
-        if array.shape != shape:
-            raise Unfit(f"its observation has shape {array.shape}, declared is {shape} ({short(space)})")
-        if array.dtype.kind not in NUMBERS:
-            raise Unfit(f"its observation is {brief(value)}, declared are numbers ({short(space)})")
-        return array if flat else array.ravel()
+        array = np.asarray(value)
+        if array.shape != shape or array.dtype.kind not in NUMBERS:
+            raise Unfit(f"its observation has shape {array.shape}, declared is {short(space)}: {brief(value)}")
+        return array.ravel()
 
     return encode
 
@@ -130,12 +87,10 @@ def _member(space: Any) -> Encode:
     """Indices or bits: only members of the space, of which NumPy would take negative ones from the end."""
     from gymnasium import spaces
 
-    kinds = NUMBERS if isinstance(space, spaces.MultiBinary) else WHOLE
-
     def encode(value: Any) -> np.ndarray:
-        array = _array(value)
+        array = np.asarray(value)
         array = array.astype(np.int64) if array.dtype.kind == "b" else array
-        if array.dtype.kind not in kinds or not space.contains(array):
+        if not space.contains(array):
             raise Unfit(f"its observation is {brief(value)}, which is not in {short(space)}")
         return np.asarray(spaces.flatten(space, array))
 
@@ -146,28 +101,18 @@ def _joined(parts: Mapping[Any, Encode], space: Any) -> Encode:
     """The parts of a dictionary or a tuple, one after the other."""
 
     def encode(value: Any) -> np.ndarray:
-        flat = [_part(value, key, encode_part, space) for key, encode_part in parts.items()]
-        return np.concatenate([np.zeros(0, np.float32), *flat])
+        try:
+            given = [value[key] for key in parts]
+        except (KeyError, IndexError, TypeError):
+            raise Unfit(f"its observation is {brief(value)}, without a part of {short(space)}") from None
+        return np.concatenate([NOTHING, *(encode(part) for encode, part in zip(parts.values(), given, strict=True))])
 
     return encode
 
 
-def _part(value: Any, key: Any, encode: Encode, space: Any) -> np.ndarray:
-    try:
-        part = value[key]
-    except (KeyError, IndexError, TypeError):
-        raise Unfit(f"its observation is {brief(value)}, without the part {key!r} of {short(space)}") from None
-    try:
-        return encode(part)
-    except Unfit as error:
-        raise Unfit(f"part {key!r}: {error}") from None
-
-
-def _array(value: Any) -> np.ndarray:
-    try:
-        return np.asarray(value)
-    except Exception as error:  # ragged lists, or what an object's own conversion raises
-        raise Unfit(f"{brief(value)} is no array: {error}") from None
+def brief(value: object) -> str:
+    """A value in a few words: its type, and its beginning."""
+    return f"{type(value).__name__} {' '.join(reprlib.repr(value).split())}"
 
 
 def short(space: Any) -> str:

@@ -31,7 +31,7 @@ def _builder(name: str) -> TaskBuilder:
     from k24lab.envs.rolenav import RoleNav
     from k24lab.envs.smacv2 import smacv2_builder
     from k24lab.envs.smax import smax_builder
-    from k24lab.envs.vmas import REFUSED, vmas_builder
+    from k24lab.envs.vmas import vmas_builder
 
     if name == "rolenav":
         return TaskBuilder(RoleNav, inspect.signature(RoleNav).parameters)
@@ -40,7 +40,7 @@ def _builder(name: str) -> TaskBuilder:
         return import_builder(own_name)
     if library == "smacv2":
         return smacv2_builder(own_name)  # any size, not only the published ones
-    if name not in task_names() and not (library == "vmas" and own_name in REFUSED):
+    if name not in task_names():
         raise ConfigError(unknown("task", name, [*task_names(), "pettingzoo/<import path>"]))
     return {"mpe2": mpe2_builder, "smax": smax_builder, "vmas": vmas_builder}[library](own_name)
 
@@ -85,8 +85,7 @@ def _checked_options(name: str, given: Mapping[str, object], parameters: Mapping
 def _typed(parameter: Parameter, value: object) -> object:
     """The value in the type of the option: its annotation, real or as text, or else the type of its default.
 
-    The words true and false, in any case, are truth values where one may stand, or where nothing is known; for
-    environments every word counts as true. Raises TypeError with the reason.
+    The words true and false are truth values where one may stand. Raises TypeError with the reason.
     """
     annotation, default = parameter.annotation, parameter.default
     bare, said = annotation is parameter.empty, str(annotation)

@@ -39,7 +39,7 @@ class RoleNav(VecEnv):
         episode_limit: int = 25,
         device: str = "cpu",
     ):
-        _check(n_agents, n_types, n_roles, episode_limit)
+        _check(n_agents, n_types, n_roles)
         self._n_goals = n_types or n_roles or n_agents
         obs_dim = 2 + 2 * self._n_goals
         self.spec = EnvSpec(
@@ -120,12 +120,9 @@ class RoleNav(VecEnv):
         )
 
 
-def _check(n_agents: int, n_types: int, n_roles: int, episode_limit: int) -> None:
-    if n_agents < 1 or episode_limit < 1 or n_types < 0:
-        raise ConfigError(
-            f"rolenav: n_agents = {n_agents}, episode_limit = {episode_limit}: both must be at least 1; "
-            f"n_types = {n_types} at least 0"
-        )
+def _check(n_agents: int, n_types: int, n_roles: int) -> None:
+    if n_types < 0:
+        raise ConfigError(f"rolenav: n_types = {n_types} must be at least 0")
     if not 0 <= n_roles <= n_agents:
         raise ConfigError(f"rolenav: n_roles = {n_roles} must be in 0 … n_agents = {n_agents}")
     if n_types and n_roles:

@@ -47,11 +47,7 @@ class SingleEnv(ABC):
         """One env step."""
 
     def scene(self) -> Scene:
-        """What the environment looks like now.
-
-        Raises:
-            ConfigError: it cannot be drawn.
-        """
+        """What the environment looks like now. Raises ConfigError: it cannot be drawn."""
         raise ConfigError(f"{type(self).__name__} {NO_SCENE}")
 
     def action_name(self, agent: int, action: int) -> str:

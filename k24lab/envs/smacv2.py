@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import importlib
 import inspect
-import logging
 import os
 import re
 import signal
@@ -25,8 +24,6 @@ from k24lab.envs.global_random import PrivateRandomState, seed_everything
 from k24lab.envs.single_env import Row, SingleEnv
 from k24lab.envs.worker_processes import vectorize
 from k24lab.errors import ConfigError, RunError, unknown
-
-log = logging.getLogger(__name__)
 
 # In the order of the last numbers of an observation. Published weights: the third type of each race is rare.
 UNIT_TYPES = {
@@ -58,19 +55,10 @@ class SMACv2(SingleEnv):
     - Reward: damage and kills, scaled so that 20 is the most that can be had in this episode. The package takes
       the scale from the first episode that a process played, and spoils it when that one is reset twice.
     - Agents are sorted by unit type, then position: that is the order in which the package numbers them.
-    - A game that is lost is replaced, and the episode played again with the same seed and actions; if it then does
-      not show the same observation, or games are lost more than `max_restarts` times in a row, that is a RunError.
+    - A game that is lost is a RunError; the next reset starts a fresh one.
     """
 
-    def __init__(
-        self,
-        race: str,
-        n_agents: int,
-        n_enemies: int,
-        conic_fov: bool = False,
-        difficulty: int | str = 7,
-        max_restarts: int = 3,
-    ):
+    def __init__(self, race: str, n_agents: int, n_enemies: int, conic_fov: bool = False, difficulty: int | str = 7):
         """Sizes are at least 1; `difficulty` of the built-in opponent is 1 to 9, or A."""
         if n_agents < 1 or n_enemies < 1:
             raise ConfigError(f"smacv2: n_agents = {n_agents}, n_enemies = {n_enemies}: both must be at least 1")
@@ -78,7 +66,6 @@ class SMACv2(SingleEnv):
             raise ConfigError(f"smacv2: difficulty = {difficulty!r} (allowed: 1 to 9, or A)")
         options = {"conic_fov": conic_fov, "difficulty": str(difficulty)}
         self._open = partial(_open, race, n_agents, n_enemies, options)
-        self._name, self._max_restarts = f"smacv2/{race}_{n_agents}v{n_enemies}", max_restarts
         self._game: _Game | None = self._open()
         info = self._game.wrapper.get_env_info()
         self.agents = [f"agent_{i}" for i in range(n_agents)]
@@ -94,74 +81,30 @@ class SMACv2(SingleEnv):
             has_win=True,
             costly=True,
         )
-        self._seed = 0
-        self._history: list[list[int]] = []  # actions since the reset
-        self._seen: Row | None = None  # the last that was returned
         self._unit_type = np.zeros(n_agents, np.int64)
 
     def reset(self, seed: int) -> Row:
-        """Start a battle, in the running game if there is one.
-
-        Raises:
-            RunError: no game could be started.
-        """
-        self._seed, self._history = seed, []
-        return self._persist(self._start)
-
-    def step(self, actions: Int[np.ndarray, " N"]) -> Row:
-        """Eight game loops (0.36 s of game time).
-
-        Raises:
-            RunError: games were lost again and again, or the episode could not be repeated in a fresh one.
-        """
-        self._history.append(actions.tolist())
-        return self._persist(partial(self._advance, self._history[-1]))
-
-    def close(self) -> None:
-        """End the game."""
-        if self._game is not None:
-            self._game.close()
-        self._game = None
-
-    def _persist(self, act: Callable[[], Row]) -> Row:
-        """Do it, if need be in a fresh game."""
-        for attempt in range(self._max_restarts + 1):
-            try:
-                self._seen = (act if attempt == 0 else self._replay)()
-                return self._seen
-            except Exception as error:  # whatever it is: of a lost connection the package makes many
-                self.close()
-                reason, t = error, len(self._history)
-                what = f"{self._name}, seed {self._seed}, env step {t}: {type(error).__name__}: {error}"
-                log.warning("%s; the game is lost (%d of %d)", what, attempt + 1, self._max_restarts + 1)
-        raise RunError(f"{what}, after {self._max_restarts} fresh games") from reason
-
-    def _replay(self) -> Row:
-        """The episode again, up to and with the last action."""
-        row = self._start()
-        for t, actions in enumerate(self._history):
-            if t == len(self._history) - 1 and self._seen and not np.array_equal(row.obs, self._seen.obs):
-                raise _Lost("a fresh game does not repeat the episode; resume the run from its last checkpoint")
-            row = self._advance(actions)
-        return row
-
-    def _start(self) -> Row:
-        if self._game is None:
-            self._game = self._open()
-        self._game.reset(self._seed)
-        row = self._game.observe()
+        """Start a battle, in the running game if there is one."""
+        with self._game_or_none():
+            if self._game is None:
+                self._game = self._open()
+            self._game.reset(seed)
+            row = self._game.observe()
         bits = row["obs"][:, -self.spec.n_unit_types :]
         if not ((bits == 0) | (bits == 1)).all() or not (bits.sum(axis=1) == 1).all():
-            raise _Lost("not every agent's observation ends in its unit type")
+            raise RunError("not every agent's observation ends in its unit type")
         self._unit_type = bits.argmax(axis=1)
         return Row(**row, unit_type=self._unit_type, won=False)
 
-    def _advance(self, actions: list[int]) -> Row:
+    def step(self, actions: Int[np.ndarray, " N"]) -> Row:
+        """Eight game loops (0.36 s of game time)."""
         assert self._game is not None
-        reward, over, info = self._game.step(actions)
+        with self._game_or_none():
+            reward, over, info = self._game.step(actions.tolist())
+            row = self._game.observe()
         out_of_time = bool(info.get("episode_limit", False))
         return Row(
-            **self._game.observe(),
+            **row,
             unit_type=self._unit_type,
             reward=reward,
             terminated=over and not out_of_time,
@@ -169,9 +112,20 @@ class SMACv2(SingleEnv):
             won=bool(info["battle_won"]),
         )
 
+    def close(self) -> None:
+        """End the game."""
+        if self._game is not None:
+            self._game.close()
+        self._game = None
 
-class _Lost(Exception):
-    """The game is gone, or is not what it should be."""
+    @contextlib.contextmanager
+    def _game_or_none(self) -> Iterator[None]:
+        """After an error, of which the package makes many when it loses the connection, the game is not used again."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
 
 class _Game:
@@ -181,7 +135,7 @@ class _Game:
         self.wrapper = wrapper
         self._processes: list[Any] = []  # subprocess.Popen
         self.random = PrivateRandomState()
-        wrapper.env.full_restart = _raise_lost  # what it does when it has lost the connection hides the loss
+        wrapper.env.full_restart = _refuse_restart  # what it does when it has lost the connection hides the loss
 
     def reset(self, seed: int) -> None:
         """A battle whose teams and positions follow from `seed`."""
@@ -202,7 +156,7 @@ class _Game:
         with self.random.in_use():
             reward, over, info = self.wrapper.step(actions)
         if "battle_won" not in info:
-            raise _Lost("the connection to the game is lost")
+            raise RunError("the connection to the game is lost")
         return float(reward), bool(over), info
 
     def observe(self) -> dict[str, Any]:
@@ -223,8 +177,8 @@ class _Game:
         self._processes.clear()
 
 
-def _raise_lost() -> None:
-    raise _Lost("the connection to the game is lost")
+def _refuse_restart() -> None:
+    raise RunError("the connection to the game is lost")
 
 
 def _generators(distributions: Any) -> Iterator[Any]:
@@ -328,16 +282,8 @@ def smacv2_builder(name: str) -> TaskBuilder:
         raise ConfigError(unknown("smacv2 task", name, [*SMACV2_TASKS, "<race>_<n>v<m>"]))
     race, n, m = match[1], int(match[2]), int(match[3])
 
-    def build(
-        n_envs: int,
-        n_agents: int = n,
-        n_enemies: int = m,
-        conic_fov: bool = False,
-        difficulty: int | str = 7,
-        max_restarts: int = 3,
-        workers: int = 0,
-    ) -> VecEnv:
-        make = partial(SMACv2, race, n_agents, n_enemies, conic_fov, difficulty, max_restarts)
-        return vectorize(make, n_envs, workers)
+    def build(n_envs: int, workers: int = 0, n_agents: int = n, n_enemies: int = m, **options: Any) -> VecEnv:
+        return vectorize(partial(SMACv2, race, n_agents, n_enemies, **options), n_envs, workers)
 
-    return TaskBuilder(build, inspect.signature(build).parameters)
+    parameters = dict(inspect.signature(SMACv2).parameters) | dict(inspect.signature(build).parameters)
+    return TaskBuilder(build, {key: p for key, p in parameters.items() if key not in ("race", "options")})

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from k24lab.envs.base import EnvSpec, Step, TaskBuilder, VecEnv, check_actions
 from k24lab.envs.scene import Scene, smax_action, smax_scene
-from k24lab.errors import ConfigError, unknown
+from k24lab.errors import ConfigError
 
 SCENARIOS = (
     "3m 8m 25m 2s3z 3s5z 5m_vs_6m 10m_vs_11m 27m_vs_30m 3s5z_vs_3s6z 3s_vs_5z 6h_vs_8z "
@@ -43,23 +43,13 @@ class Smax(VecEnv):
     - Unit types are numbered as in `spec.unit_type_names`, the types that an ally of the scenario can have.
     - Environment e plays from the e-th key of the reset's seed, whatever was played before and beside it.
 
-    jax runs on the CPU unless JAX_PLATFORMS or jax's own settings say otherwise, next to torch. The first
-    reset and the first step of a scenario and a number of environments compile (tens of seconds). jax keeps what it
-    compiled in the folder that it is set to (JAX_COMPILATION_CACHE_DIR), or else in `k24lab/jax` of the user's
-    cache folder (XDG_CACHE_HOME, by default ~/.cache); later processes start from there in a few seconds.
+    jax runs on the CPU unless JAX_PLATFORMS or jax's own settings say otherwise. The first reset and step of a scenario
+    and a number of environments compile (tens of seconds); later processes start from what is kept in
+    JAX_COMPILATION_CACHE_DIR, or else in `k24lab/jax` of the user's cache folder.
     """
 
     def __init__(self, n_envs: int, scenario: str, episode_limit: int = EPISODE_LIMIT):
-        """Build E battles; nothing is compiled yet.
-
-        Raises:
-            ConfigError: an unknown scenario, a number below 1, or JaxMARL is not installed.
-        """
-        if scenario not in SCENARIOS:
-            raise ConfigError(unknown("SMAX scenario", scenario, SCENARIOS))
-        for key, value in (("n_envs", n_envs), ("episode_limit", episode_limit)):
-            if type(value) is not int or value < 1:
-                raise ConfigError(f"smax/{scenario}: {key} = {value!r} must be a whole number, at least 1")
+        """Build E battles; nothing is compiled yet. Raises ConfigError if JaxMARL is not installed."""
         self._battle = _battle(scenario)
         env, type_names = self._battle.env, self._battle.unit_type_names
         self.spec = EnvSpec(
@@ -82,11 +72,7 @@ class Smax(VecEnv):
         return _step(self._carry[2])
 
     def step(self, actions: Int[Tensor, "E N"]) -> Step:
-        """One env step of every battle that has not ended.
-
-        Raises:
-            ValueError: an action that is not available, or a call before the first reset.
-        """
+        """One env step of every battle that has not ended."""
         if self._carry is None:
             raise ValueError("step before the first reset")
         terminated, truncated, available = (
@@ -98,11 +84,7 @@ class Smax(VecEnv):
         return _step(self._carry[2])
 
     def scene(self, e: int) -> Scene:
-        """Units of both sides and their health.
-
-        Raises:
-            ValueError: a call before the first reset.
-        """
+        """Units of both sides and their health. Raises ValueError: a call before the first reset."""
         if self._carry is None:
             raise ValueError("scene before the first reset")
         return smax_scene(self._battle.env, self._carry[1], e)
@@ -237,8 +219,5 @@ def _configure(jax: Any) -> None:
 
 def smax_builder(scenario: str) -> TaskBuilder:
     """What builds the battles of one scenario, with the options that a task may set."""
-
-    def build(n_envs: int, episode_limit: int = EPISODE_LIMIT) -> Smax:
-        return Smax(n_envs, scenario, episode_limit)
-
-    return TaskBuilder(build, inspect.signature(build).parameters)
+    parameters = {key: p for key, p in inspect.signature(Smax).parameters.items() if key != "scenario"}
+    return TaskBuilder(partial(Smax, scenario=scenario), parameters)

@@ -2,32 +2,32 @@
 
 What an environment must do is written down in `k24lab.envs.pettingzoo.PettingZooEnv` for those of PettingZoo, and in
 `k24lab.envs.base` (Step, VecEnv) for all. A run refuses what it cannot go on with, at every reset and step. Here whole
-episodes are played, each of them twice, and everything else is looked at too.
+episodes are played, each of them twice, and what a run lets pass is looked at too.
 """
 
 import contextlib
 import io
-import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from k24lab.envs.base import Step, VecEnv
-from k24lab.envs.pettingzoo import PettingZooEnv
-from k24lab.envs.pettingzoo_checks import call
-from k24lab.envs.pettingzoo_watcher import Findings, Watcher
+from k24lab.envs.pettingzoo import PettingZooEnv, call
 from k24lab.envs.registry import make_env
 from k24lab.envs.vector_env import SerialVector
-from k24lab.errors import ConfigError, RunError, told, warn
+from k24lab.errors import ConfigError, RunError, warn
 
 API_CYCLES = 100  # env steps of PettingZoo's own test, for each of its two resets
-MOST_SHOWN = 20  # lines of problems, and of notes
 MOST_STEPS = 10_000  # of an episode: more are not needed to see what an environment does
+MASK_WORDS = ("avail", "legal", "mask", "valid")  # in the names that others give to an action mask
+
+Problems = dict[str, str]  # what should not be -> where it was seen first
 
 
 def examine_task(task: str, episodes: int = 5) -> int:
@@ -39,125 +39,115 @@ def examine_task(task: str, episodes: int = 5) -> int:
     Raises:
         ConfigError: the task cannot be built, or `episodes` is below 1.
     """
+    lines, problems = examine(task, episodes)
+    found = [f"    - {text}" + (f" (first in {place})" if place else "") for text, place in problems.items()]
+    print("\n".join([task, *lines, *(["  problems", *found] if found else ["  no problems"])]))
+    return int(bool(problems))
+
+
+def examine(task: str, episodes: int) -> tuple[list[str], Problems]:
+    """Sizes and lengths, and what the environment of a task does wrong in random episodes or PettingZoo's own test."""
     if episodes < 1:
         raise ConfigError(f"episodes = {episodes} must be at least 1")
-    found = examine(task, episodes)
-    print(report(task, found))
-    return int(bool(found.problems))
-
-
-def examine(task: str, episodes: int) -> Findings:
-    """What the environment of a task does in random episodes, and what PettingZoo's own test says of it.
-
-    Raises:
-        ConfigError: the task cannot be built.
-    """
-    with warnings.catch_warnings(record=True) as given:
-        warnings.simplefilter("always")
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of packages, about their own future
-        env = make_env(task, 1)
-        single = env.envs[0] if isinstance(env, SerialVector) else None
-        found = Findings(env.spec, single.agents if single else [str(i) for i in range(env.spec.n_agents)])
-        watcher = Watcher(single, found) if isinstance(single, PettingZooEnv) else None
-        try:
-            _play_all(env, episodes, watcher, found)
-        finally:
-            env.close()
-        if watcher is not None:
-            watcher.summarise()
-        if task.startswith("pettingzoo/"):
-            _api_test(task, found)
-    for warning in given:
-        text = " ".join(str(warning.message).split())
-        (found.problem if "could not be closed" in text else found.note)(text)
-    return found
+        return _examine(task, episodes)
 
 
-def report(task: str, found: Findings) -> str:
-    """Sizes, episodes, problems and notes, in lines."""
-    spec = found.spec
-    rows = [
-        ("agents", f"{spec.n_agents}: {_listed(found.agents)}"),
-        ("observed", f"numbers: {_alike(spec.obs_dims)}; state: {spec.state_dim}"),
-        ("actions", _alike(spec.n_actions)),
-        ("limit", f"{spec.episode_limit} env steps"),
+def _examine(task: str, episodes: int) -> tuple[list[str], Problems]:
+    problems: Problems = {}
+    env = make_env(task, 1)
+    single = env.envs[0] if isinstance(env, SerialVector) else None
+    spec, names = env.spec, list(single.agents) if single else [str(i) for i in range(env.spec.n_agents)]
+    try:
+        played = [steps for k in range(episodes) if (steps := _play_twice(env, k, names, problems))]
+        if isinstance(single, PettingZooEnv):
+            _look_for_masks(single, problems)
+    finally:
+        env.close()
+    if task.startswith("pettingzoo/"):
+        _api_test(task, problems)
+    lines = [
+        f"  agents    {spec.n_agents}: {', '.join(names)}",
+        f"  observed  numbers: {_alike(spec.obs_dims)}; state: {spec.state_dim}",
+        f"  actions   {_alike(spec.n_actions)}",
+        f"  limit     {spec.episode_limit} env steps",
     ]
-    if found.lengths:
-        n, n_terminated = len(found.lengths), found.n_terminated
-        ends = f"{n_terminated} terminated, {n - n_terminated} truncated"
-        rows.append(("played", f"{n} random episodes of {_range(found.lengths)} env steps; {ends}"))
-        rows.append(("returns", _range(found.returns)))
-    lines = [task, *(f"  {name:10}{text}" for name, text in rows)]
-    lines += [*_section("problems", found.problems), *_section("notes", found.notes)]
-    return "\n".join([*lines, *([] if found.problems else ["  no problems"])])
+    if played:
+        lengths, ended = [len(steps) - 1 for steps in played], sum(bool(steps[-1].terminated) for steps in played)
+        returns = [sum(float(step.reward) for step in steps[1:]) for steps in played]
+        ends = f"{ended} terminated, {len(played) - ended} truncated"
+        lines.append(f"  played    {len(played)} random episodes of {_range(lengths)} env steps; {ends}")
+        lines.append(f"  returns   {_range(returns)}")
+    return lines, problems
 
 
-def _section(title: str, seen: dict[str, list[str]]) -> Iterator[str]:
-    if seen:
-        yield f"  {title}"
-    for text, places in list(seen.items())[:MOST_SHOWN]:
-        often = [f"first in {places[0]}"] if places[0] else []
-        often += [f"{len(places)} times"] if len(places) > 1 else []
-        yield f"    - {text}" + (f" ({'; '.join(often)})" if often else "")
-    if len(seen) > MOST_SHOWN:
-        yield f"    and {len(seen) - MOST_SHOWN} more"
+def _play_twice(env: VecEnv, seed: int, names: Sequence[str], problems: Problems) -> list[Step]:
+    """The steps of an episode; the same seed and actions must give the same once more. Empty after an error."""
+    try:
+        steps = _play(env, seed, names, problems)
+        if said := _difference(steps, _play(env, seed, names, {}), names):
+            text = "the same seed and actions do not give the same episode"
+            problems.setdefault(text, f"episode {seed}: {said}")
+        return steps
+    except RunError as error:
+        problems.setdefault(str(error).removeprefix("environment 0: "), f"episode {seed}")
+        return []
 
 
-def _play_all(env: VecEnv, episodes: int, watcher: Watcher | None, found: Findings) -> None:
-    """Play each episode, then all of them once more: the same seeds and actions must give the same."""
-    played = {}
-    for k in range(episodes):
-        if watcher is not None:
-            watcher.episode = k
-        try:
-            played[k] = list(_episode(env, k))
-        except RunError as error:
-            found.problem(str(error).removeprefix("environment 0: "), f"episode {k}")
-            continue
-        _look(played[k], k, found)
-    if watcher is not None:
-        watcher.episode = None
-    for k, steps in played.items():
-        try:
-            said = _difference(steps, list(_episode(env, k)), found.agents)
-        except RunError as error:
-            said = str(error).removeprefix("environment 0: ")
-        if said:
-            found.problem("the same seed and actions do not give the same episode", f"episode {k}: {said}")
-    starts = [steps[0].obs for steps in played.values()]
-    if len(starts) > 1 and all(torch.equal(obs, starts[0]) for obs in starts):
-        found.note("all episodes begin with the same observations, whatever their seed")
-    _judge_lengths(found)
-
-
-def _episode(env: VecEnv, seed: int) -> Iterator[Step]:
-    """Every step of an episode with random available actions."""
-    generator, now = torch.Generator().manual_seed(seed), env.reset(seed)
-    yield now
-    for _ in range(min(env.spec.episode_limit, MOST_STEPS)):
-        weights = now.avail_actions.flatten(0, 1).float().cpu()
+def _play(env: VecEnv, seed: int, names: Sequence[str], problems: Problems) -> list[Step]:
+    """Every step of an episode with random available actions; what is wrong in one is noted."""
+    generator, steps = torch.Generator().manual_seed(seed), [env.reset(seed)]
+    _look_at_step(env, steps[0], f"episode {seed}, step 0", names, problems)
+    while not bool(steps[-1].terminated | steps[-1].truncated) and len(steps) <= MOST_STEPS:
+        weights = steps[-1].avail_actions.flatten(0, 1).float().cpu()
         chosen = torch.multinomial(weights, 1, generator=generator).view(1, -1)
-        now = env.step(chosen.to(now.obs.device))
-        yield now
-        if bool(now.terminated | now.truncated):
-            return
+        steps.append(env.step(chosen.to(steps[-1].obs.device)))
+        _look_at_step(env, steps[-1], f"episode {seed}, step {len(steps) - 1}", names, problems)
+    return steps
 
 
-def _look(played: list[Step], k: int, found: Findings) -> None:
-    """Numbers of one episode."""
-    last = played[-1]
-    found.lengths.append(len(played) - 1)
-    found.returns.append(sum(float(step.reward) for step in played[1:]))
-    found.n_terminated += bool(last.terminated)
-    for t, step in enumerate(played):
-        for name in ("obs", "state", "reward"):
-            value = getattr(step, name)[0]
-            bad = ~value.isfinite()
-            if bad.any():
-                who = f" of agent {found.agents[int(bad.nonzero()[0][0])]!r}" if name == "obs" else ""
-                found.problem(f"{name}{who} is {value[bad].flatten()[0].item()}", f"episode {k}, step {t}")
-    if not (last.terminated | last.truncated).all():
-        found.note(f"an episode was broken off after {len(played) - 1} env steps")
+def _look_at_step(env: VecEnv, now: Step, place: str, names: Sequence[str], problems: Problems) -> None:
+    """Numbers that are none or out of bounds, and agents that come back."""
+    for name in ("obs", "state", "reward"):
+        value = getattr(now, name)[0]
+        if (bad := ~value.isfinite()).any():
+            who = f" of agent {names[int(bad.nonzero()[0][0])]!r}" if name == "obs" else ""
+            problems.setdefault(f"{name}{who} is {value[bad].flatten()[0].item()}", place)
+    single = env.envs[0] if isinstance(env, SerialVector) else None
+    if not isinstance(single, PettingZooEnv):
+        return
+    for agent, end in single.dead.items():
+        if end < single.t and agent in single.env.agents:
+            said = f"agent {agent!r} is in agents after its end; it stays dead until the next reset"
+            problems.setdefault(said, f"{place}: it ended at step {end}")
+    for i, agent in enumerate(single.env.possible_agents):
+        if now.alive is not None and now.alive[0, i]:
+            _look_at_bounds(agent, now.obs[0, i].numpy(), single.env.observation_space(agent), place, problems)
+
+
+def _look_at_bounds(agent: Any, seen: np.ndarray, space: Any, place: str, problems: Problems) -> None:
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Dict) and {"observation", "action_mask"} <= space.spaces.keys():
+        space = space["observation"]
+    flat: Any = spaces.flatten_space(space)
+    low, high = (bound.ravel().astype(np.float32) for bound in (flat.low, flat.high))
+    seen = seen[: len(low)]
+    if (bad := (seen < low) | (seen > high)).any():
+        said = f"{seen[bad][0]:.4g}, declared are {low[bad][0]:g} to {high[bad][0]:g}"
+        problems.setdefault(f"observations of agent {agent!r} are outside of their space", f"{place}: {said}")
+
+
+def _look_for_masks(single: PettingZooEnv, problems: Problems) -> None:
+    """What looks like a mask of actions, under a name that the adapter does not know."""
+    for part, holders in zip(("observation", "info"), call("reset(seed=0)", single.env.reset, seed=0), strict=True):
+        for agent, holder in holders.items():
+            n_actions = int(single.env.action_space(agent).n)
+            for key, value in holder.items() if isinstance(holder, Mapping) and "action_mask" not in holder else ():
+                if any(word in str(key).lower() for word in MASK_WORDS) and np.shape(value) == (n_actions,):
+                    said = f"the {part} of agent {agent!r} has {key!r}, which looks like a mask of its actions"
+                    problems[f"{said}: nobody reads it, the name is 'action_mask'"] = ""
 
 
 def _difference(first: list[Step], second: list[Step], agents: Sequence[str]) -> str:
@@ -172,45 +162,23 @@ def _difference(first: list[Step], second: list[Step], agents: Sequence[str]) ->
     return "" if len(first) == len(second) else f"they end after {len(first) - 1} and {len(second) - 1} env steps"
 
 
-def _judge_lengths(found: Findings) -> None:
-    """Note what lengths and rewards tell of the limit and the task."""
-    longest, limit = max(found.lengths, default=0), found.spec.episode_limit
-    if longest < limit and found.n_terminated < len(found.lengths):
-        said = f"the environment truncates after {longest} env steps at most, its limit is {limit}"
-        found.note(f"{said}: memory is kept for the difference")
-    if found.lengths and not any(found.returns):
-        found.note(
-            "the return of every episode was 0: the rewards of the team cancel out, or random play earns nothing"
-        )
-
-
-def _api_test(task: str, found: Findings) -> None:
+def _api_test(task: str, problems: Problems) -> None:
     """PettingZoo's own test of parallel environments, on an environment of its own."""
     import pettingzoo
     from pettingzoo.test import parallel_api_test
 
     vector: Any = make_env(task, 1)
     env = vector.envs[0].env
-    if not isinstance(env, pettingzoo.ParallelEnv):
-        found.note("its class is no pettingzoo.ParallelEnv: PettingZoo's parallel_api_test was left out")
-        return
-    # The test ends where spaces are not the same objects at each call, which we do not need: it would hide the rest.
-    env.observation_space, env.action_space = cache(env.observation_space), cache(env.action_space)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            call("the test", parallel_api_test, env, num_cycles=API_CYCLES)
+        if isinstance(env, pettingzoo.ParallelEnv):
+            # The test ends where spaces are not the same objects at each call, which we do not need.
+            env.observation_space, env.action_space = cache(env.observation_space), cache(env.action_space)
+            with contextlib.redirect_stdout(io.StringIO()):
+                call("PettingZoo's parallel_api_test", parallel_api_test, env, num_cycles=API_CYCLES)
     except RunError as error:
-        found.problem(f"PettingZoo's parallel_api_test: {_api_error(error.__cause__)}")
+        problems[str(error)] = ""
     finally:
         vector.close()
-
-
-def _api_error(cause: BaseException | None) -> str:
-    """What failed: an assertion of the test without a message is its line."""
-    assert cause is not None
-    if isinstance(cause, AssertionError) and not any(cause.args):
-        return f"failed at `{traceback.extract_tb(cause.__traceback__)[-1].line}`"
-    return told(cause)
 
 
 def check_repeatable(task: str) -> None:
@@ -231,9 +199,5 @@ def _range(values: Sequence[int] | Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _listed(names: Sequence[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
-
-
 def _alike(sizes: tuple[int, ...]) -> str:
-    return f"{sizes[0]} for each agent" if len(set(sizes)) == 1 else _listed([str(size) for size in sizes], 16)
+    return f"{sizes[0]} for each agent" if len(set(sizes)) == 1 else ", ".join(map(str, sizes))

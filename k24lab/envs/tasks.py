@@ -44,19 +44,8 @@ def canonical_text(task: str) -> str:
     """The one spelling of a task, as far as its text alone tells: `rolenav: n_types=2, n_agents=3,` and its like.
 
     Options that repeat their environment's defaults stay: `k24lab.envs.registry.canonical_task` knows these.
-
-    Raises:
-        ConfigError: as `parse_task`.
     """
     return format_task(*parse_task(task))
-
-
-def spelt(task: object) -> object:
-    """`canonical_text` of what a file holds as its task; what is no task is left as it is."""
-    try:
-        return canonical_text(task) if isinstance(task, str) else task
-    except ConfigError:
-        return task
 
 
 def _items(options: str) -> list[str]:
@@ -67,16 +56,12 @@ def _items(options: str) -> list[str]:
     pieces, items = options.split(","), []
     while pieces:
         taken = 1
-        if _text_of(pieces[0]).startswith(OPENING):
-            joined = (_text_of(",".join(pieces[:n])) for n in range(1, len(pieces) + 1))
-            taken = next((n for n, text in enumerate(joined, start=1) if _parse_value(text) != text), 1)
+        if pieces[0].partition("=")[2].strip().startswith(OPENING):
+            texts = (",".join(pieces[:n]).partition("=")[2].strip() for n in range(1, len(pieces) + 1))
+            taken = next((n for n, text in enumerate(texts, start=1) if _parse_value(text) != text), 1)
         items.append(",".join(pieces[:taken]))
         pieces = pieces[taken:]
     return items
-
-
-def _text_of(item: str) -> str:
-    return item.partition("=")[2].strip()
 
 
 def _parse_value(text: str) -> object:
@@ -86,12 +71,9 @@ def _parse_value(text: str) -> object:
         return text
 
 
-def _may_be_split(word: str) -> bool:
-    return "," in word or word.startswith(OPENING)
-
-
 def _format_value(value: object) -> str:
-    if isinstance(value, str) and _parse_value(value.strip()) == value and not _may_be_split(value):
+    may_be_split = isinstance(value, str) and ("," in value or value.startswith(OPENING))
+    if isinstance(value, str) and _parse_value(value.strip()) == value and not may_be_split:
         return value  # a word needs no quotes
     if isinstance(value, float):
         return repr(value + 0.0).replace("inf", "1e999")  # -0.0 + 0.0 is 0.0; inf is a word

@@ -1,10 +1,7 @@
 """E single environments as one `VecEnv`, stepped one after the other; `worker_processes` has them in processes."""
 
-import contextlib
-import signal
-import threading
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +13,7 @@ from torch import Tensor
 from k24lab.envs.base import EnvSpec, Step, VecEnv, check_actions
 from k24lab.envs.scene import Scene
 from k24lab.envs.single_env import Row, SingleEnv
-from k24lab.errors import ConfigError, K24Error, RunError, told, warn
-
-TIMEOUT = 600.0  # seconds that a reset or a step of all environments, or of those of one worker, may take
+from k24lab.errors import K24Error, RunError, told, warn
 
 
 class Vector(VecEnv):
@@ -27,8 +22,6 @@ class Vector(VecEnv):
     _rows: np.ndarray  # [E] of `row_type`: what the environments returned last
 
     def __init__(self, sample: SingleEnv, n_envs: int):
-        if n_envs < 1:
-            raise ConfigError(f"n_envs = {n_envs}: must be at least 1")
         self.spec = replace(sample.spec, n_envs=n_envs)
         self._agents = list(sample.agents)
         self._running = False  # false before the first reset and after an error: only a reset helps
@@ -41,12 +34,7 @@ class Vector(VecEnv):
         return self._step()
 
     def step(self, actions: Int[Tensor, "E N"]) -> Step:
-        """One step of every environment that has not ended.
-
-        Raises:
-            ValueError: an action that is not available, or no reset before.
-            RunError: an environment raised, or its process is lost.
-        """
+        """One step of every environment that has not ended. RunError: one raised, or its process is lost."""
         if not self._running:
             raise ValueError("step before the first reset, or after an error")
         chosen = actions.cpu().long()
@@ -69,14 +57,9 @@ class Vector(VecEnv):
 
 
 class SerialVector(Vector):
-    """E environments, stepped one after the other in this process.
+    """E environments, stepped one after the other in this process. Only in a worker process can one that hangs end."""
 
-    One that hangs for `timeout` seconds, in Python or in a system call, is a RunError; where a library's own code
-    hangs, only a worker process can be stopped.
-    """
-
-    def __init__(self, make: Callable[[], SingleEnv], n_envs: int, timeout: float = TIMEOUT):
-        self._timeout = timeout
+    def __init__(self, make: Callable[[], SingleEnv], n_envs: int):
         self.envs = [make()]
         try:
             super().__init__(self.envs[0], n_envs)
@@ -101,35 +84,10 @@ class SerialVector(Vector):
         close_all(self.envs)
 
     def _start(self, seed: int) -> None:
-        with _alarm(self._timeout):
-            self._group.reset(seed)
+        self._group.reset(seed)
 
     def _advance(self, actions: Int[np.ndarray, "E N"]) -> None:
-        with _alarm(self._timeout):
-            self._group.step(actions)
-
-
-@contextlib.contextmanager
-def _alarm(seconds: float) -> Iterator[None]:
-    """TimeoutError after so many seconds, and again after as many more: an environment may have tried once more.
-
-    Only in the main thread of a POSIX system whose alarm nobody else uses.
-    """
-    in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or not hasattr(signal, "setitimer") or signal.getitimer(signal.ITIMER_REAL)[0]:
-        yield
-        return
-
-    def ring(*_: object) -> None:
-        raise TimeoutError(f"no answer for {seconds:g} s")
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        self._group.step(actions)
 
 
 class EnvGroup:
@@ -186,12 +144,13 @@ def row_type(spec: EnvSpec) -> np.dtype:
     return np.dtype(fields, align=True)
 
 
-def close_all(envs: Iterable[SingleEnv]) -> None:
+def close_all(things: Iterable[Any]) -> None:
     """Close all of them; one that raises is named in a warning, since the run's outcome is decided already."""
-    for env in envs:
+    for thing in things:
         try:
-            env.close()
+            thing.close()
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            warn(f"an environment could not be closed: {error if isinstance(error, K24Error) else told(error)}")
+            said = error if isinstance(error, K24Error) else told(error)
+            warn(f"{type(thing).__name__} could not be closed: {said}")

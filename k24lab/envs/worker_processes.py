@@ -4,7 +4,6 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import pickle
 import signal
 import threading
 import time
@@ -20,11 +19,12 @@ from jaxtyping import Int
 
 from k24lab.envs.base import EnvSpec, VecEnv
 from k24lab.envs.single_env import SingleEnv
-from k24lab.envs.vector_env import TIMEOUT, EnvGroup, SerialVector, Vector, close_all, row_type
+from k24lab.envs.vector_env import EnvGroup, SerialVector, Vector, close_all, row_type
 from k24lab.errors import ConfigError, K24Error, RunError
 
 log = logging.getLogger(__name__)
 
+TIMEOUT = 600.0  # seconds that a worker may take for a reset or a step of all its environments
 START_TIMEOUT = 300.0  # seconds that a worker may take to load what it needs and build its environments
 CLOSE_TIMEOUT = 5.0  # seconds that a worker gets to close its environments
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -42,28 +42,15 @@ class SubprocessVector(Vector):
     """
 
     def __init__(
-        self,
-        make: Callable[[], SingleEnv],
-        n_envs: int,
-        workers: int,
-        timeout: float = TIMEOUT,
-        max_restarts: int = 3,
+        self, make: Callable[[], SingleEnv], n_envs: int, workers: int, timeout: float = TIMEOUT, max_restarts: int = 3
     ):
-        """`make` is called in this process, for the sizes, and in the workers, so it must be picklable.
+        """`make` builds one environment, here for the sizes and in the workers, so it must be picklable.
 
-        Args:
-            make: builds one environment.
-            n_envs: E.
-            workers: processes; no more are started than there are environments.
-            timeout: seconds that a worker may take for a reset or a step of all its environments.
-            max_restarts: of all workers together, between two resets.
-
-        Raises:
-            ConfigError: sizes below 1, or a `make` that cannot be sent to a process.
+        No more workers are started than there are environments. `timeout` is the seconds that one may take for a reset
+        or a step of all its environments, `max_restarts` those of all workers together between two resets.
         """
         if workers < 1:
             raise ConfigError(f"workers = {workers}: must be at least 1")
-        _check_picklable(make)
         sample = make()
         try:
             super().__init__(sample, n_envs)
@@ -173,12 +160,7 @@ class _Worker:
             self.connection.send_bytes(command)
 
     def receive(self, timeout: float) -> None:
-        """Wait until the last command is done.
-
-        Raises:
-            RunError: its environments raised.
-            _Lost: it has died, or does not answer.
-        """
+        """Wait until the last command is done; RunError: its environments raised, _Lost: it has died or is silent."""
         if not self._has_started:
             self._wait(START_TIMEOUT)
             self._has_started = True
@@ -253,12 +235,9 @@ def _answer(act: Callable[..., None], *arguments: Any) -> bytes:
     """Nothing if all went well, else what went wrong."""
     try:
         act(*arguments)
-    except K24Error as error:
-        if error.__cause__ is None:  # a sentence of ours: no code of the environment's has to be looked at
-            return str(error).encode()
-        return f"{error}\n\n{traceback.format_exc()}".encode()
     except BaseException as error:  # what sys.exit raises would end the worker without a word
-        return f"{error}\n\n{traceback.format_exc()}".encode()
+        ours = isinstance(error, K24Error) and error.__cause__ is None  # no code of the environment to be looked at
+        return str(error if ours else f"{error}\n\n{traceback.format_exc()}").encode()
     return b""
 
 
@@ -280,13 +259,6 @@ def _one_thread() -> Iterator[None]:
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-def _check_picklable(make: Callable[[], SingleEnv]) -> None:
-    try:
-        pickle.dumps(make)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise ConfigError(f"{make!r} cannot be sent to a worker process: {error}") from error
 
 
 def vectorize(make: Callable[[], SingleEnv], n_envs: int, workers: int = 0) -> VecEnv:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple
 
 from k24lab.errors import ConfigError, RunError
 from k24lab.lab.paths import HOME_VARIABLE, project_root, runs_dir
@@ -39,28 +39,6 @@ class Resources(NamedTuple):
     memory_gb: float = MEMORY_GB  # of a run
     gpus: float = 0.0  # of a run
     options: Mapping[str, str] = {}  # further parameters of submitit or of Ray's tasks
-
-
-@runtime_checkable
-class Job(Protocol):
-    """One run that was submitted."""
-
-    def done(self) -> bool:
-        """Whether it has ended, with success or without."""
-
-    def result(self) -> int:
-        """Exit code; waits for the end, and raises if the backend lost the run."""
-
-
-@runtime_checkable
-class Backend(Protocol):
-    """Runs commands."""
-
-    def submit(self, commands: Sequence[list[str]], logs: Sequence[Path]) -> Sequence[Job]:
-        """Submit one command per run; its output is appended to its log."""
-
-    def stop(self) -> None:
-        """Stop the runs that have not ended."""
 
 
 class Command:
@@ -133,7 +111,7 @@ class Local:
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock, self._stopped = threading.Lock(), False
 
-    def submit(self, commands: Sequence[list[str]], logs: Sequence[Path]) -> Sequence[Job]:
+    def submit(self, commands: Sequence[list[str]], logs: Sequence[Path]) -> Sequence[Any]:
         """Queue them; each starts when a place is free."""
         tasks = [Command(command, log, self.n_threads) for command, log in zip(commands, logs, strict=True)]
         return [self._pool.submit(self._run, task) for task in tasks]
@@ -164,12 +142,7 @@ class Slurm:
     """One job array, through submitit; a job that SLURM ends early (time, preemption) is queued again and goes on.
 
     Submitit asks SLURM's accounting (sacct) whether a job was killed, and many clusters have none: so the queue is
-    asked as well.
-
-    Args:
-        resources: of the jobs.
-        folder: of submitit's own files, shared by all machines.
-        cluster: submitit's name of the cluster.
+    asked as well. Submitit's own files lie in `folder`, which all machines share.
     """
 
     def __init__(self, resources: Resources, folder: Path, cluster: str = "slurm"):
@@ -193,7 +166,7 @@ class Slurm:
         except (RuntimeError, NameError) as error:  # no sbatch; a parameter that submitit does not know
             raise ConfigError(f"SLURM cannot be used: {error}") from error
 
-    def submit(self, commands: Sequence[list[str]], logs: Sequence[Path]) -> Sequence[Job]:
+    def submit(self, commands: Sequence[list[str]], logs: Sequence[Path]) -> Sequence[Any]:
         """Submit one array."""
         tasks = [Command(command, log, self.n_threads) for command, log in zip(commands, logs, strict=True)]
         if not tasks:  # submitit warns of an empty array
@@ -261,7 +234,7 @@ class Ray:
         needs = {"num_cpus": resources.n_threads, "num_gpus": resources.gpus, "max_retries": 3}
         self._remote = self._ray.remote(**needs | dict(resources.options))(Command.__call__)
 
-    def submit(self, commands: Sequence[list[str]], logs: Sequence[Path]) -> Sequence[Job]:
+    def submit(self, commands: Sequence[list[str]], logs: Sequence[Path]) -> Sequence[Any]:
         """Start them as the cluster has room."""
         for command, log in zip(commands, logs, strict=True):
             self._refs.append(self._remote.remote(Command(command, log, self.n_threads)))
@@ -274,7 +247,7 @@ class Ray:
         self._ray.shutdown()
 
 
-def build_backend(name: BackendName, resources: Resources, group: str) -> Backend:
+def build_backend(name: BackendName, resources: Resources, group: str) -> "Backend":
     """The backend of a name.
 
     Raises:
@@ -292,6 +265,11 @@ def build_backend(name: BackendName, resources: Resources, group: str) -> Backen
     if resources.options:
         raise ConfigError(f"options {dict(resources.options)} mean nothing to the backend 'local'")
     return Local(resources.jobs or default_jobs(resources.n_threads, resources.memory_gb), resources.n_threads)
+
+
+# `submit` starts a command per run, whose output is appended to its log, and returns jobs: `done()` says whether one
+# has ended, `result()` is its exit code, and raises if the backend lost the run. `stop` ends those that are left.
+Backend = Any
 
 
 def _import(package: str, extra: str) -> Any:

@@ -133,36 +133,24 @@ def build_config(params: Mapping[str, Any]) -> Config:
 
 
 def merge_settings(parameters: Mapping[str, Any], overrides: object) -> Config:
-    """The configuration that a notebook's parameters and its `overrides` describe together.
-
-    Args:
-        parameters: settings that have a parameter of their own; None where it is not given.
-        overrides: a mapping of all other settings; None is none.
+    """The configuration that a notebook's parameters (None: not given) and its `overrides` describe together.
 
     Raises:
-        ConfigError: a setting that both give, with different values, or whatever `build_config` refuses.
+        ConfigError: a setting that stands in both, or whatever `build_config` refuses.
     """
     if overrides is not None and not isinstance(overrides, Mapping):
         raise ConfigError(f"overrides = {overrides!r} must map settings to values, e.g. {{'lr': 0.001}}")
-    given = _converted({key: value for key, value in parameters.items() if value is not None})
-    more = _converted(overrides or {})
-    for settings in (given, more):
-        if "task" in settings:
-            settings["task"] = canonical_text(settings["task"])
-    if twice := [key for key in given if key in more and given[key] != more[key]]:
-        both = "; ".join(f"{key} = {given[key]!r} as a parameter and {more[key]!r} in overrides" for key in twice)
-        raise ConfigError(f"given twice: {both}")
-    return build_config(given | more)
+    given, more = {key: value for key, value in parameters.items() if value is not None}, overrides or {}
+    if twice := [f"{key} = {given[key]!r} and {more[key]!r}" for key in given if key in more]:
+        raise ConfigError(f"given twice, as a parameter and in overrides: {'; '.join(twice)}")
+    return build_config({**given, **more})
 
 
 def stored_config(fields: Mapping[str, Any]) -> Config:
     """The configuration that a file holds, which an earlier version of the package may have written.
 
-    A field that did not exist then has the value that stands for what the package did, whatever the method's default
-    is today. Every value is spelt as it was, so that the name and hash of the run stay.
-
-    Raises:
-        ConfigError: as `build_config`.
+    A field that did not exist then has the value that stands for what the package did, and every value is spelt as it
+    was, so that the name and hash of the run stay.
     """
     return _with_defaults(_converted({**ADDED, **fields}))
 

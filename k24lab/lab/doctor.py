@@ -1,11 +1,8 @@
 """Which optional parts are there, and the command that installs a missing one; or what is wrong with a task."""
 
-import contextlib
 import importlib.metadata
-import importlib.util
 import os
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -25,22 +22,12 @@ class Check(NamedTuple):
 def doctor(parts: Sequence[str] = (), task: str | None = None, episodes: int = 5) -> int:
     """Print a table of what is there and what is missing, or what the environment of a task does wrong.
 
-    Args:
-        parts: of PARTS; all of them if none is named.
-        task: play random episodes of this task instead.
-        episodes: how many, with a task.
-
     Returns:
         Exit code: 1 if anything of a part asked for by name is missing, or the task has a problem, else 0.
-
-    Raises:
-        ConfigError: no such part or task, or both are named.
     """
     if task is not None:
         from k24lab.envs.task_doctor import examine_task
 
-        if parts:
-            raise ConfigError(f"parts {', '.join(parts)} and task = {task!r}: one of the two at a time")
         return examine_task(task, episodes)
     for name in parts:
         if name not in PARTS:
@@ -67,19 +54,15 @@ def table(checks: dict[str, list[Check]]) -> str:
 
 def package(name: str, fix: str) -> Check:
     """Whether a package is installed, and its version; it is not imported."""
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+    try:
         return Check(name, importlib.metadata.version(name))
-    importable = name.isidentifier() and importlib.util.find_spec(name) is not None
-    return Check(name, "version unknown" if importable else None, fix)
+    except importlib.metadata.PackageNotFoundError:
+        return Check(name, None, fix)
 
 
 def _of_extra(extra: str, *names: str) -> Callable[[], list[Check]]:
     """The packages of an extra of k24lab."""
     return lambda: [package(name, f"pip install 'k24lab[{extra}]'") for name in names]
-
-
-def _torch() -> list[Check]:
-    return [package("torch", "pip install torch")]
 
 
 def _kernels() -> list[Check]:
@@ -114,29 +97,17 @@ def _video() -> list[Check]:
 
 
 def _smacv2() -> list[Check]:
-    """Packages, the implementation of protobuf, the game, its program and map."""
+    """Packages, the game, its program and map."""
     from k24lab.envs.smacv2 import INSTALL, game_folder, missing_game_files
 
     packages = [package(name, INSTALL) for name in ("smacv2", "pysc2", "s2clientprotocol", "portpicker")]
     packages += [package(name, f"pip install {name}") for name in ("absl-py", "protobuf", "websocket-client", "psutil")]
     game = [Check("StarCraft II", None, said) for said in missing_game_files()]
-    return [*packages, _protobuf(), *(game or [Check("StarCraft II", str(game_folder()))])]
-
-
-def _protobuf() -> Check:
-    """SMACv2's messages need the implementation in Python, chosen before protobuf is loaded."""
-    from k24lab.envs.smacv2 import PYTHON_PROTOBUF
-
-    name, wanted = PYTHON_PROTOBUF
-    setting = os.environ.get(name)
-    if loaded := sys.modules.get("google.protobuf.internal.api_implementation"):
-        setting = loaded.Type()
-    found = {None: f"{wanted} (k24lab sets it)", wanted: wanted}.get(setting)
-    return Check("protobuf type", found, f"export {name}={wanted}")
+    return [*packages, *(game or [Check("StarCraft II", str(game_folder()))])]
 
 
 PARTS: dict[str, Callable[[], list[Check]]] = {
-    "torch": _torch,
+    "torch": lambda: [package("torch", "pip install torch")],
     "kernels": _kernels,
     "cuda": _gpu,
     "tensorboard": _of_extra("tensorboard", "tensorboard"),

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from k24lab.envs.tasks import spelt
 from k24lab.errors import ConfigError, RunError, unknown, warn
 from k24lab.lab.config import NOT_HASHED, build_config
 from k24lab.lab.paths import runs_dir
@@ -94,11 +93,8 @@ def find_groups(groups: Sequence[str | Path], **filters: object) -> list[Run]:
 
 
 def read_run(path: Path) -> Run:
-    """The run of one folder, finished or not, its task spelled so that runs of one task have one; raises RunError."""
-    config = read_json(path / "config.json")
-    if "task" in config:
-        config["task"] = spelt(config["task"])
-    return Run(path, config, (path / "DONE").is_file())
+    """The run of one folder, finished or not; raises RunError."""
+    return Run(path, read_json(path / "config.json"), (path / "DONE").is_file())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -125,7 +121,6 @@ def _with_field(runs: list[Run], key: str, wanted: object, folder: Path) -> list
     if key not in known:
         raise RunError(unknown("config field", key, known))
     allowed = list(wanted) if isinstance(wanted, Iterable) and not isinstance(wanted, str) else [wanted]
-    allowed = [spelt(value) for value in allowed] if key == "task" else allowed
     kept = [run for run in runs if run.config.get(key) in allowed]
     if not kept:
         present = sorted({str(run.config.get(key)) for run in runs})

@@ -1,19 +1,16 @@
 """Grid files: which runs a sweep consists of, all checked before the first one starts."""
 
 import dataclasses
-import difflib
 import itertools
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from k24lab.envs.tasks import canonical_text, format_task, parse_task
 from k24lab.errors import ConfigError, unknown
 from k24lab.lab.config import NOT_HASHED, Config, build_config
-from k24lab.lab.notebooks import check_notebook
+from k24lab.lab.notebooks import parameter_names
 from k24lab.lab.paths import CHECKOUT
 from k24lab.lab.runs import check_name
 from k24lab.lab.unused_settings import same_run_key
@@ -31,33 +28,27 @@ class Grid(NamedTuple):
     notebook: str | None = None  # that each run is executed in, through papermill; None trains without one
 
 
-def load_grid(path: Path) -> Grid:
+def load_grid(path: Path, check: bool = True) -> Grid:
     """Read a grid file (docs/experiments.md has its format) and check all of its runs.
+
+    Args:
+        path: of the file.
+        check: also build the environments, and refuse the same run twice and an unknown notebook.
 
     Raises:
         ConfigError: no such file, no YAML, unknown keys, a bad value, task or notebook, the same run twice.
     """
     data = _read(path)
     try:
-        grid = _build(data, path.stem, _canonical_task)
-        _refuse_repeated(grid.configs)
-        _check_environments(grid.configs)
-        if grid.notebook is not None:
-            check_notebook(grid.notebook)
+        grid = _build(data, path.stem)
+        if check:
+            _refuse_repeated(grid.configs)
+            _check_environments(grid.configs)
+            if grid.notebook is not None:
+                parameter_names(grid.notebook, needed=("name", "overrides"))  # or no run can be its job
         return grid
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-
-
-def read_grid(path: Path) -> Grid:
-    """The runs of a grid file as far as its text tells: environments, which take seconds to load, are not asked.
-
-    So a task that repeats a default of its environment (`rolenav:n_agents=3`) is spelled as it is written.
-
-    Raises:
-        ConfigError: no such file, no YAML, unknown keys, a bad value.
-    """
-    return _build(_read(path), path.stem, canonical_text)
 
 
 def _canonical_task(task: str) -> str:
@@ -66,15 +57,15 @@ def _canonical_task(task: str) -> str:
     return canonical_task(task)
 
 
-def _build(data: Mapping[str, Any], stem: str, spell: Callable[[str], str]) -> Grid:
+def _build(data: Mapping[str, Any], stem: str) -> Grid:
     common, per_task = (_mapping(key, data.get(key)) for key in ("common", "per_task"))
-    per_task = _by_task(per_task, spell)
+    per_task = _by_task(per_task)
     configs = []
     for number, entry in enumerate(data["grids"], start=1):
         where = f"grids, entry {number}"
         own = _mapping(where, entry)
         try:
-            configs += expand(common, own, per_task, spell)
+            configs += expand(common, own, per_task)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
     tasks = dict.fromkeys(config.task for config in configs)
@@ -89,12 +80,12 @@ def _build(data: Mapping[str, Any], stem: str, spell: Callable[[str], str]) -> G
     return Grid(check_name(str(name)), configs, notebook)
 
 
-def _by_task(per_task: Mapping[Any, Any], spell: Callable[[str], str]) -> dict[Any, dict[str, Any]]:
+def _by_task(per_task: Mapping[Any, Any]) -> dict[Any, dict[str, Any]]:
     """The settings of each task, under the task's one spelling."""
     found: dict[Any, dict[str, Any]] = {}
     given: dict[Any, Any] = {}
     for task, values in per_task.items():
-        key = spell(task) if isinstance(task, str) else task
+        key = _canonical_task(task) if isinstance(task, str) else task
         if key in found:
             raise ConfigError(f"per_task: {given[key]} and {task} are the same task")
         found[key], given[key] = _mapping(f"per_task: {task}", values), task
@@ -102,16 +93,13 @@ def _by_task(per_task: Mapping[Any, Any], spell: Callable[[str], str]) -> dict[A
 
 
 def expand(
-    common: Mapping[str, Any],
-    grid: Mapping[str, Any],
-    per_task: Mapping[str, Mapping[str, Any]] | None = None,
-    spell: Callable[[str], str] = _canonical_task,
+    common: Mapping[str, Any], grid: Mapping[str, Any], per_task: Mapping[str, Mapping[str, Any]] | None = None
 ) -> list[Config]:
     """All combinations of a grid's lists; a single value counts as a list of one.
 
     Under `zip` stand lists of the same length that are walked side by side, under `list` whole sets of parameters;
     each is one axis of the product. A grid's values win over those of its task, and these over the common ones.
-    `per_task` has the tasks as `spell` gives them.
+    `per_task` has the tasks in their one spelling.
 
     Raises:
         ConfigError: an empty list, lists under `zip` of different lengths, or parameters that no run can have.
@@ -124,9 +112,9 @@ def expand(
                 raise ConfigError(f"{key} is given twice")
             own |= part
         task = own.get("task", common.get("task", Config.task))
-        of_task = (per_task or {}).get(spell(task), {}) if isinstance(task, str) else {}
+        of_task = (per_task or {}).get(_canonical_task(task), {}) if isinstance(task, str) else {}
         config = build_config({**common, **of_task, **own})
-        configs.append(dataclasses.replace(config, task=spell(config.task)))
+        configs.append(dataclasses.replace(config, task=_canonical_task(config.task)))
     return configs
 
 
@@ -152,10 +140,8 @@ def _axis(key: str, value: Any) -> list[dict[str, Any]]:
 def _refuse_repeated(configs: Sequence[Config]) -> None:
     """Refuse the same run twice, or two that differ in settings of no effect: a seed would count twice."""
     first: dict[str, Config] = {}
-    factories: list[tuple[object, str]] = []
     for config in configs:
-        task = _first_spelling(config.task, factories)
-        other = first.setdefault(same_run_key(dataclasses.replace(config, task=task)), config)
+        other = first.setdefault(same_run_key(config), config)
         if other is config:
             continue
         run = f"the run {config.method}, {config.task}, seed {config.seed}"
@@ -166,18 +152,6 @@ def _refuse_repeated(configs: Sequence[Config]) -> None:
         raise ConfigError(
             f"{run} would be trained twice: {changes} change nothing of it; give the method an entry of its own"
         )
-
-
-def _first_spelling(task: str, factories: list[tuple[object, str]]) -> str:
-    """The task under the path that its PettingZoo factory was first named by: `m:Base` and `m.Base` are one."""
-    name, options = parse_task(task)
-    if not name.startswith("pettingzoo/"):
-        return task
-    from k24lab.envs.pettingzoo_import import find_factory
-
-    factory = find_factory(name.removeprefix("pettingzoo/"))
-    factories.append((factory, name))
-    return format_task(next(first for each, first in factories if each is factory), options)
 
 
 def _check_environments(configs: Sequence[Config]) -> None:
@@ -210,10 +184,9 @@ def _mapping(what: str, value: Any) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         data = load_yaml(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(_no_file(path)) from None
-    except IsADirectoryError:
-        raise ConfigError(f"{path} is a folder, not a grid file") from None
+    except OSError as error:
+        own = ", ".join(sorted(file.stem for file in (CHECKOUT / "notebooks" / "grids").glob("*.yaml")))
+        raise ConfigError(f"no grid file {path}: {error.strerror} (notebooks/grids has {own})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except ConfigError as error:
@@ -225,11 +198,3 @@ def _read(path: Path) -> dict[str, Any]:
         others = ", ".join(GRID_KEYS[:-1])
         raise ConfigError(f"{path} must have the key grids, a list with at least one entry (and may have {others})")
     return data
-
-
-def _no_file(path: Path) -> str:
-    """What is wrong with a file that is not there, and which one may have been meant: beside it, or of the package."""
-    files = [*path.parent.glob("*.y*ml"), *(CHECKOUT / "notebooks" / "grids").glob("*.yaml")]
-    near = difflib.get_close_matches(path.stem, [file.stem for file in files], n=1, cutoff=0.5)
-    hints = [f"; did you mean {os.path.relpath(file)}?" for file in files if file.stem in near]
-    return f"no grid file {path}{hints[0] if hints else ''}"

@@ -41,24 +41,16 @@ def redraw_table(temperatures: list[float], size: int, hetero_init_scale: float,
     return pd.DataFrame(rows)
 
 
-class _MaskedMLP(nn.Module):
+def _network(config: Config | None, hidden_dim: int) -> nn.Sequential:
     """8 -> hidden -> hidden -> 1, ReLU; with masks for each function, or dense and shared."""
-
-    def __init__(self, config: Config | None, hidden_dim: int):
-        super().__init__()
-        sizes = [(8, hidden_dim), (hidden_dim, hidden_dim), (hidden_dim, 1)]
+    layers: list[nn.Module] = []
+    for i, o in ((8, hidden_dim), (hidden_dim, hidden_dim), (hidden_dim, 1)):
         if config is None:
-            self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in sizes)
+            layers.append(nn.Linear(i, o))
         else:
             learns = get_method(config.method).learns_masks
-            self.layers = nn.ModuleList(
-                SemiStructuredLinear24(i, o, len(TARGETS), config=config, learn_masks=learns) for i, o in sizes
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
-        return self.layers[-1](x).squeeze(-1)
+            layers.append(SemiStructuredLinear24(i, o, len(TARGETS), config=config, learn_masks=learns))
+    return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
 
 
 def three_functions(method: str, seed: int, steps: int = 1000, hidden_dim: int = 64, batch: int = 256) -> float:
@@ -76,13 +68,18 @@ def three_functions(method: str, seed: int, steps: int = 1000, hidden_dim: int =
     torch.manual_seed(seed)
     name, _, noise = method.partition(":")
     config = None if name == "dense" else build_config({"method": name} | ({"noise": noise} if noise else {}))
-    network = _MaskedMLP(config, hidden_dim)
-    optimizer = _optimizer(network, config)
+    network = _network(config, hidden_dim)
+    masked = [layer for layer in network if isinstance(layer, SemiStructuredLinear24)]
+    factor = config.alpha_lr_factor if config else 1.0  # hetero_alpha learns so many times faster
+    named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(
+        [{"params": [p], "lr": LR * (factor if name.endswith("hetero_alpha") else 1.0)} for name, p in named]
+    )
     for k in range(steps):
-        if config is not None:
-            _set_temperature(network, config, k / steps)
+        for layer in masked:
+            layer.temperature = schedules.mask_temperature(layer.config, k / steps)
         x, y = _sample(batch)
-        loss = F.mse_loss(network(x), y)
+        loss = F.mse_loss(network(x).squeeze(-1), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -90,7 +87,7 @@ def three_functions(method: str, seed: int, steps: int = 1000, hidden_dim: int =
         network.eval()
     with torch.no_grad():
         x, y = _sample(4096)
-        return (((network(x) - y) ** 2).mean(dim=1) / y.var(dim=1)).mean().item()
+        return (((network(x).squeeze(-1) - y) ** 2).mean(dim=1) / y.var(dim=1)).mean().item()
 
 
 def three_functions_table(methods: list[str], seeds: list[int], steps: int = 1000) -> pd.DataFrame:
@@ -103,17 +100,3 @@ def _sample(batch: int) -> tuple[Tensor, Tensor]:
     """The same inputs for all functions [M, batch, 8], and each function's own targets [M, batch]."""
     x = torch.rand(batch, 8) * 2 - 1
     return x.expand(len(TARGETS), -1, -1), torch.stack([target(x) for target in TARGETS.values()])
-
-
-def _set_temperature(network: _MaskedMLP, config: Config, progress: float) -> None:
-    for layer in network.layers:
-        assert isinstance(layer, SemiStructuredLinear24)
-        layer.temperature = schedules.mask_temperature(config, progress)
-
-
-def _optimizer(network: _MaskedMLP, config: Config | None) -> torch.optim.Optimizer:
-    """Adam; with masks, hetero_alpha learns `alpha_lr_factor` times faster."""
-    factor = config.alpha_lr_factor if config else 1.0
-    named = [(name.endswith("hetero_alpha"), p) for name, p in network.named_parameters() if p.requires_grad]
-    groups = [{"params": [p], "lr": LR * (factor if is_alpha else 1.0)} for is_alpha, p in named]
-    return torch.optim.Adam(groups)

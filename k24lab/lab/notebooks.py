@@ -9,29 +9,19 @@ from typing import Any
 import yaml
 
 from k24lab.errors import ConfigError, RunError, unknown
-from k24lab.lab.config import Config, build_config, merge_settings
+from k24lab.lab.config import Config, build_config
 from k24lab.lab.paths import notebooks_dir, project_root
-from k24lab.lab.runs import canonical, read_config
+from k24lab.lab.runs import read_config
 from k24lab.lab.yamlfile import load_yaml
 
 # Those that draw figures of runs, or of the method itself; 02_train and 11_look would train a run.
-DEFAULT_NOTEBOOKS = (
-    "01_masks",
-    "03_mask_patterns",
-    "04_agent_similarity",
-    "05_ablations",
-    "06_ampere_speedup",
-)
+DEFAULT_NOTEBOOKS = ("01_masks", "03_mask_patterns", "04_agent_similarity", "05_ablations", "06_ampere_speedup")
 DEFAULT_GROUP = "demo"
 Task = tuple[str, dict[str, Any], str]  # a notebook, its parameters, and the label of the executed copy
 
 
 def notebook_path(name: str) -> Path:
-    """Path of a notebook by its name, with or without `.ipynb`.
-
-    Raises:
-        ConfigError: no such notebook.
-    """
+    """Path of a notebook by its name, with or without `.ipynb`. Raises ConfigError: no such notebook."""
     folder = notebooks_dir()
     path = folder / f"{name.removesuffix('.ipynb')}.ipynb"
     if not path.is_file():
@@ -39,82 +29,51 @@ def notebook_path(name: str) -> Path:
     return path
 
 
-def parameter_names(name: str) -> set[str]:
+def parameter_names(name: str, needed: Collection[str] = ()) -> set[str]:
     """Names in a notebook's parameters cell.
 
     Raises:
-        ConfigError: no such notebook, or none that papermill can read.
+        ConfigError: no such notebook, none that papermill can read, or one without a parameter that is needed.
     """
     import papermill
 
     path = notebook_path(name)
     try:
-        return set(papermill.inspect_notebook(str(path)))
+        allowed = set(papermill.inspect_notebook(str(path)))
     except Exception as error:  # no JSON, no notebook, no kernel named in it: each has an error of its own
         raise ConfigError(f"{path} cannot be read as a notebook: {error}") from error
-
-
-def check_notebook(name: str) -> None:
-    """Refuse a notebook that cannot train the runs of a grid: it must take `name` and `overrides`.
-
-    Raises:
-        ConfigError: no such notebook, or one without these parameters.
-    """
-    missing = {"name", "overrides"} - parameter_names(name)
-    if missing:
-        raise ConfigError(f"notebook {name!r} takes no parameter {' or '.join(sorted(missing))}: no run can be its job")
-
-
-def _check_parameters(name: str, parameters: Mapping[str, Any], allowed: Collection[str]) -> None:
-    for key in parameters.keys() - allowed:
-        raise ConfigError(f"{notebook_path(name).name}: " + unknown("parameter", key, allowed))
+    for key in set(needed) - allowed:
+        raise ConfigError(f"{path.name}: " + unknown("parameter", key, allowed))
+    return allowed
 
 
 def parse_parameters(texts: Mapping[str, str]) -> dict[str, Any]:
-    """Values of a command line as YAML reads them: `[a, b]` is a list.
-
-    Raises:
-        ConfigError: a text that is no YAML.
-    """
+    """Values of a command line as YAML reads them: `[a, b]` is a list. Raises ConfigError: a text that is no YAML."""
     values = {}
     for key, text in texts.items():
         try:
             values[key] = load_yaml(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ConfigError) as error:
             raise ConfigError(f"{key} = {text!r} is not a value in YAML: {' '.join(str(error).split())}") from error
-        except ConfigError as error:
-            raise ConfigError(f"{key} = {text!r}: {error}") from None
     return values
 
 
 def execute_all(
     names: Sequence[str], runs: str | None, jobs: int, parameters: Mapping[str, Any] | None = None
 ) -> list[Path]:
-    """Execute notebooks side by side.
+    """Execute notebooks (by default DEFAULT_NOTEBOOKS), `jobs` at a time, with the same parameters.
 
-    Args:
-        names: notebooks; none: `DEFAULT_NOTEBOOKS`.
-        runs: group for those that read one (None: demo); one that is named and reads none is refused.
-        jobs: notebooks at a time.
-        parameters: values for the parameters cells of all of them.
-
-    Raises:
-        ConfigError: no such notebook, or one that does not have one of the parameters, or `runs` in both.
-        RunError: a notebook failed (the others are finished first).
+    `runs` is the group for those that read one (None: demo); a notebook that is named and reads none is refused.
     """
     given = dict(parameters or {})
-    if runs is not None and given.get("runs", runs) != runs:
+    if runs is not None and given.setdefault("runs", runs) != runs:
         raise ConfigError(f"given twice: runs = {runs!r} (--runs) and {given['runs']!r} (--parameters)")
     tasks: list[Task] = []
     for name in names or DEFAULT_NOTEBOOKS:
         allowed = parameter_names(name)
-        if names and runs is not None and "runs" not in allowed:
-            # A notebook of several groups has another parameter for them.
-            instead = ": it takes groups, e.g. --parameters groups '[demo]'"
-            other = instead if "groups" in allowed else f" (allowed: {', '.join(sorted(allowed))})"
-            raise ConfigError(f"{notebook_path(name).name} takes no runs = {runs!r}{other}")
-        _check_parameters(name, given, allowed)
-        values = ({"runs": runs or DEFAULT_GROUP} if "runs" in allowed else {}) | given
+        own = given if names else {key: value for key, value in given.items() if key in allowed or key != "runs"}
+        values = ({"runs": DEFAULT_GROUP} if "runs" in allowed else {}) | own
+        parameter_names(name, values)
         tasks.append((name, values, str(values.get("runs", ""))))
     return execute_side_by_side(tasks, jobs)
 
@@ -130,22 +89,13 @@ def execute_side_by_side(tasks: Sequence[Task], jobs: int) -> list[Path]:
 
 
 def execute(name: str, parameters: Mapping[str, Any], label: str = "") -> Path:
-    """Run a notebook with papermill and keep the executed copy in `executed/`.
-
-    Args:
-        name: of the notebook.
-        parameters: values for its parameters cell.
-        label: distinguishes executed copies of the same notebook.
-
-    Returns:
-        The executed notebook.
+    """Run a notebook with papermill and keep the executed copy in `executed/`; `label` tells copies apart.
 
     Raises:
-        ConfigError: a parameter that the notebook does not have.
         RunError: a cell failed; the copy with the error is kept as `.failed.ipynb`.
     """
     source = notebook_path(name)
-    _check_parameters(name, parameters, parameter_names(name))
+    parameter_names(name, parameters)
     return _execute(source, parameters, project_root() / "executed", f"{source.stem}-{label}" if label else source.stem)
 
 
@@ -153,9 +103,6 @@ def execute_run(folder: Path, name: str) -> Path:
     """Train the run of a folder inside a notebook; the executed copy is kept in the run folder.
 
     Fields that the notebook has a parameter for go there, all others that are no default into `overrides`.
-
-    Raises:
-        RunError: no run folder, one whose task is spelled as no new run's would be, or a cell failed.
     """
     config = read_config(folder)
     fields, allowed = dataclasses.asdict(config), parameter_names(name)
@@ -163,11 +110,6 @@ def execute_run(folder: Path, name: str) -> Path:
     chosen = {key: fields[key] for key in ("method", "learner") if fields[key] != getattr(Config, key)}
     defaults = dataclasses.asdict(build_config(chosen))
     overrides = {k: v for k, v in fields.items() if k not in allowed and (k in chosen or v != defaults[k])}
-    if canonical(merge_settings(own, overrides)) != config:
-        raise RunError(
-            f"{folder}: {name} would train another run, since task = {config.task!r} is spelled differently today; "
-            f"`k24lab resume {folder.name}` without a notebook goes on with it"
-        )
     parameters = own | {"overrides": overrides, "name": folder.parent.name}
     return _execute(notebook_path(name), parameters, folder, notebook_path(name).stem)
 

@@ -1,5 +1,6 @@
 """Where a run comes from: code, packages, machine. One line for each attempt that trained it."""
 
+import contextlib
 import datetime
 import functools
 import hashlib
@@ -22,14 +23,9 @@ MOST_CHANGED = 20  # files of a checkout that are named
 
 
 def record(folder: Path, config: Config, t_env: int, kernels: str, n_threads: int) -> None:
-    """Add this attempt to the run's file; a `RunWarning` if it computes otherwise than the one that it goes on from.
+    """Add an attempt that starts at `t_env`; a `RunWarning` if it computes otherwise than the one that it goes on from.
 
-    Args:
-        folder: of the run.
-        config: its configuration.
-        t_env: env steps where the attempt starts.
-        kernels: build of the CPU kernels that does the work, or torch (`k24lab.ops.library.in_use`).
-        n_threads: of torch.
+    `kernels` is the build of the CPU kernels that does the work, or torch (`k24lab.ops.library.in_use`).
     """
     now: dict[str, Any] = {"n_threads": n_threads, "kernels": kernels}
     # An attempt that started at t_env itself left no checkpoint, and so nothing in this run.
@@ -38,16 +34,11 @@ def record(folder: Path, config: Config, t_env: int, kernels: str, n_threads: in
     if changed := [key for key in now if before.get(key, now[key]) != now[key]]:
         each = ", ".join(f"{key} = {now[key]!r} (before: {before[key]!r})" for key in changed)
         warn(f"{folder.name} goes on with {each}: from here on its numbers differ in their last digits")
-    own = {"t_env": t_env, "seed": config.seed, "device": config.device}
-    _append(folder, _origin() | own | now)
+    append(folder, _origin() | {"t_env": t_env, "seed": config.seed, "device": config.device} | now)
 
 
-def record_import(folder: Path, file: Path) -> None:
-    """Say that a run was not trained here but comes from a file of raw summaries."""
-    _append(folder, {"imported": file.name})
-
-
-def _append(folder: Path, line: dict[str, Any]) -> None:
+def append(folder: Path, line: dict[str, Any]) -> None:
+    """Add a line to the file of a run."""
     path = folder / FILE
     before = path.read_bytes() if path.exists() else b""
     with atomic_write(path) as file:
@@ -59,13 +50,9 @@ def read(folder: Path) -> list[dict[str, Any]]:
     path = folder / FILE
     attempts = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(found, dict):
-            attempts.append(found)
-    return attempts
+        with contextlib.suppress(ValueError):
+            attempts.append(json.loads(line))
+    return [attempt for attempt in attempts if isinstance(attempt, dict)]
 
 
 def _origin() -> dict[str, Any]:

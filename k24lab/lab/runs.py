@@ -12,7 +12,6 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from k24lab.envs.tasks import parse_task
 from k24lab.errors import ConfigError, RunError, told, warn
 from k24lab.lab.config import NOT_HASHED, Config, stored_config
 from k24lab.lab.files import atomic_write
@@ -34,11 +33,7 @@ def canonical(config: Config) -> Config:
 
 
 def check_name(name: str) -> str:
-    """The name of a group of runs, if it can be that of a folder.
-
-    Raises:
-        ConfigError: it cannot.
-    """
+    """The name of a group of runs, if it can be that of a folder. Raises ConfigError: it cannot."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ConfigError(
             f"name = {name!r} must be letters, digits, '.', '_' or '-', beginning with one of the first two"
@@ -47,45 +42,9 @@ def check_name(name: str) -> str:
 
 
 def run_folder(config: Config, name: str) -> Path:
-    """`runs/<name>/<task>-<method>-s<seed>-<hash>`: readable, and the same for the same configuration.
-
-    Raises:
-        ConfigError: a name that is no plain folder name.
-    """
+    """`runs/<name>/<task>-<method>-s<seed>-<hash>`: readable, and the same for the same configuration."""
     task = re.sub(r"[^A-Za-z0-9.]+", "_", config.task).strip("_")
     return runs_dir() / check_name(name) / f"{task}-{config.method}-s{config.seed}-{config.hash()}"
-
-
-def find_or_name(config: Config, name: str) -> tuple[Path, Config]:
-    """The folder of a run, and the configuration that it has there.
-
-    That is `run_folder`, unless an earlier version stored the same run under another spelling of its task: then its
-    folder, and the configuration with that spelling.
-
-    Args:
-        config: of a new run, from `canonical`.
-        name: group of runs.
-
-    Raises:
-        ConfigError: a name that is no plain folder name.
-    """
-    folder = run_folder(config, name)
-    if folder.exists():
-        return folder, config
-    for file in sorted(folder.parent.glob(f"*-{config.method}-s{config.seed}-*/config.json")):
-        with contextlib.suppress(RunError, ConfigError):
-            stored = read_config(file.parent)
-            if dataclasses.replace(stored, task=config.task).hash() == config.hash() and _same_task(stored, config):
-                return file.parent, dataclasses.replace(config, task=stored.task)
-    return folder, config
-
-
-def _same_task(stored: Config, config: Config) -> bool:
-    """Whether two spellings are one task, and were so for earlier versions, which took the word false for true."""
-    from k24lab.envs.registry import canonical_task
-
-    words = {str(value).lower() for value in parse_task(stored.task)[1].values() if isinstance(value, str)}
-    return not words & {"true", "false"} and canonical_task(stored.task) == config.task
 
 
 class RunFolder:
@@ -108,10 +67,7 @@ class RunFolder:
     def attempt(self) -> Iterator[None]:
         """Hold the run while it is trained; an error that ends the attempt is kept in FAILED.
 
-        The system frees the lock when the process ends, however it ends.
-
-        Raises:
-            RunError: another process trains it, or the attempt raises what is no Exception, as `sys.exit` does.
+        The system frees the lock when the process ends, however it ends. Raises RunError if another process holds it.
         """
         try:
             lock = FileLock(self.path / LOCK).acquire(timeout=LOCK_SECONDS, poll_interval=0.05)
@@ -164,11 +120,7 @@ class RunFolder:
                 (self.path / PREVIOUS).hardlink_to(self.path / CHECKPOINT)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The newest checkpoint that can be read; None if there is none at all.
-
-        Raises:
-            RunError: there are checkpoints, and none can be used.
-        """
+        """The newest checkpoint that can be read; None if there is none at all. Raises RunError if none can be used."""
         problems = []
         for name in (CHECKPOINT, PREVIOUS):
             if not (self.path / name).exists():
@@ -223,11 +175,7 @@ def is_locked(path: Path) -> bool:
 
 
 def read_config(path: Path) -> Config:
-    """The configuration of a run folder.
-
-    Raises:
-        RunError: no such file, or not a configuration of this version.
-    """
+    """The configuration of a run folder. Raises RunError: no such file, or not a configuration of this version."""
     file = path / "config.json"
     try:
         fields = json.loads(file.read_text())
@@ -241,9 +189,7 @@ def read_config(path: Path) -> Config:
 
 
 def find_folder(run: str) -> Path:
-    """The folder of a run that is named by its path, as group/run, or by its id where only one group has it.
-
-    The first characters of an id are enough where no other run has the same.
+    """The folder of a run that is named by its path, as group/run, or by the beginning of an id that no other run has.
 
     Raises:
         RunError: there is none, or there are several.
@@ -251,24 +197,16 @@ def find_folder(run: str) -> Path:
     for path in (Path(run), runs_dir() / run):
         if (path / "config.json").is_file():
             return path
-    if os.sep in run and Path(run).is_dir():
-        raise RunError(f"{run} is no run folder: it has no config.json")
     every = sorted(file.parent for file in runs_dir().glob("*/*/config.json"))
     found = [folder for folder in every if folder.name == run] or [f for f in every if f.name.startswith(run)]
     if len(found) == 1:
         return found[0]
     if found:
         several = ", ".join(f"{folder.parent.name}/{folder.name}" for folder in found[:MOST_NAMED])
-        more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
-        raise RunError(f"run {run!r} is one of several: {several}{more}")
-    if any((runs_dir() / run).glob("*/config.json")):
-        raise RunError(f"{run!r} is a group of runs: name one of them, or see `k24lab status {run}`")
-    if not every:
-        raise RunError(f"no run {run!r}: there is none at all in {runs_dir()}")
-    names = {folder.name for folder in every} | {folder.parent.name for folder in every}
-    near = difflib.get_close_matches(run, names, n=1)
+        raise RunError(f"run {run!r} is one of {len(found)}: {several}{', …' if len(found) > MOST_NAMED else ''}")
+    near = difflib.get_close_matches(run, {folder.name for folder in every}, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise RunError(f"no run {run!r} among the {len(every)} in {runs_dir()}{hint}")
+    raise RunError(f"no run {run!r}: no folder with a config.json, and none of the {len(every)} in {runs_dir()}{hint}")
 
 
 def write_checkpoint(file: BinaryIO, state: dict[str, Any], config_hash: str) -> None:

@@ -1,20 +1,19 @@
 """How far runs are and what they are, from their folders alone: `k24lab status` and `k24lab show`."""
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from k24lab.errors import ConfigError, RunError
+from k24lab.errors import RunError
 from k24lab.lab import provenance
 from k24lab.lab.config import NOT_HASHED, Config, build_config
 from k24lab.lab.find_runs import Run, no_runs, variants
-from k24lab.lab.grid import load_grid, read_grid
+from k24lab.lab.grid import load_grid
 from k24lab.lab.notebooks import executed_copies
 from k24lab.lab.paths import runs_dir
-from k24lab.lab.runs import FAILED, find_or_name, is_locked, read_config, run_folder
+from k24lab.lab.runs import FAILED, is_locked, read_config, run_folder
 
 State = Literal["finished", "running", "failed", "stopped", "waiting"]
 TAIL_BYTES = 16_384  # of the metrics file; its lines have a few hundred
@@ -28,16 +27,6 @@ class RunStatus(NamedTuple):
     state: State
     t_env: int  # env steps at its last log line
     error: str = ""  # of a failed run
-
-    @property
-    def task(self) -> str:
-        """Name of the task, with its options."""
-        return self.config.task
-
-    @property
-    def t_max(self) -> int:
-        """Env steps of the whole run."""
-        return self.config.t_max
 
 
 def run_status(path: Path, notebook: str | None = None) -> RunStatus:
@@ -80,12 +69,7 @@ def last_t_env(path: Path) -> int:
 
 
 def print_status(grid: Path) -> None:
-    """Print the table of a grid file, or of a group of runs by its name, and the error of every run that failed.
-
-    Raises:
-        ConfigError: a grid file that cannot be used.
-        RunError: no run.
-    """
+    """Print the table of a grid file, or of a group of runs by its name, and the error of every run that failed."""
     statuses = grid_statuses(grid) if grid.suffix in (".yaml", ".yml") else group_statuses(grid)
     table = status_table(statuses)
     columns = {key: [key, *(str(row[key]) for row in table)] for key in table[0]}
@@ -98,18 +82,9 @@ def print_status(grid: Path) -> None:
 
 
 def grid_statuses(file: Path) -> list[RunStatus]:
-    """All runs of a grid file, those without a folder as waiting.
-
-    Once a sweep has started every run has a folder, found by the text of the file. Only before that, or if a task is
-    spelled otherwise than its run, is the file checked as for a sweep, which loads environments and takes seconds.
-    """
-    with contextlib.suppress(ConfigError):
-        name, configs, notebook = read_grid(file)
-        folders = [run_folder(config, name) for config in configs]
-        if all((folder / "config.json").exists() for folder in folders):
-            return [run_status(folder, notebook) for folder in folders]
-    name, configs, notebook = load_grid(file)
-    runs = [find_or_name(config, name) for config in configs]
+    """All runs of a grid file, those without a folder as waiting."""
+    name, configs, notebook = load_grid(file, check=False)
+    runs = [(run_folder(config, name), config) for config in configs]
     return [
         run_status(path, notebook) if path.exists() else RunStatus(path, config, "waiting", 0) for path, config in runs
     ]
@@ -133,11 +108,11 @@ def status_table(statuses: Sequence[RunStatus]) -> list[dict[str, Any]]:
     names = variants([Run(s.path, dataclasses.asdict(s.config), s.state == "finished") for s in statuses])
     groups: dict[tuple[str, str], list[RunStatus]] = {}
     for status, name in zip(statuses, names, strict=True):
-        groups.setdefault((status.task, name), []).append(status)
+        groups.setdefault((status.config.task, name), []).append(status)
     return [
         {"task": task, "variant": variant}
         | {state: sum(s.state == state for s in members) for state in get_args(State)}
-        | {"% done": round(100 * sum(s.t_env for s in members) / sum(s.t_max for s in members))}
+        | {"% done": round(100 * sum(s.t_env for s in members) / sum(s.config.t_max for s in members))}
         for (task, variant), members in groups.items()
     ]
 
@@ -162,7 +137,7 @@ def describe_run(folder: Path) -> str:
 def state_line(folder: Path) -> str:
     """Whether a run is finished, running, failed or waiting, and how far it is."""
     now = run_status(folder)
-    far = f"{now.state}, {now.t_env} of {now.t_max} env steps"
+    far = f"{now.state}, {now.t_env} of {now.config.t_max} env steps"
     return far + (f": {now.error}" if now.error else "")
 
 

@@ -4,13 +4,14 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import CancelledError
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from k24lab.errors import RunError
-from k24lab.lab.backends import INTERRUPTED, Backend, Job, command_of
+from k24lab.lab.backends import INTERRUPTED, Backend, command_of
 from k24lab.lab.grid import Grid
-from k24lab.lab.runs import RunFolder, find_or_name
+from k24lab.lab.runs import RunFolder, run_folder
 from k24lab.lab.status import RunStatus, last_t_env, run_status
 
 POLL_SECONDS = 1.0
@@ -21,13 +22,10 @@ def sweep(grid: Grid, backend: Backend, retry: bool = False, poll_seconds: float
 
     A run that another process trains is left to it, unless that ends within seconds, as after a killed sweep.
 
-    Returns:
-        The run folders.
-
     Raises:
         RunError: runs that are not finished afterwards, each with its reason; the others are.
     """
-    folders = [RunFolder(*find_or_name(config, grid.name)).path for config in grid.configs]
+    folders = [RunFolder(run_folder(config, grid.name), config).path for config in grid.configs]
     before = {path: run_status(path, grid.notebook) for path in folders}
     leave = {"finished"} if retry else {"finished", "failed"}
     todo = [path for path, status in before.items() if status.state not in leave]
@@ -46,13 +44,13 @@ def sweep(grid: Grid, backend: Backend, retry: bool = False, poll_seconds: float
 
 
 def _watch(
-    name: str, before: Mapping[Path, RunStatus], jobs: Mapping[Path, Job], poll_seconds: float
+    name: str, before: Mapping[Path, RunStatus], jobs: Mapping[Path, Any], poll_seconds: float
 ) -> dict[Path, int | str | None]:
     """Wait for the jobs with a progress bar of the grid; returns each job's `_result`."""
     codes: dict[Path, int | str | None] = {}
     steps = {path: status.t_env for path, status in before.items()}
     with tqdm(
-        total=sum(status.t_max for status in before.values()),
+        total=sum(status.config.t_max for status in before.values()),
         initial=sum(steps.values()),
         unit="step",
         unit_scale=True,
@@ -64,7 +62,7 @@ def _watch(
                 if path not in codes and job.done():
                     codes[path] = _result(job)
             for path in jobs:  # a run that goes on steps back first
-                steps[path] = max(steps[path], min(last_t_env(path / "metrics.jsonl"), before[path].t_max))
+                steps[path] = max(steps[path], min(last_t_env(path / "metrics.jsonl"), before[path].config.t_max))
             bar.set_postfix_str(f"{sum((path / 'DONE').exists() for path in before)}/{len(before)} runs", refresh=False)
             bar.update(sum(steps.values()) - bar.n)
             if len(codes) == len(jobs):
@@ -72,7 +70,7 @@ def _watch(
             time.sleep(poll_seconds)
 
 
-def _result(job: Job) -> int | str | None:
+def _result(job: Any) -> int | str | None:
     """A job's exit code, None if it was cancelled, or what the backend says of a job that it lost or never started."""
     try:
         return job.result()
@@ -92,10 +90,9 @@ def _problem(status: RunStatus, code: int | str | None) -> str:
         return f"is trained, but ended with exit code {code}: {last_line(status.path)}"
     if status.state == "running":
         return "another process trains it"
-    if code is None or code == INTERRUPTED:
-        return "was stopped; the same sweep goes on with it"
-    if code < 0:
-        return f"was killed by signal {-code} (9: often for memory); the same sweep goes on with it"
+    if code is None or code == INTERRUPTED or code < 0:
+        how = f"killed by signal {-code} (9: often for memory)" if code and code < 0 else "stopped"
+        return f"was {how}; the same sweep goes on with it"
     return f"ended with exit code {code}: {last_line(status.path)}"
 
 

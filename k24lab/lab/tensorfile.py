@@ -59,9 +59,6 @@ def flatten(tree: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
     """A nest of dicts, lists, tuples, tensors and plain values as JSON can hold it.
 
     Its tensors go into `tensors`, each under its way through the nest: `learner/agent/fc1.weight`.
-
-    Raises:
-        TypeError: anything else.
     """
 
     def inside(value: Any, key: object) -> Any:

@@ -12,11 +12,12 @@ from tqdm import tqdm
 from k24lab.core import schedules
 from k24lab.envs.base import VecEnv
 from k24lab.envs.registry import make_env
-from k24lab.errors import ConfigError, RunError, told, warn
+from k24lab.envs.vector_env import close_all
+from k24lab.errors import ConfigError, RunError
 from k24lab.lab import provenance
 from k24lab.lab.checks import check_usable
 from k24lab.lab.config import Config
-from k24lab.lab.runs import RunFolder, canonical, find_or_name
+from k24lab.lab.runs import RunFolder, canonical, run_folder
 from k24lab.marl.learner import build_learner
 from k24lab.marl.policy import acting_policy, behaviour, pattern_arrays
 from k24lab.marl.replay import EpisodeBatch, ReplayBuffer, concatenate
@@ -38,15 +39,13 @@ def train(config: Config, name: str = "default", folder: Path | None = None, pro
         folder: run folder; by default it follows from `name` and `config`.
         progress: show a progress bar.
 
-    Returns:
-        The run folder.
-
     Raises:
         ConfigError: a task or device that cannot be used.
         RunError: the folder holds another run or damaged checkpoints only, or another process trains it.
     """
     if folder is None:
-        folder, config = find_or_name(canonical(config), name)
+        config = canonical(config)
+        folder = run_folder(config, name)
     if not (folder / "DONE").exists():
         check_usable(config)  # an invalid setting creates no run folder
     run = RunFolder(folder, config)
@@ -96,11 +95,7 @@ class Trainer:
         return make_env(self.config.task, n_envs, self.config.n_workers, self.config.device)
 
     def run_to_end(self, progress: bool = True) -> None:
-        """Train until t_max, then write summary, policy and DONE.
-
-        Raises:
-            RunError: t_max came before the first update.
-        """
+        """Train until t_max, then write summary, policy and DONE."""
         config, started, before = self.config, time.perf_counter(), self.seconds
         bar = tqdm(
             total=config.t_max,
@@ -135,7 +130,6 @@ class Trainer:
         self.t_env += batch.n_steps
         self.n_rollouts += 1
         self.recent["return_mean"] = batch.returns.mean().item()
-        won = {"battle_won_mean": batch.won.float().mean().item()} if self.env.spec.has_win else {}
         if self.replay.size >= self.config.batch_size:
             log = self._due("log", self.config.log_interval)
             for k in range(self.config.updates_per_rollout):
@@ -143,7 +137,7 @@ class Trainer:
                 sample = self.replay.sample(self.config.batch_size, self.sampling)
                 metrics = self.learner.update(sample, self.t_env, log=log and last)
             if log:
-                self._log(metrics | {"epsilon": self._epsilon(), "return_mean": self.recent["return_mean"]} | won)
+                self._log(metrics | {"epsilon": self._epsilon()} | self._outcome(batch))
         self._evaluate_and_store()
         if self._due("checkpoint", self.config.checkpoint_interval) and self.t_env < self.config.t_max:
             self._save_checkpoint()
@@ -175,7 +169,7 @@ class Trainer:
     def _evaluate_and_store(self) -> None:
         """Greedy evaluation and a snapshot of the masks, each when due."""
         if self._due("test", self.config.test_interval):
-            self._log(self._test_metrics(self._test_batch()))
+            self._log(self._outcome(self._test_batch(), "test_"))
         if self.learner.masked_layers and self._due("snapshot", self.config.snapshot_interval):
             self.run.save_arrays(f"patterns/{self.t_env:010d}.npz", pattern_arrays(self.learner, self.t_env))
 
@@ -184,11 +178,9 @@ class Trainer:
         n_batches = -(-self.config.test_episodes // self.test_env.spec.n_envs)
         return concatenate([self._collect(self.test_env, 0.0, Stream.TEST_EPISODES, k) for k in range(n_batches)])
 
-    def _test_metrics(self, batch: EpisodeBatch) -> dict[str, float]:
-        metrics = {"test_return_mean": batch.returns.mean().item()}
-        if self.env.spec.has_win:
-            metrics["test_battle_won_mean"] = batch.won.float().mean().item()
-        return metrics
+    def _outcome(self, batch: EpisodeBatch, prefix: str = "") -> dict[str, float]:
+        won = {f"{prefix}battle_won_mean": batch.won.float().mean().item()} if self.env.spec.has_win else {}
+        return {f"{prefix}return_mean": batch.returns.mean().item()} | won
 
     def _log(self, metrics: dict[str, float]) -> None:
         """Append one line to metrics.jsonl."""
@@ -256,11 +248,7 @@ class Trainer:
         """Release environments and files; what cannot be released is named in a warning, whatever the run's outcome."""
         held: list[Any] = [self.metrics_file, self.env, self.writer]
         held += [self.test_env] if self.test_env is not self.env else []
-        for thing in filter(None, held):
-            try:
-                thing.close()
-            except Exception as error:
-                warn(f"{type(thing).__name__} of {self.run.path} could not be closed: {told(error)}")
+        close_all(filter(None, held))
 
 
 def _tensorboard(folder: Path, t_env: int) -> Any:

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from k24lab.envs.tasks import format_task, parse_task
 from k24lab.lab.config import NOT_HASHED, Config, build_config
 from k24lab.methods import METHODS, get_method
 from k24lab.methods.base import Switch
@@ -57,26 +56,12 @@ def used_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 def same_run_key(config: Config) -> str:
     """A text that two configurations share if their runs learn the same, bit for bit, whatever they are called.
 
-    Besides the fields that change nothing it leaves out how a setting is put: a method is its settings, a constant rate
-    may be given twice. For comparisons alone; names and hashes of runs are those of their configurations.
+    For comparisons alone; names and hashes of runs are those of their configurations.
     """
     same = {key: value for key, value in vars(config).items() if key not in NOT_HASHED}
-    same["method"] = get_method(config.method).family or config.method
-    if config.lr_final == config.lr:
-        same["lr_final"] = None
-    if config.logit_scale_final == config.logit_scale:
-        same["logit_scale_final"] = None
-    if config.epsilon_start == config.epsilon_finish:
-        same["epsilon_anneal_steps"] = 0
-    if config.after_anneal == "argmax" and config.noise == "none" and config.reset_trigger == "off":
-        same["after_anneal"] = "drawn"  # what is drawn are the argmax masks, and no reset has to end
-    if config.after_anneal == "frozen" and get_method(config.method).pattern != "2:4":
-        same["after_anneal"] = "argmax"  # there is no hetero_alpha to pin
+    same["method"] = get_method(config.method).family or config.method  # a method is its settings
     kind, _, index = config.device.partition(":")
     same["device"] = f"{kind}:{int(index or 0)}" if kind == "cuda" else kind
-    name, options = parse_task(config.task)
-    if name == "rolenav" and options.get("n_roles") == options.get("n_agents", 3):
-        same["task"] = format_task(name, {key: value for key, value in options.items() if key != "n_roles"})
     return json.dumps(used_fields(same), sort_keys=True)
 
 

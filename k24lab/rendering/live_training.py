@@ -19,7 +19,7 @@ from k24lab.lab.backends import STOP_SECONDS, Command, command_of, end
 from k24lab.lab.checks import check_usable
 from k24lab.lab.config import Config
 from k24lab.lab.find_runs import find_runs
-from k24lab.lab.runs import RunFolder, canonical, find_or_name, is_locked
+from k24lab.lab.runs import RunFolder, canonical, is_locked, run_folder
 from k24lab.lab.status import RunStatus, run_status
 from k24lab.lab.sweep import last_line
 from k24lab.rendering.run_progress import ENDED, RunProgress, progress_figure
@@ -112,7 +112,7 @@ def start(config: Config, name: str = "default") -> "BackgroundRun":
     """
     config = canonical(config)
     check_usable(config)  # an invalid setting creates no run folder
-    run = RunFolder(*find_or_name(config, name))
+    run = RunFolder(run_folder(config, name), config)
     if run.done or is_locked(run.path):
         return BackgroundRun(run.path, None)
     command = Command(command_of(run.path, None), run.path / "log.txt", config.n_threads)

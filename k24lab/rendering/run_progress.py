@@ -79,7 +79,7 @@ class RunProgress:
         """Each task, and the env steps of its longest run."""
         longest: dict[str, int] = {}
         for status in self.statuses:
-            longest[status.task] = max(status.t_max, longest.get(status.task, 0))
+            longest[status.config.task] = max(status.config.t_max, longest.get(status.config.task, 0))
         return longest
 
     def variants(self) -> list[str]:
@@ -89,7 +89,7 @@ class RunProgress:
     def curves(self) -> pd.DataFrame:
         """The metric so far: columns task, variant, run, t_env, value."""
         rows = [
-            (status.task, variant, status.path.name, *point)
+            (status.config.task, variant, status.path.name, *point)
             for status, variant in zip(self.statuses, self.variants(), strict=True)
             for point in self._logged[status.path].values
         ]
@@ -107,20 +107,20 @@ class RunProgress:
         if len(runs) > MOST_LINES:
             runs = [(s, variant) for s, variant in runs if s.state in ("running", "failed")][:MOST_LINES]
         several = len(self.tasks()) > 1
-        labels = [f"{s.task + '  ' if several else ''}{variant}  seed {s.config.seed}" for s, variant in runs]
+        labels = [f"{s.config.task + '  ' if several else ''}{variant}  seed {s.config.seed}" for s, variant in runs]
         width = max(map(len, labels), default=0)
         lines = [self._line(s, label.ljust(width)) for (s, _), label in zip(runs, labels, strict=True)]
         return lines + self._unreadable
 
     def _line(self, status: RunStatus, label: str) -> str:
-        share = status.t_env / status.t_max
+        share = status.t_env / status.config.t_max
         bar = "█" * round(BAR * share) + "░" * (BAR - round(BAR * share))
-        parts = [label, f"{status.state:8}", f"{bar} {share:4.0%} of {EngFormatter(sep='')(status.t_max)}"]
+        parts = [label, f"{status.state:8}", f"{bar} {share:4.0%} of {EngFormatter(sep='')(status.config.t_max)}"]
         if values := self._logged[status.path].values:
             parts.append(f"{metric_label(self.metric)} {values[-1][1]:#.3g}")
         since, before = self._first_seen.get(status.path, (0.0, status.t_env))
         if status.t_env > before:
-            seconds = (time.monotonic() - since) * (status.t_max - status.t_env) / (status.t_env - before)
+            seconds = (time.monotonic() - since) * (status.config.t_max - status.t_env) / (status.t_env - before)
             parts.append(f"{_duration(seconds)} left")
         return "  ".join([*parts, status.error] if status.error else parts)
 

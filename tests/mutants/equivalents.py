@@ -14,11 +14,6 @@ EQUIVALENTS: dict[tuple[str, str, str], str] = {
         "td, div = (sum(h) * len(h) for h in (self.td_history, self.div_history))",
     ): "Both histories have the same length, which their ratio cancels.",
     (
-        "k24lab/envs/pettingzoo.py",
-        "n_envs=1,",
-        "n_envs=0,",
-    ): "The vector of environments sets the number of environments in its own description.",
-    (
         "k24lab/analysis/stats.py",
         "GRID_POINTS = 101",
         "GRID_POINTS = 100",
