@@ -14,7 +14,6 @@ from k24lab.bench.train import (
     random_batch,
 )
 from k24lab.envs.base import EnvSpec
-from k24lab.lab.config import build_config
 from k24lab.marl.learner import PARTS, K24QLearner
 
 SHAPE = (2, 5, 3, 8, 4)  # agents, observation, actions, hidden size, episode length
@@ -48,15 +47,9 @@ def test_update_table_has_a_row_a_variant_and_a_column_a_part():
 def test_loop_table_has_a_row_a_method_and_leaves_no_run(home):
     table = measure_loop(LOOP, ("fups", "k24"))
     assert list(table.columns) == ["method", "env_steps_per_s"]
-    assert list(table["method"]) == ["the environments alone", "fups", "k24"]
+    assert list(table["method"]) == ["fups", "k24"]
     assert (table["env_steps_per_s"] > 0).all()
     assert not (home / "runs").exists()
-
-
-def test_environments_alone_count_the_steps_of_those_that_run(monkeypatch):
-    seconds = iter(range(100))
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: float(next(seconds)))  # one second for all
-    assert bench.measure_environment(build_config(LOOP)) == 4 * 5 * 5  # episodes, environments, steps
 
 
 def test_peak_memory_is_that_of_the_largest_tensors(tiny_config):

@@ -1,12 +1,10 @@
 """`k24lab bench inference`: where 2:4 pays at inference on this machine, on its CPU and, where it has one, its GPU.
 
-Layers and steps of a whole team are measured dense and 2:4, on the CPU rollouts too. Column `form` of the tables names
-the implementation.
+Layers and steps of a whole team are measured dense and 2:4. Column `form` of the tables names the implementation.
 """
 
 import datetime
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
@@ -23,20 +21,16 @@ from torch import Tensor
 from k24lab.analysis import style
 from k24lab.analysis.curve_plots import shared_legend
 from k24lab.analysis.speedup_plots import gpu_figure, inference_figure
-from k24lab.bench.roofline import measure_cpu_device, predict_layers
-from k24lab.bench.timing import Call, interleaved, median_ratio
+from k24lab.bench.timing import Call, interleaved, median_ratio, show
 from k24lab.core.patterns import GROUP_SIZE, N_PATTERNS, masks_from_index
-from k24lab.envs.registry import make_env
 from k24lab.errors import ConfigError, RunError
 from k24lab.inference.actor import Actor, batched, team_step
 from k24lab.inference.freeze import FrozenTeam, freeze
 from k24lab.inference.gpu import DTYPES, GPUActor, capture, gpu_time, pack_for_gpu, sparse24_available
 from k24lab.lab.config import build_config
 from k24lab.lab.paths import CHECKOUT, figures_dir
+from k24lab.lab.provenance import cpu_name
 from k24lab.marl.agent import build_agent
-from k24lab.marl.learner import build_learner
-from k24lab.marl.policy import Policy, play, trained_policy
-from k24lab.marl.replay import EpisodeBatch
 from k24lab.ops import acting, library as kernels
 from k24lab.ops.linear import linear, sparse_weights
 
@@ -46,12 +40,10 @@ BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
 HIDDEN = (32, 64, 128, 256)
 TEAMS = (1, 3, 8, 16, 64)
 TEAM_BATCHES, GPU_TEAM_BATCHES = (1, 8, 32, 256), (1, 32, 256, 1024, 4096)
-ROLLOUT_TEAMS, ROLLOUT_ENVS = (3, 8), (1, 8, 32)
 OBS_DIM, N_ACTIONS = 30, 10
 MOST_MULTIPLY_ADDS = 2e9  # larger cases would take seconds a call on a CPU and are left out
 ROUNDS = 20
 CALLS_PER_GRAPH = 20  # so that starting the graph costs little per call
-SHOWN = "width batch n_agents form us us_low us_high speedup own timing dtype dense_us sparse_us max_error".split()
 
 
 def bench_inference(rounds: int = ROUNDS) -> list[Path]:
@@ -102,7 +94,7 @@ def _stored(name: str) -> pd.DataFrame | None:
 
 
 def measure_cpu(rounds: int) -> pd.DataFrame:
-    """Layers, steps of teams, rollouts, and what a roofline with this machine's measured peaks predicts for layers.
+    """Layers and steps of teams.
 
     Raises:
         ConfigError: the CPU kernels are not built.
@@ -110,24 +102,12 @@ def measure_cpu(rounds: int) -> pd.DataFrame:
     torch.set_num_threads(1)
     if kernels.library() is None:
         raise ConfigError("bench inference measures the CPU kernels, which are not built here (k24lab doctor kernels)")
-    machine = measure_cpu_device(rounds)
-    peaks = {"peak_gflops": 1e3 * machine.dense_tflops, "gb_per_s": machine.bandwidth, "call_us": machine.launch}
-    print(f"{machine.name}, torch {torch.__version__}, kernels: {kernels.describe()}")
-    print("peak {:.1f} GFLOP/s, bandwidth {:.1f} GB/s, {:.1f} us a call".format(*peaks.values()))
-    tables = {
-        "Square layers of one network": measure_layers(WIDTHS, BATCHES, rounds),
-        "One step of a team": measure_teams(HIDDEN, TEAMS, TEAM_BATCHES, rounds),
-        "A rollout of RoleNav (batch: environments)": measure_rollouts(ROLLOUT_TEAMS, ROLLOUT_ENVS, rounds),
-    }
-    for title, table in tables.items():
-        _show(f"{title} (microseconds: median and quartiles of {rounds} rounds)", table)
-    predicted = predict_layers(machine, WIDTHS, BATCHES).rename(columns={"sparse_us": "us"})
-    predicted = predicted[["kind", "width", "batch", "n_agents", "us", "speedup"]].assign(
-        level="layer", form="roofline"
-    )
-    measured = pd.concat(list(tables.values())).assign(kind="measured")
-    about = {"device": machine.name, "kernels": kernels.describe(), "torch": torch.__version__, "date": _today()}
-    return pd.concat([measured, predicted]).assign(**about, rounds=rounds, **peaks)
+    about = {"device": f"{cpu_name()}, one thread", "kernels": kernels.describe(), "torch": torch.__version__}
+    print(", ".join(about.values()))
+    layers, teams = measure_layers(WIDTHS, BATCHES, rounds), measure_teams(HIDDEN, TEAMS, TEAM_BATCHES, rounds)
+    show(f"Square layers of one network (microseconds: median and quartiles of {rounds} rounds)", layers)
+    show("One step of a team (the same)", teams)
+    return pd.concat([layers, teams]).assign(kind="measured", **about, date=_today(), rounds=rounds)
 
 
 @torch.inference_mode()
@@ -207,54 +187,27 @@ def agent_by_agent(
     return q_values
 
 
-@torch.inference_mode()
-def measure_rollouts(teams: Sequence[int], n_envs: Sequence[int], rounds: int = ROUNDS) -> pd.DataFrame:
-    """Rollouts of RoleNav, an episode in each of `n_envs` (column `batch`) environments, packing included."""
-    rows = []
-    for n, e in product(teams, n_envs):
-        about = {"level": "rollout", "width": build_config({}).hidden_dim, "batch": e, "n_agents": n}
-        rows += _rows(interleaved(rollout_calls(n, e), rounds), ["as training"], about)
-    return pd.DataFrame(rows)
-
-
-def rollout_calls(n_agents: int, n_envs: int) -> dict[str, Callable[[], EpisodeBatch]]:
-    """Episodes of RoleNav with K-2:4, as training plays them and through the kernel for acting."""
-    config = build_config({"task": f"rolenav:n_agents={n_agents}", "method": "k24", "n_envs": n_envs})
-    env = make_env(config.task, n_envs)
-    learner = build_learner(config, env.spec)
-
-    def as_training() -> EpisodeBatch:
-        return play(learner, env, trained_policy(learner, t_env=0, seed=1), seed=1, epsilon=0.1)
-
-    def kernel() -> EpisodeBatch:
-        team = acting.pack_team(learner.argmax_weights(), env.spec.action_dim, learner.masked_layers)
-        policy = Policy(lambda x, hidden: (team(x.mT, hidden).mT, hidden), team.initial_hidden)
-        return play(learner, env, policy, seed=1, epsilon=0.1)
-
-    return {"as training": as_training, "kernel": kernel}
-
-
 def measure_gpu(rounds: int) -> pd.DataFrame:
-    """Layers of every width and batch (GPU time alone, and one call with its host time), and whole steps of teams."""
-    layers = [measure_gpu_layer(w, b, timing, rounds) for timing, w, b in product(GPU_TIMERS, WIDTHS, BATCHES)]
+    """Layers of every width and batch, and whole steps of teams: GPU time inside CUDA graphs."""
+    layers = [measure_gpu_layer(width, batch, rounds) for width, batch in product(WIDTHS, BATCHES)]
     about = {"kind": "measured", "device": torch.cuda.get_device_name(), "date": _today()}
     versions = {"torch": torch.__version__, "cuda": torch.version.cuda}
-    table = pd.DataFrame([*layers, *_gpu_teams(rounds)]).assign(**about, **versions)
-    _show(f"GPU (microseconds, median of {rounds}, interleaved)", table)
-    return table
+    table = pd.DataFrame([*layers, *_gpu_teams(rounds)])
+    show(f"GPU (microseconds, median of {rounds}, interleaved)", table)
+    return table.assign(**about, **versions)
 
 
 @torch.inference_mode()
-def measure_gpu_layer(width: int, batch: int, timing: str, rounds: int) -> dict[str, Any]:
-    """A square fp16 layer, dense and as a 2:4 call; `width` is a multiple of 16, `timing` a key of GPU_TIMERS."""
+def measure_gpu_layer(width: int, batch: int, rounds: int) -> dict[str, Any]:
+    """A square fp16 layer, dense and as a 2:4 call; `width` is a multiple of 16."""
     generator = torch.Generator().manual_seed(0)
     weight = random_24_weight(width, generator).cuda().half()
     x = torch.randn(batch, width, generator=generator).cuda().half()
     packed = pack_for_gpu(weight, batch)
     torch.testing.assert_close(F.linear(x, packed), x @ weight.T, rtol=1e-2, atol=1e-1)  # fp16 sums in another order
     calls: dict[str, Call] = {"dense": partial(F.linear, x, weight), "sparse": partial(F.linear, x, packed)}
-    times = interleaved(calls, rounds, GPU_TIMERS[timing])
-    about = {"level": "layer", "timing": timing, "width": width, "batch": batch, "n_agents": 1, "dtype": "float16"}
+    times = interleaved(calls, rounds, graph_timer)
+    about = {"level": "layer", "width": width, "batch": batch, "n_agents": 1, "dtype": "float16"}
     return about | _dense_over_sparse(times)
 
 
@@ -267,7 +220,7 @@ def _gpu_teams(rounds: int) -> Iterator[dict[str, Any]]:
         error = (sparse.q_values(x.cuda()).float().cpu() - Actor(team, "torch").q_values(x)).abs().max().item()
         calls = {"dense": dense.replay, "sparse": sparse.replay}
         times = interleaved(calls, rounds, lambda call: partial(gpu_time, call))
-        about = {"level": "team", "timing": "graph", "width": size, "batch": batch, "n_agents": n, "dtype": dtype}
+        about = {"level": "team", "width": size, "batch": batch, "n_agents": n, "dtype": dtype}
         yield about | _dense_over_sparse(times) | {"max_error": error}
 
 
@@ -275,24 +228,6 @@ def graph_timer(call: Call) -> Callable[[], float]:
     """Measures the GPU time of a call inside a CUDA graph."""
     replay = capture(call, CALLS_PER_GRAPH)
     return lambda: gpu_time(replay) / CALLS_PER_GRAPH
-
-
-def eager_timer(call: Call) -> Callable[[], float]:
-    """Measures the wall time of one call until the GPU is done, host time included."""
-
-    def measure() -> float:
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        call()
-        torch.cuda.synchronize()
-        return (time.perf_counter() - start) * 1e6
-
-    for _ in range(5):  # choice of kernels, set-up of plans, allocator
-        measure()
-    return measure
-
-
-GPU_TIMERS = {"graph": graph_timer, "eager": eager_timer}
 
 
 def random_24_weight(width: int, generator: torch.Generator) -> Float[Tensor, "width width"]:
@@ -327,13 +262,6 @@ def _rows(times: Mapping[str, Sequence[float]], plain: Sequence[str], about: Map
 def _dense_over_sparse(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
     dense, sparse = (statistics.median(times[name]) for name in ("dense", "sparse"))
     return {"dense_us": dense, "sparse_us": sparse, "speedup": dense / sparse}
-
-
-def _show(title: str, table: pd.DataFrame) -> None:
-    print(f"\n{title}:")
-    shown = table[[column for column in SHOWN if column in table]]
-    with pd.option_context("display.width", 200, "display.max_rows", None, "display.float_format", "{:.2f}".format):
-        print(shown.to_string(index=False))
 
 
 def _today() -> str:
