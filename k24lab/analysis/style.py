@@ -116,13 +116,14 @@ def variant_styles(variants: Iterable[str]) -> dict[str, LineStyle]:
         many = present[method] > MOST_SHADES or len(present) == 1
         turn, place = divmod(rank - 1, len(spare))  # where a colour comes again, its line is another
         line, marker = _MORE_LINES[(1 + turn + place) % len(_MORE_LINES)]
-        styles[variant] = LineStyle(label, spare[place] if many else _lighter(base.color, rank), line, marker)
+        styles[variant] = LineStyle(
+            label, spare[place] if many else paler(base.color, max(0.75**rank, 0.35)), line, marker
+        )
     return styles
 
 
-def _lighter(color: str, rank: int) -> str:
-    """The colour, mixed with white the more the higher the rank."""
-    share = max(0.75**rank, 0.35)
+def paler(color: str, share: float) -> str:
+    """The colour mixed with white: a share of 1 leaves it as it is."""
     red, green, blue = (1 - (1 - c) * share for c in to_rgb(color))
     return to_hex((red, green, blue)).upper()
 
