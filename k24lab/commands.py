@@ -253,7 +253,7 @@ def _export_results(groups: tuple[str, ...], output: Path) -> None:
 
 
 def _export_team(run: str, output: Path, format: str, dtype: str, agent: int | None) -> None:
-    from k24lab.inference.freeze import freeze_run, save_team, storage_report
+    from k24lab.inference.freeze import freeze_run, save_team
     from k24lab.inference.onnx import export_onnx
     from k24lab.lab.runs import find_folder
 
@@ -264,7 +264,7 @@ def _export_team(run: str, output: Path, format: str, dtype: str, agent: int | N
         print(f"inputs: obs [{lead}batch, {team.input_dim}], hidden [{lead}batch, {team.config.hidden_dim}]")
     else:
         save_team(team, output, dtype)
-        print(storage_report(team, output.stat().st_size, dtype))
+        print(f"{output.stat().st_size / 1000:.1f} kB in {dtype}, {team.n_masks} masks")
 
 
 def import_(files: Annotated[tuple[Path, ...], tyro.conf.Positional], name: str | None = None) -> None:

@@ -249,7 +249,6 @@ def test_snapshot_table_by_hand(make_run):
         "layer": ["fc1", "all", "fc1", "all"],
         "hamming": [1.0, 1.0, 0.5, 0.5],
         "similarity": [0.0] * 4,
-        "cosine": [0.0] * 4,
         "entropy": [0.0] * 4,
         "flip_rate": [np.nan, np.nan, 0.5, 0.5],
     }

@@ -33,23 +33,20 @@ def test_hamming_by_hand():
     # Groups of agents 0 and 1: equal (0), one weight shared (1/2), none shared (1).
     index = np.array([[[0, 0, 0]], [[0, 1, 5]]], dtype=np.uint8)
     assert similarity.hamming_distance(index).tolist() == [[0.0, 0.5], [0.5, 0.0]]
-    assert similarity.jaccard_overlap(index)[0, 1] == pytest.approx(3 / 9)  # 3 of the 9 weights kept by either
 
 
 @given(indices)
-def test_hamming_and_jaccard_equal_the_double_loop_over_entries(index):
+def test_hamming_equals_the_double_loop_over_entries(index):
     masks = similarity.masks(index).reshape(len(index), -1)
-    hamming, jaccard = similarity.hamming_distance(index), similarity.jaccard_overlap(index)
+    hamming = similarity.hamming_distance(index)
     for a, one in enumerate(masks):
         for b, other in enumerate(masks):
             assert hamming[a, b] == pytest.approx((one != other).mean())
-            assert jaccard[a, b] == pytest.approx((one & other).sum() / (one | other).sum())
 
 
 def test_chance_values_of_independent_masks():
     index = random_index((2, 100, 1000))
     assert similarity.hamming_distance(index)[0, 1] == pytest.approx(similarity.CHANCE_HAMMING, abs=0.01)
-    assert similarity.jaccard_overlap(index)[0, 1] == pytest.approx(similarity.CHANCE_JACCARD, abs=0.01)
     certain = np.eye(6, dtype=np.float32)[index]
     assert similarity.probability_similarity(certain)[0, 1] == pytest.approx(similarity.CHANCE_SIMILARITY, abs=0.01)
     assert similarity.flip_rate(index[:1], index[1:])[0] == pytest.approx(similarity.CHANCE_FLIP, abs=0.01)
@@ -60,21 +57,18 @@ def test_chance_hamming_is_exact_over_all_pairs_of_patterns():
     assert (patterns[:, None] != patterns[None]).mean() == similarity.CHANCE_HAMMING
 
 
-@pytest.mark.parametrize("cosine", [False, True])
-def test_probability_similarity_equals_the_double_loop(cosine):
+def test_probability_similarity_equals_the_double_loop():
     probs = random_probs((3, 4, 2))
-    result = similarity.probability_similarity(probs, cosine)
+    result = similarity.probability_similarity(probs)
     for a in range(3):
         for b in range(3):
             pa, pb = probs[a].reshape(-1, 6), probs[b].reshape(-1, 6)
-            scale = np.linalg.norm(pa, axis=1) * np.linalg.norm(pb, axis=1) if cosine else 1.0
-            assert result[a, b] == pytest.approx(((pa * pb).sum(axis=1) / scale).mean(), rel=1e-5)
+            assert result[a, b] == pytest.approx((pa * pb).sum(axis=1).mean(), rel=1e-5)
 
 
-def test_uniform_probabilities_have_product_one_sixth_and_cosine_one():
+def test_uniform_probabilities_have_product_one_sixth():
     probs = np.full((2, 3, 2, 6), 1 / 6, dtype=np.float32)
     assert similarity.probability_similarity(probs)[0, 1] == pytest.approx(1 / 6)
-    assert similarity.probability_similarity(probs, cosine=True)[0, 1] == pytest.approx(1.0)
     assert similarity.pattern_entropy(probs) == pytest.approx([similarity.MAX_ENTROPY] * 2)
 
 
@@ -103,13 +97,6 @@ def test_all_layers_weighs_each_layer_by_its_entries():
     both = similarity.all_layers({"small": small, "large": large})
     assert both.probs.shape == (2, 4, 6)
     assert similarity.hamming_distance(both.index)[0, 1] == 0.25
-
-
-def test_cluster_order_puts_near_agents_beside_each_other():
-    group = np.array([0, 1, 0, 1, 0, 1])
-    order = similarity.cluster_order(np.where(group[:, None] == group, 0.2, 0.5) * (1 - np.eye(6)))
-    assert sorted(order) == list(range(6)) and list(group[order]) in ([0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0])
-    assert similarity.cluster_order(np.zeros((2, 2))) == [0, 1]
 
 
 def test_mean_pair_leaves_out_the_diagonal():

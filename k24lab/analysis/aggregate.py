@@ -230,12 +230,6 @@ def complete_returns(summaries: pd.DataFrame, variant: str | None = None) -> dic
     return found
 
 
-def run_counts(summaries: pd.DataFrame) -> pd.DataFrame:
-    """How many finished runs every variant has in every task: what is missing is seen, not guessed."""
-    counts = summaries.dropna(subset=[RETURN]).groupby(["variant", "task"], sort=False).size()
-    return counts.unstack("task", fill_value=0).reset_index().rename_axis(columns=None)
-
-
 def aggregates(metrics: pd.DataFrame, summaries: pd.DataFrame, scale: Scale) -> pd.DataFrame:
     """Aggregates over tasks with their intervals: `aggregate_table` of the final scores, and the area under the curve.
 

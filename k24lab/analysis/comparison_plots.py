@@ -154,13 +154,11 @@ def effect_marks(table: pd.DataFrame, ax: Axes, order: Sequence[str], *, title: 
     reach = 1.1 * float(ends[ends <= FAR * ends.median()].max())
     reach = reach if reach > 0 else 1.0  # nothing to compare, or nothing differs
     for y, name in enumerate(order):
-        look, at = method_style(name.split(" ")[0]), rows["difference"].to_numpy(dtype=float)[y]
-        if abs(at) <= reach:
-            _marks(rows.loc[[name]], "difference", [y], ax, look)
-        elif at == at:
-            side = np.sign(at)
-            ax.plot(side * reach, y, marker=">" if side > 0 else "<", color=look.color, clip_on=False)
-            number = f"{at:.1f}".replace("-", "\N{MINUS SIGN}")
+        at = float(rows["difference"].to_numpy(dtype=float)[y])
+        if not np.isnan(at):
+            _marks(rows.loc[[name]], "difference", [y], ax, method_style(name.split(" ")[0]))
+        if abs(at) > reach:
+            number, side = f"{at:.1f}".replace("-", "\N{MINUS SIGN}"), np.sign(at)
             ax.annotate(number, (side * reach, y), (-5 * side, 0), ha="right" if side > 0 else "left", **place)
     ax.axvline(0.0, color=GREY, linestyle=":", linewidth=0.9)
     _lines_of(ax, [labels[name].label for name in order])

@@ -20,7 +20,6 @@ from k24lab.core.pattern_table import GROUP_SIZE, PATTERN_NAMES
 PATTERN_COLORS = [OKABE_ITO[c] for c in ("orange", "sky", "green", "yellow", "blue", "vermillion")]
 TILE_HEIGHT = 1.25  # inches, one line of agents side by side
 PER_LINE = 4  # agents side by side before a new line begins
-MANY = 6  # columns beyond which numbers lose their leading zero
 SHORT = 3  # letters that stand under a column unturned
 
 
@@ -95,7 +94,7 @@ def share_map(
     """
     ax = ax or new_axes(height=0.7 + 0.2 * len(shares))
     colors = ("viridis", 0.0, max(0.5, float(shares.max()))) if chance is None else ("RdBu_r", 0.0, 2 * chance)
-    return _numbers(shares, "{:.0%}", ax, colors, columns, labels)
+    return _numbers(shares, ".0%", ax, colors, columns, labels)
 
 
 def matrix_map(
@@ -103,20 +102,13 @@ def matrix_map(
     ax: Axes | None = None,
     *,
     title: str = "",
-    vmin: float = 0.0,
     vmax: float = 1.0,
     labels: Sequence[str] = (),
-    order: Sequence[int] | None = None,
     of: str = "agent",
 ) -> Axes:
-    """A matrix over pairs of agents (or of what `of` says) with its numbers.
-
-    Give matrices to be compared the same `vmin`, `vmax` and `order` of agents (`similarity.cluster_order`).
-    """
+    """A matrix over pairs of agents (or of what `of` says) with its numbers, on a colour scale from 0 to `vmax`."""
     ax = ax or new_axes(height=HALF_WIDTH, width=HALF_WIDTH)
-    order = list(range(len(matrix))) if order is None else list(order)
-    names = [labels[k] if labels else str(k) for k in order]
-    _numbers(matrix[order][:, order], "{:.2f}", ax, ("viridis", vmin, vmax), names, names)
+    _numbers(matrix, ".2f", ax, ("viridis", 0.0, vmax), labels, labels)
     ax.set(aspect="equal", title=title, xlabel=of, ylabel=of)
     return ax
 
@@ -130,18 +122,13 @@ def _numbers(
     labels: Sequence[str],
 ) -> Axes:
     """A heatmap with its numbers; names of columns and lines are their indices if there are none."""
-    n_columns = values.shape[1]
-    texts = np.vectorize(number_format.format)(values)
-    if n_columns > MANY and "." in number_format:
-        texts = np.vectorize(lambda text: text.removeprefix("0"))(texts)  # .42: room for ten agents
-    (cmap, vmin, vmax), size = colors, min(6.0, 60 / n_columns)
+    (cmap, vmin, vmax), size = colors, min(6.0, 60 / values.shape[1])
     look: dict[str, Any] = {"cmap": cmap, "vmin": vmin, "vmax": vmax, "cbar": False, "rasterized": True}
-    names = {"xticklabels": list(columns) or True, "yticklabels": list(labels) or True}
-    seaborn.heatmap(values, annot=texts, fmt="", annot_kws={"size": size}, ax=ax, **look, **names)
-    turned = max(map(len, columns), default=0) > SHORT
+    look |= {"xticklabels": list(columns) or True, "yticklabels": list(labels) or True}
+    seaborn.heatmap(values, annot=True, fmt=number_format, annot_kws={"size": size}, ax=ax, **look)
     ax.tick_params(length=0)
     ax.tick_params(axis="y", rotation=0)
-    if turned:
+    if max(map(len, columns), default=0) > SHORT:
         ax.set_xticklabels(ax.get_xticklabels(), rotation=45, rotation_mode="anchor", ha="right")
     return ax
 

@@ -19,8 +19,8 @@ from k24lab.lab.find_runs import Run, variants, varying_fields
 def snapshot_table(snapshots: Mapping[int, Mapping[str, Patterns]]) -> pd.DataFrame:
     """Means over agents or pairs of agents, per snapshot and layer, and for all layers together (`"all"`).
 
-    Columns t_env (env steps), layer, hamming, similarity (π·π), cosine, entropy (nats) and flip_rate (share of groups
-    changed since the snapshot before, NaN for the first).
+    Columns t_env (env steps), layer, hamming, similarity (π·π), entropy (nats) and flip_rate (share of groups changed
+    since the snapshot before, NaN for the first).
     """
     rows = []
     previous: dict[str, Patterns] = {}
@@ -31,7 +31,6 @@ def snapshot_table(snapshots: Mapping[int, Mapping[str, Patterns]]) -> pd.DataFr
             row = {
                 "hamming": mean_pair(hamming_distance(now.index)),
                 "similarity": mean_pair(probability_similarity(now.probs)),
-                "cosine": mean_pair(probability_similarity(now.probs, cosine=True)),
                 "entropy": float(similarity.pattern_entropy(now.probs).mean()),
                 "flip_rate": float(similarity.flip_rate(before.index, now.index).mean()) if before else float("nan"),
             }
@@ -66,13 +65,9 @@ def owners_table(layers: Mapping[str, Patterns]) -> pd.DataFrame:
 
 def usage_table(layers: Mapping[str, Patterns]) -> pd.DataFrame:
     """Share of the groups that select each pattern: a line per layer and agent, a column per pattern."""
-    tables = [
-        pd.DataFrame(similarity.pattern_usage(patterns.index), columns=list(PATTERN_NAMES))
-        .rename_axis("agent")
-        .reset_index()
-        for patterns in layers.values()
-    ]
-    return pd.concat(tables, keys=list(layers), names=["layer", None]).reset_index("layer").reset_index(drop=True)
+    shares = {name: similarity.pattern_usage(patterns.index) for name, patterns in layers.items()}
+    tables = {name: pd.DataFrame(usage, columns=list(PATTERN_NAMES)) for name, usage in shares.items()}
+    return pd.concat(tables, names=["layer", "agent"]).reset_index()
 
 
 def pair_table(matrices: Mapping[str, Float[np.ndarray, "K K"]]) -> pd.DataFrame:

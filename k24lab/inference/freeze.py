@@ -20,7 +20,7 @@ from k24lab.core.masks import argmax_masks
 from k24lab.core.patterns import N_PATTERNS, masks_from_index, n_groups, ungroup
 from k24lab.envs.registry import make_env
 from k24lab.errors import ConfigError, RunError, unknown, warn
-from k24lab.inference.costs import PATTERN_BITS, agent_layers, team_bytes
+from k24lab.inference.costs import PATTERN_BITS
 from k24lab.inference.packing import pack_patterns, patterns_of, quantise, to_dtype, unpack_patterns
 from k24lab.lab import tensorfile
 from k24lab.lab.config import Config, stored_config
@@ -176,18 +176,6 @@ def save_team(team: FrozenTeam, path: Path, dtype: str = "float32") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         tensorfile.write(file, about, tensors)
-
-
-def storage_report(team: FrozenTeam, n_bytes: int, dtype: str) -> str:
-    """A line on the size of a file beside what one dense network, and one for each mask, would take in that dtype."""
-    layers = agent_layers(team.input_dim, team.config.hidden_dim, team.n_actions)
-    stored = {"float32": "fp32", "float16": "fp16", "bfloat16": "fp16", "int8": "int8"}[dtype]
-    one = team_bytes(layers, 1, "one shared dense network", stored)
-    n = team.n_agents if team.n_masks == 1 else team.n_masks  # one mask for all agents
-    return (
-        f"{n_bytes / 1000:.1f} kB in {dtype} for {n} agents or types, {n_bytes / n / 1000:.1f} kB each; "
-        f"one dense network: {one / 1000:.1f} kB, {n} separate ones: {n * one / 1000:.1f} kB"
-    )
 
 
 def load_team(path: Path) -> FrozenTeam:

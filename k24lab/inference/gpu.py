@@ -28,7 +28,6 @@ IMPLEMENTATIONS = ("auto", "dense", "sparse")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 MIN_CAPABILITY = (8, 0)  # Ampere, the first generation with sparse tensor cores
 DENSE_ROWS = 8  # torch pads 16-bit activations to a multiple of this
-MOST_PADDING = 16.0  # times the weights: a team that needs more is too small for these kernels
 WARM_UP = 5  # calls before a graph is captured: choice of kernels, set-up of plans, allocator
 TRIALS = 30  # of each implementation, to choose the faster one
 
@@ -81,9 +80,6 @@ def padded_layers(team: FrozenTeam) -> Layers:
     """`team.folded()` with zeros up to what 2:4 kernels accept, so that every layer's output is the next one's input.
 
     The gates of the GRU begin at multiples of the same size.
-
-    Raises:
-        ConfigError: a team so small that padding would make it more than MOST_PADDING times larger.
     """
     layers = {}
     for name, (weight, bias) in team.folded().items():
@@ -92,13 +88,6 @@ def padded_layers(team: FrozenTeam) -> Layers:
         rows, columns = kernel_shape(out, inputs)
         grown = F.pad(weight.unflatten(1, (gates, out)), (0, columns - inputs, 0, rows - out)).flatten(1, 2)
         layers[name] = grown, F.pad(bias.unflatten(0, (gates, out)), (0, rows - out)).flatten()
-    n_weights = sum(layer.weight.numel() for layer in team.layers.values())
-    n_padded = sum(weight[0].numel() for weight, _ in layers.values())
-    if n_padded > MOST_PADDING * n_weights:
-        raise ConfigError(
-            f"a team with {n_weights} weights would be padded to {n_padded}, more than {MOST_PADDING:.0f} times as "
-            "many: 2:4 kernels of GPUs do not suit it"
-        )
     return layers
 
 

@@ -44,11 +44,7 @@ class UnitTypes:
         return obs[..., first : first + self.n] > 0.5
 
     def check(self, obs: Tensor) -> None:
-        """Refuse observations with something else in that place.
-
-        Raises:
-            ConfigError: with the numbers that are there.
-        """
+        """Refuse observations with something else in that place, with the numbers that are there (ConfigError)."""
         first = self.start % obs.shape[-1]
         there = obs[..., first : first + self.n]
         wrong = (there != self.bits(obs)).any(dim=-1) | (there.sum(dim=-1) > 1)
@@ -95,14 +91,10 @@ def read_settings(args: SimpleNamespace) -> Settings:
 def _k24_args(args: SimpleNamespace) -> dict[str, Any]:
     """The entries of `k24_args` that are not null, all names checked."""
     given = getattr(args, "k24_args", None) or {}
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"k24_args = {given!r} is a {type(given).__name__}, not a mapping such as {{method: k24}}")
-    problems = []
-    for key in [key for key in given if key not in KEYS]:
-        wrong = f"{key} is a setting of its own here, give {key} itself" if hasattr(args, key) else ""
-        problems.append(f"k24_args.{key} = {given[key]!r}: {wrong or unknown('key', key, KEYS)}")
-    if problems:
-        raise ConfigError("; ".join(problems))
+    for key in given:
+        if key not in KEYS:
+            wrong = f"{key} is a setting of its own here, give {key} itself" if hasattr(args, key) else ""
+            raise ConfigError(f"k24_args.{key} = {given[key]!r}: {wrong or unknown('key', key, KEYS)}")
     return {key: value for key, value in given.items() if value is not None}
 
 
