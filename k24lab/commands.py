@@ -282,16 +282,15 @@ def import_(files: Annotated[tuple[Path, ...], tyro.conf.Positional], name: str 
         print(folder)
 
 
-def bench(what: Annotated[str, tyro.conf.Positional], rounds: int = 10, loops: bool = True) -> None:
+def bench(what: Annotated[str, tyro.conf.Positional], rounds: int = 10) -> None:
     """Measure speed on this machine, methods interleaved, one thread.
 
     Example: k24lab bench train
     Example: k24lab bench inference
 
     Args:
-        what: train (updates and whole loops), or inference (layers and steps of a team, dense and 2:4).
+        what: train (learner updates), or inference (layers and steps of a team, dense and 2:4).
         rounds: measurements of each case; the median is reported.
-        loops: with train, also time whole training loops (about a minute).
     """
     if what not in ("train", "inference"):
         raise ConfigError(unknown("benchmark", what, ["train", "inference"]))
@@ -300,7 +299,7 @@ def bench(what: Annotated[str, tyro.conf.Positional], rounds: int = 10, loops: b
     if what == "train":
         from k24lab.bench.train import bench_train
 
-        bench_train(rounds, loops)
+        bench_train(rounds)
     else:
         from k24lab.bench.inference import bench_inference
 

@@ -516,19 +516,6 @@ def test_a_loaded_learner_goes_on_as_the_saved_one(name, running, tmp_path):
     assert torch.equal(acted_q_values(saved.mac, batch), acted_q_values(loaded.mac, batch))
 
 
-def test_a_controller_is_saved_and_handed_on_alone(running, tmp_path):
-    running()
-    a, b, c = (build(make_args()).mac for _ in range(3))
-    for parameter in a.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    a.save_models(str(tmp_path))
-    b.load_models(str(tmp_path))
-    c.load_state(a)
-    batch = make_batch(a.args)
-    assert torch.equal(acted_q_values(a, batch), acted_q_values(b, batch))
-    assert torch.equal(acted_q_values(a, batch), acted_q_values(c, batch))
-
-
 # --- unit types ------------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ import time
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
+import psutil
 import pytest
 from conftest import TINY
 from matplotlib.figure import Figure
@@ -18,7 +19,7 @@ from k24lab.errors import ConfigError, RunError
 from k24lab.lab.config import build_config
 from k24lab.lab.runs import FAILED, RunFolder, is_locked, run_folder
 from k24lab.rendering import live_training
-from k24lab.rendering.live_training import start, train_live, watch
+from k24lab.rendering.live_training import train_live, watch
 
 RUN = [sys.executable, "-c"]
 
@@ -238,12 +239,13 @@ def test_run_that_fails_is_an_error_with_its_reason(tiny_config, as_run):
 
 def test_interrupt_stops_what_train_live_started_before_it_shows_the_end(tiny_config, as_run, monkeypatch):
     as_run("import time; time.sleep(100)")
-    started, ended = [], []
-    monkeypatch.setattr(live_training, "start", lambda *given: started.append(start(*given)) or started[0])
-    monkeypatch.setattr(live_training, "_show", lambda *_: ended.append(started[0].ended) or Figure())
+    alive = []
+    children = psutil.Process().children
+    monkeypatch.setattr(live_training, "_show", lambda *_: alive.append(len(children())) or Figure())
     monkeypatch.setattr(live_training, "time", clock_with(lambda _: interrupt()))
+    before = len(children())
     assert train_live(tiny_config(), "mine").ended == "interrupted"
-    assert ended == [False, True]
+    assert alive == [before + 1, before]
 
 
 def test_misspelt_metric_stops_the_run_too(tiny_config, as_run):
@@ -254,21 +256,12 @@ def test_misspelt_metric_stops_the_run_too(tiny_config, as_run):
         train_live(tiny_config(), "mine", "los_td", seconds=0.05)
 
 
-def test_run_in_the_background_can_be_stopped(tiny_config, as_run):
-    as_run("import time; time.sleep(100)")
-    run = start(tiny_config(), "mine")
-    assert not run.ended
-    run.stop()
-    assert run.ended
-
-
-def test_nothing_is_started_for_a_run_that_another_process_trains(tiny_config, as_run, make_run):
+def test_nothing_is_started_for_a_run_that_another_process_trains(tiny_config, as_run, make_run, script):
     as_run("raise SystemExit(3)")
     run = make_run(1.0)
     with run.attempt():
-        other = start(tiny_config(), "group")
-        assert not other.ended and other.folder == run.path
-        other.stop()
+        script(interrupt)
+        assert train_live(tiny_config(), "group").ended == "interrupted"
         assert is_locked(run.path)
 
 
@@ -280,22 +273,19 @@ def test_wrong_task_is_refused_before_a_folder_is_made(home):
 
 def test_run_ends_with_the_kernel_that_started_it(home):
     code = f"""
-import time
 from k24lab.lab.config import build_config
-from k24lab.rendering.live_training import start
-run = start(build_config({TINY | {"t_max": 10**7}!r}), "mine")
-print(run.process.pid, flush=True)
-time.sleep(600)
+from k24lab.rendering.live_training import train_live
+train_live(build_config({TINY | {"t_max": 10**7}!r}), "mine")
 """
     kernel = subprocess.Popen(
         [*RUN, code], stdout=subprocess.PIPE, text=True, env=os.environ | {"K24LAB_HOME": str(home)}
     )
     with kernel:
-        pid = int(kernel.stdout.readline())
         deadline = time.monotonic() + 60
         while not list((home / "runs" / "mine").glob("*/metrics.jsonl")) and time.monotonic() < deadline:
             time.sleep(0.1)
+        pids = [child.pid for child in psutil.Process(kernel.pid).children()]
         kernel.send_signal(signal.SIGKILL)
-    assert gone([pid])
+    assert pids and gone(pids)
     (status,) = watch("mine", timeout=0.0).statuses
     assert status.state in ("waiting", "stopped")  # and not running, nor failed

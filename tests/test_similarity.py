@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy.spatial.distance import jensenshannon
 
 from k24lab.analysis import mask_tables as tables, similarity
 from k24lab.analysis.load import Patterns
@@ -104,20 +103,8 @@ def test_mean_pair_leaves_out_the_diagonal():
     assert np.isnan(similarity.mean_pair(np.ones((1, 1))))
 
 
-def test_owners_table_by_hand_and_by_chance():
-    index = np.array([[[0]], [[1]]], dtype=np.uint8)  # 1100 and 1010: one shared, two of one owner, one of none
-    table = tables.owners_table({"fc1": Patterns(index, random_probs((2, 1, 1)))})
-    assert table["share"].tolist() == [0.25, 0.5, 0.25] * 2
-    index = random_index((3, 100, 300))
-    table = tables.owners_table({"fc1": Patterns(index, np.zeros((*index.shape, 6), dtype=np.float32))})
-    np.testing.assert_allclose(table["share"], table["chance"], atol=0.01)
-
-
-def test_usage_pattern_and_pair_tables_are_tidy():
+def test_pattern_and_pair_tables_are_tidy():
     index = np.array([[[0, 5]], [[1, 1]]], dtype=np.uint8)
-    usage = tables.usage_table({"fc1": Patterns(index, random_probs((2, 1, 2)))})
-    assert usage.columns.tolist() == ["layer", "agent", "1100", "1010", "1001", "0110", "0101", "0011"]
-    assert usage.loc[0].tolist() == ["fc1", 0, 0.5, 0, 0, 0, 0, 0.5]
     cells = tables.pattern_table(index, rows=8, groups=1)
     assert cells.values.tolist() == [[0, 0, 0, "1100"], [1, 0, 0, "1010"]]
     pairs = tables.pair_table({"d": np.array([[0.0, 1.0], [2.0, 3.0]])})
@@ -136,33 +123,3 @@ def test_action_shares_count_greedy_available_actions():
     q_values = np.array([[[9.0, -1.0, -2.0], [1.0, 0.0, 0.0]], [[8.0, -2.0, -1.0], [0.0, 0.0, 2.0]]])
     avail = np.array([[False, True, True], [True, True, True]])
     assert similarity.action_shares(q_values, avail).tolist() == [[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]
-
-
-def test_js_distance_agrees_with_scipy_and_is_a_metric():
-    rng = np.random.default_rng(0)
-    q_values, avail = rng.normal(0, 3, (4, 20, 5)), rng.random((20, 5)) < 0.6
-    avail[:, 0] = True
-    result = similarity.js_distance(q_values, avail, temperature=2.0)
-    policy = np.where(avail, np.exp(q_values / 2), 0.0)
-    policy /= policy.sum(axis=-1, keepdims=True)
-    for a in range(4):
-        for b in range(4):
-            assert result[a, b] == pytest.approx(jensenshannon(policy[a], policy[b], base=2, axis=-1).mean(), abs=1e-7)
-    assert (result[:, None, :] <= result[:, :, None] + result[None] + 1e-9).all()  # triangle inequality
-
-
-def test_js_distance_of_opposite_certain_policies_is_one():
-    q_values = np.array([[[500.0, 0.0]], [[0.0, 500.0]]])
-    np.testing.assert_allclose(
-        similarity.js_distance(q_values, np.ones((1, 2), dtype=bool)), [[0, 1], [1, 0]], atol=1e-9
-    )
-
-
-def test_q_spread_takes_the_scale_of_q_out_of_the_js_distance():
-    rng = np.random.default_rng(0)
-    q_values, avail = rng.normal(size=(3, 10, 4)), rng.random((10, 4)) < 0.7
-    avail[:, 0] = True
-    spread = similarity.q_spread(q_values, avail)
-    small = similarity.js_distance(q_values / 100, avail, similarity.q_spread(q_values / 100, avail))
-    np.testing.assert_allclose(small, similarity.js_distance(q_values, avail, spread), atol=1e-7)
-    assert similarity.q_spread(np.zeros((2, 3, 4)), np.ones((3, 4), dtype=bool)) == 1.0

@@ -115,16 +115,6 @@ def aggregate_panels(table: pd.DataFrame, axes: Sequence[Axes]) -> None:
             ax.set_yticklabels([])
 
 
-def improvement_marks(table: pd.DataFrame, label: str, ax: Axes | None = None) -> Axes:
-    """Probability that `label` beats each other variant (`aggregate.improvements`), with its interval; 0.5 is a tie."""
-    ax = ax or new_axes()
-    table = table.rename(columns={"reference": "variant"})
-    interval_marks(table, "probability", ax, variant_styles(table["variant"]))
-    ax.axvline(0.5, color=GREY, linestyle=":", linewidth=0.9)
-    ax.set(xlabel=f"P({label} > other)", xlim=(-0.02, 1.02), xticks=np.linspace(0, 1, 5))
-    return ax
-
-
 def difference_marks(table: pd.DataFrame, label: str, ax: Axes | None = None, *, title: str = "") -> Axes:
     """Difference of every variant's return to that of `label`, a group of lines per task; 0 is a tie.
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import seaborn
 from jaxtyping import Float, Integer
 from matplotlib import colormaps
@@ -13,7 +12,6 @@ from matplotlib.colors import ListedColormap
 
 from k24lab.analysis.curve_plots import new_axes
 from k24lab.analysis.similarity import masks
-from k24lab.analysis.stats import drawn_interval
 from k24lab.analysis.style import GREY, HALF_WIDTH, OKABE_ITO
 from k24lab.core.pattern_table import GROUP_SIZE, PATTERN_NAMES
 
@@ -140,22 +138,4 @@ def temperature_axis(ax: Axes, ylabel: str, chance: float) -> Axes:
     ax.set_xticks([10, 5, 2, 1, 0.5, 0.2, 0.1], ["10", "5", "2", "1", "0.5", "0.2", "0.1"])
     ax.minorticks_off()
     ax.invert_xaxis()
-    return ax
-
-
-def error_bars(table: pd.DataFrame, ax: Axes | None = None, reference: str = "dense") -> Axes:
-    """Geometric mean of the error and its 95 % interval per method (log axis), every seed a dot.
-
-    A dotted line marks the mean of `reference`.
-    """
-    ax = ax or new_axes()
-    ax.set_xscale("log")  # seaborn then averages logarithms
-    same: dict[str, Any] = {"data": table, "x": "error", "y": "method", "ax": ax}
-    seaborn.stripplot(**same, jitter=False, size=6, color="0.7", linewidth=0, zorder=1)
-    black: dict[str, Any] = {"color": "black", "markers": "D", "markersize": 3, "err_kws": {"linewidth": 1}}
-    seaborn.pointplot(**same, errorbar=drawn_interval, linestyle="none", **black)
-    if reference in set(table["method"]):
-        mean = np.exp(np.log(table.loc[table["method"] == reference, "error"]).mean())
-        ax.axvline(mean, color=GREY, linestyle=":", linewidth=0.8)
-    ax.set(xlabel="mean squared error / variance of the targets", ylabel="")
     return ax

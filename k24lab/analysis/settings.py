@@ -37,7 +37,7 @@ def load_settings(runs: Sequence[Run], fields: Sequence[str]) -> tuple[pd.DataFr
     rows = []
     for (task, run_id), evaluations in metrics.dropna(subset=[RETURN]).groupby(["task", "run"], sort=False):
         curve = evaluations.groupby("t_env")[RETURN].mean()
-        rows.append((task, run_id, area_under_curve(curve.index.to_numpy(), curve.to_numpy(dtype=float))))
+        rows.append((task, run_id, area_under_curve(curve)))
     over_training = pd.DataFrame(rows, columns=["task", "run", OVER_TRAINING])
     return metrics, summaries.merge(over_training, on=["task", "run"], how="left")
 

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 from scipy import special
-from scipy.spatial.distance import jensenshannon
 
 from k24lab.analysis.load import Patterns
 from k24lab.core.pattern_table import N_PATTERNS, PATTERNS_24
@@ -106,26 +105,3 @@ def greedy_difference(
 def chance_greedy_difference(avail_actions: Bool[np.ndarray, "S A"]) -> float:
     """`greedy_difference` of two policies that choose among available actions at random: mean of 1 − 1 / available."""
     return float((1 - 1 / avail_actions.sum(axis=-1)).mean())
-
-
-def q_spread(q_values: Float[np.ndarray, "K S A"], avail_actions: Bool[np.ndarray, "S A"]) -> float:
-    """Typical difference between the values of one observation's actions, in units of the return.
-
-    The standard deviation over available actions, averaged over policies and observations; 1 if all values are equal.
-    """
-    spread = np.where(avail_actions, q_values.astype(np.float64), np.nan)
-    return float(np.nanstd(spread, axis=-1).mean()) or 1.0
-
-
-def js_distance(
-    q_values: Float[np.ndarray, "K S A"], avail_actions: Bool[np.ndarray, "S A"], temperature: float = 1.0
-) -> Float[np.ndarray, "K K"]:
-    """Mean over observations of the Jensen-Shannon distance between softmax(Q / temperature), available actions only.
-
-    The square root of the divergence to base 2 (Endres & Schindelin, 2003), a metric in [0, 1]. Unlike
-    `greedy_difference` it sees how much the values differ, hence depends on their scale; a temperature of
-    `q_spread(q_values, avail_actions)` takes that out.
-    """
-    policy = special.softmax(np.where(avail_actions, q_values.astype(np.float64) / temperature, -np.inf), axis=-1)
-    distances = [jensenshannon(row[None], policy, base=2, axis=-1) for row in policy]
-    return np.nan_to_num(distances).mean(axis=-1)  # NaN where rounding leaves a divergence of -1e-17

@@ -1,12 +1,11 @@
-"""What training and inference cost: counted, measured, predicted and published times and bytes.
+"""What inference costs: counted, measured and published times and bytes.
 
 The tables come from `k24lab.inference.costs` and `k24lab.bench`; column `form` names the implementation.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -14,10 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from k24lab.analysis.curve_plots import new_axes, panels
-from k24lab.analysis.style import GREY, OKABE_ITO, TEXT_WIDTH
+from k24lab.analysis.style import GREY, OKABE_ITO
 
 LINES = (("blue", "o", "-"), ("vermillion", "s", "--"), ("green", "^", "-."), ("black", "X", ":"))
-PART_COLORS: list[Any] = [OKABE_ITO[k] for k in ("orange", "sky", "blue", "green", "vermillion", "purple", "yellow")]
 SPEEDUP_TICKS = (0.1, 0.2, 0.5, 0.7, 1.0, 1.5, 2.0)
 LIMIT = 2.0  # of log2 of a speedup on the colour scale, which ends at 4x and at a quarter
 SPARSE = ("2:4", "2:4, columns")  # the two 2:4 kernels: for few rows, for many
@@ -78,7 +76,7 @@ def crossover_map(table: pd.DataFrame, value: str, ax: Axes, *, title: str = "")
 
 
 def published_speedups(published: pd.DataFrame, claim: tuple[float, float], ax: Axes) -> Axes:
-    """Published speedups (`roofline.published_points`), one row each; the band is what the original design claims."""
+    """Speedups of `bench.inference.published_points`, one row each; the band is what the original design claims."""
     names = published["case"] + " (" + published["device"] + ", " + published["timing"] + ")"
     table = published.assign(case=names)
     sns.scatterplot(table, x="speedup", y="case", hue="device", style="device", ax=ax, palette="dark:black", zorder=3)
@@ -128,15 +126,6 @@ def team_panels(teams: pd.DataFrame, axes: Sequence[Axes]) -> None:
         speedup_over_agents(rows, "ratio", right, title=title, ylabel="2:4 over one shared network")
 
 
-def inference_figure(layers: pd.DataFrame, teams: pd.DataFrame) -> Figure:
-    """`k24lab bench inference` on the CPU: the maps of layers and the panels of teams."""
-    n = len(SHOWN_BATCHES)
-    fig, axes = panels(2 + 2 * n, n_columns=2, height=[2.4] + [1.9] * n)
-    layer_maps(layers, axes[:2])
-    team_panels(teams, axes[2:])
-    return fig
-
-
 def gpu_figure(table: pd.DataFrame) -> Figure:
     """A map of layers on a GPU, and steps of teams for each dtype and batch.
 
@@ -148,26 +137,4 @@ def gpu_figure(table: pd.DataFrame) -> Figure:
     crossover_map(layers, "speedup", axes[0], title="one layer")
     for ax, ((dtype, batch), rows) in zip(axes[1:], cases, strict=True):
         speedup_over_agents(rows, "speedup", ax, title=f"whole step, {dtype}, batch {batch}")
-    return fig
-
-
-def training_figure(updates: Mapping[str, pd.DataFrame], teams: pd.DataFrame, parts: Sequence[str]) -> Figure:
-    """`k24lab bench train`: bars of the parts of an update for every shape, and the cost per agent (flat lines scale).
-
-    Args:
-        updates: columns variant, ms, and a share per part, by the name of the shape.
-        teams: variant, n_agents, ms.
-        parts: names of the columns with shares.
-    """
-    fig, axes = plt.subplots(len(updates) + 1, 1, figsize=(TEXT_WIDTH, 2.0 * len(updates) + 1.9), layout="constrained")
-    for ax, (name, table) in zip(axes, updates.items(), strict=False):
-        widths = table.set_index("variant")[list(parts)].mul(table["ms"].to_numpy(), axis=0)
-        widths.plot.barh(stacked=True, ax=ax, color=PART_COLORS, width=0.8, legend=False)
-        ax.invert_yaxis()
-        ax.set(ylabel="", xlabel="ms per update", title=name)
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    costs = teams.assign(cost=teams["ms"] / teams["n_agents"])
-    ax = lines_over_agents(costs, "cost", "variant", axes[-1])
-    ax.set(ylabel="ms per update and agent", ylim=(0, 1.1 * costs["cost"].max()))
-    ax.legend(loc="lower center", ncols=4)
     return fig

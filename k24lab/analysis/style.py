@@ -5,7 +5,7 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,11 +141,8 @@ def save_figure(
     """Write `name.pdf`, `name.png` (200 dpi) and `name.csv` (the numbers shown); return the three paths by suffix.
 
     The same figure and data give the same bytes: no dates, no version strings. Each file appears whole or not at all.
-    `folder` is made if need be and defaults to `figures_dir()`.
-
-    Raises:
-        ConfigError: `name` is not a plain file name (letters, digits, `_`, `-`, `.`, `=`, not starting with a dot), on
-            its own or in one folder, `study/name`.
+    `folder` is made if need be and defaults to `figures_dir()`; `name` is a plain file name, or one in a folder,
+    `study/name` (else a ConfigError).
     """
     paths = {suffix: _save(render(fig, suffix), f"{name}.{suffix}", folder) for suffix in ("pdf", "png")}
     return paths | {"csv": save_table(data, name, folder)}
@@ -182,13 +179,9 @@ def screen_png(fig: Figure) -> bytes:
 
 def render(fig: Figure, suffix: str) -> bytes:
     """Bytes of the figure; fonts embedded as TrueType also when saved outside `paper_style`."""
-    absent: Mapping[str, Mapping[str, None]] = {
-        "pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},
-        "png": {"Software": None},
-    }
+    dated = ("CreationDate", "ModDate", "Creator", "Producer") if suffix == "pdf" else ("Software",)
     buffer = io.BytesIO()
     with mpl.rc_context({"pdf.fonttype": 42}):
-        fig.savefig(
-            buffer, format=suffix, dpi=PNG_DPI if suffix == "png" else RASTER_DPI, metadata=dict(absent[suffix])
-        )
+        dpi = PNG_DPI if suffix == "png" else RASTER_DPI
+        fig.savefig(buffer, format=suffix, dpi=dpi, metadata=dict.fromkeys(dated))
     return buffer.getvalue()

@@ -18,9 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from k24lab.analysis import style
-from k24lab.analysis.curve_plots import shared_legend
-from k24lab.analysis.speedup_plots import gpu_figure, inference_figure
+from k24lab.analysis.style import save_table
 from k24lab.bench.timing import Call, interleaved, median_ratio, show
 from k24lab.core.patterns import GROUP_SIZE, N_PATTERNS, masks_from_index
 from k24lab.errors import ConfigError, RunError
@@ -34,6 +32,7 @@ from k24lab.marl.agent import build_agent
 from k24lab.ops import acting, library as kernels
 from k24lab.ops.linear import linear, sparse_weights
 
+CLAIM = (1.5, 1.8)  # the speedup of 2:4 on Ampere that the original design claims
 NAME, GPU_NAME = "speed/bench_inference", "speed/bench_inference_gpu"
 WIDTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
@@ -47,38 +46,33 @@ CALLS_PER_GRAPH = 20  # so that starting the graph costs little per call
 
 
 def bench_inference(rounds: int = ROUNDS) -> list[Path]:
-    """Print all measurements and write the figures `bench_inference` and, with a GPU, `bench_inference_gpu`.
+    """Print all measurements and write the tables `bench_inference.csv` and, with a GPU, `bench_inference_gpu.csv`.
 
-    Raises:
-        ConfigError: the CPU kernels are not built.
+    Notebook `06_ampere_speedup` draws them. Without the CPU kernels it is a ConfigError.
     """
-    cpu = measure_cpu(rounds)
-    layers, teams = (cpu[cpu["level"] == level] for level in ("layer", "team"))
-    with style.paper_style():
-        paths = list(style.save_figure(shared_legend(inference_figure(layers, teams)), NAME, cpu).values())
+    paths = [save_table(measure_cpu(rounds), NAME)]
     available, found = sparse24_available()
     print(f"\nGPU: {found}")
-    if available:
-        gpu = measure_gpu(rounds)
-        with style.paper_style():
-            paths += style.save_figure(shared_legend(gpu_figure(gpu)), GPU_NAME, gpu).values()
-    return paths
+    return [*paths, save_table(measure_gpu(rounds), GPU_NAME)] if available else paths
 
 
-def measurements(measure: bool = False, rounds: int = ROUNDS) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+def published_points() -> pd.DataFrame:
+    """Speedups of 2:4 matrix products on GPUs that others published (published.csv), slowest first.
+
+    Columns case, device, timing (GPU time of the kernel, or torch as called, eager or compiled), speedup, source, and
+    of single layers out_features, in_features and batch (rows of activations).
+    """
+    return pd.read_csv(Path(__file__).with_name("published.csv")).sort_values("speedup", kind="stable")
+
+
+def measurements() -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """What was measured on a CPU and on a GPU (None: nowhere yet); prints where and when.
 
-    From the files of `bench_inference` in the figures folder, or else those that come with the package's checkout;
-    with `measure`, here and now (minutes).
-
-    Raises:
-        RunError: no file, and `measure` is off.
+    From the files of `bench_inference` in the figures folder, or else those that come with the package's checkout.
     """
-    if measure:
-        bench_inference(rounds)
     cpu, gpu = _stored(NAME), _stored(GPU_NAME)
     if cpu is None:
-        raise RunError(f"{figures_dir() / NAME}.csv is missing: k24lab bench inference, or measure = True")
+        raise RunError(f"{figures_dir() / NAME}.csv is missing: k24lab bench inference writes it")
     return cpu, gpu
 
 
@@ -94,11 +88,7 @@ def _stored(name: str) -> pd.DataFrame | None:
 
 
 def measure_cpu(rounds: int) -> pd.DataFrame:
-    """Layers and steps of teams.
-
-    Raises:
-        ConfigError: the CPU kernels are not built.
-    """
+    """Layers and steps of teams."""
     torch.set_num_threads(1)
     if kernels.library() is None:
         raise ConfigError("bench inference measures the CPU kernels, which are not built here (k24lab doctor kernels)")
@@ -107,7 +97,9 @@ def measure_cpu(rounds: int) -> pd.DataFrame:
     layers, teams = measure_layers(WIDTHS, BATCHES, rounds), measure_teams(HIDDEN, TEAMS, TEAM_BATCHES, rounds)
     show(f"Square layers of one network (microseconds: median and quartiles of {rounds} rounds)", layers)
     show("One step of a team (the same)", teams)
-    return pd.concat([layers, teams]).assign(kind="measured", **about, date=_today(), rounds=rounds)
+    return pd.concat([layers, teams]).assign(
+        kind="measured", **about, date=datetime.date.today().isoformat(), rounds=rounds
+    )
 
 
 @torch.inference_mode()
@@ -190,7 +182,7 @@ def agent_by_agent(
 def measure_gpu(rounds: int) -> pd.DataFrame:
     """Layers of every width and batch, and whole steps of teams: GPU time inside CUDA graphs."""
     layers = [measure_gpu_layer(width, batch, rounds) for width, batch in product(WIDTHS, BATCHES)]
-    about = {"kind": "measured", "device": torch.cuda.get_device_name(), "date": _today()}
+    about = {"kind": "measured", "device": torch.cuda.get_device_name(), "date": datetime.date.today().isoformat()}
     versions = {"torch": torch.__version__, "cuda": torch.version.cuda}
     table = pd.DataFrame([*layers, *_gpu_teams(rounds)])
     show(f"GPU (microseconds, median of {rounds}, interleaved)", table)
@@ -262,7 +254,3 @@ def _rows(times: Mapping[str, Sequence[float]], plain: Sequence[str], about: Map
 def _dense_over_sparse(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
     dense, sparse = (statistics.median(times[name]) for name in ("dense", "sparse"))
     return {"dense_us": dense, "sparse_us": sparse, "speedup": dense / sparse}
-
-
-def _today() -> str:
-    return datetime.date.today().isoformat()

@@ -4,11 +4,8 @@ import itertools
 import os
 import platform
 import statistics
-import tempfile
-import time
 from collections.abc import Iterable
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +13,10 @@ import pandas as pd
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from k24lab.analysis import style
-from k24lab.analysis.speedup_plots import training_figure
+from k24lab.analysis.style import save_table
 from k24lab.bench.timing import cpu_timer, interleaved, median_ratio, show
 from k24lab.envs.base import EnvSpec
 from k24lab.lab.config import build_config
-from k24lab.lab.train import train
 from k24lab.marl.learner import PARTS, K24QLearner, build_learner
 from k24lab.marl.replay import EpisodeBatch, empty_batch
 from k24lab.ops.library import keep_memory
@@ -43,19 +38,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "magnitude24, masked GRU": {"method": "magnitude24", "mask_rnn": True},
     "kaleidoscope, dense GRU": {"method": "kaleidoscope"},
 }
-SPREAD = {"task": "mpe2/simple_spread", "t_max": 8_000, "mixer": "qmix", "n_envs": 8}
-ONE_UPDATE = {"t_max": 64_000, "updates_per_rollout": 1}
-LOOPS: dict[str, dict[str, Any]] = {
-    "rolenav, 1 update per 32 episodes": ONE_UPDATE | {"task": "rolenav", "epsilon_anneal_steps": 20_000},
-    "mpe2/simple_spread, QMIX, 1 update per episode": SPREAD | {"updates_per_rollout": 8},
-    "mpe2/simple_spread, QMIX, 1 update per 4 episodes": SPREAD | {"updates_per_rollout": 2},
-}
-SMAX = ONE_UPDATE | {"task": "smax/smacv2_5_units", "t_max": 160_000}
-EXTRA_LOOPS: dict[str, tuple[str, dict[str, Any]]] = {  # the package that they need
-    "vmas/navigation, 1 update per 32 episodes": ("vmas", ONE_UPDATE | {"task": "vmas/navigation"}),
-    "smax/smacv2_5_units, 1 update per 32 episodes": ("jaxmarl", SMAX),
-}
-NO_EXTRAS = {"test_interval": 10**9, "checkpoint_interval": 10**9, "snapshot_interval": 10**9, "test_episodes": 1}
 
 
 def random_batch(spec: EnvSpec, n_episodes: int) -> EpisodeBatch:
@@ -125,20 +107,8 @@ def _profiled(learner: K24QLearner, batch: EpisodeBatch, n_updates: int, profile
     return profiler.profiler.kineto_results
 
 
-def measure_loop(params: dict[str, Any], methods: tuple[str, ...] = ("fups", "k24")) -> pd.DataFrame:
-    """Env steps per second of short training runs as a whole, without evaluation."""
-    rows = []
-    for method in methods:
-        config = build_config(NO_EXTRAS | params | {"method": method})
-        with tempfile.TemporaryDirectory() as folder:
-            start = time.perf_counter()
-            train(config, folder=Path(folder) / "run", progress=False)
-            rows.append({"method": method, "env_steps_per_s": config.t_max / (time.perf_counter() - start)})
-    return pd.DataFrame(rows)
-
-
-def bench_train(rounds: int = 10, loops: bool = True) -> list[Path]:
-    """Print all measurements and write the figure `bench_train`; returns its files."""
+def bench_train(rounds: int = 10) -> Path:
+    """Print all measurements and write the table `bench_train.csv`; returns its path."""
     torch.set_num_threads(1)
     keep_memory()
     print(f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} thread")
@@ -147,10 +117,5 @@ def bench_train(rounds: int = 10, loops: bool = True) -> list[Path]:
         show(f"Learner update, {name} (median of {rounds}, interleaved; share of each part)", table)
     teams = measure_teams(rounds)
     show(f"Learner update against the number of agents (median of {rounds}, interleaved)", teams)
-    extras = {name: params for name, (package, params) in EXTRA_LOOPS.items() if find_spec(package)}
-    for name, params in (LOOPS | extras).items() if loops else ():
-        show(f"Training loop, {name}", measure_loop(params))
-    with style.paper_style():
-        fig = training_figure(tables, teams, PARTS)
-        data = pd.concat([*(t.assign(shape=name) for name, t in tables.items()), teams.assign(shape="team sizes")])
-        return list(style.save_figure(fig, "speed/bench_train", data).values())
+    data = pd.concat([*(t.assign(shape=name) for name, t in tables.items()), teams.assign(shape="team sizes")])
+    return save_table(data, "speed/bench_train")

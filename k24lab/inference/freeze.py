@@ -86,11 +86,7 @@ class FrozenTeam:
 
 
 def freeze(agent: RNNAgent, config: Config, obs_dim: int, n_agents: int, t_env: int) -> FrozenTeam:
-    """The team under its argmax masks.
-
-    Raises:
-        ConfigError: a method whose networks are not 2:4, or a mask that is not (naming layer, mask, row and group).
-    """
+    """The team under its argmax masks; a method or a mask that is not 2:4 is a ConfigError."""
     if config.method not in MASKED_METHODS:
         can = ", ".join(MASKED_METHODS)
         raise ConfigError(f"method = {config.method!r} keeps other weights: only 2:4 networks can be frozen ({can})")
@@ -114,11 +110,8 @@ def freeze(agent: RNNAgent, config: Config, obs_dim: int, n_agents: int, t_env: 
 def freeze_run(folder: Path) -> FrozenTeam:
     """The team of a run folder, as its last checkpoint has it.
 
-    A run that acts with drawn masks was never evaluated with the argmax masks that the team has: that is a warning.
-
-    Raises:
-        RunError: no run folder, or one without a checkpoint.
-        ConfigError: a method whose networks are not 2:4.
+    A run that acts with drawn masks was never evaluated with the argmax masks that the team has: that is a warning. No
+    checkpoint is a RunError, a method whose networks are not 2:4 a ConfigError.
     """
     learner, config, t_env = load_learner(folder)
     if config.acting_masks == "drawn":
@@ -130,11 +123,7 @@ def freeze_run(folder: Path) -> FrozenTeam:
 
 
 def load_learner(folder: Path) -> tuple[K24QLearner, Config, int]:
-    """The learner of a run folder's last checkpoint, on the CPU, its configuration and the env steps of its training.
-
-    Raises:
-        RunError: no run folder, or one without a checkpoint.
-    """
+    """The learner of a run folder's last checkpoint, on the CPU, its configuration and how many env steps it had."""
     config = read_config(folder)
     state = RunFolder(folder, config).load_checkpoint()
     if state is None:

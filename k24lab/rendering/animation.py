@@ -46,17 +46,10 @@ PLAIN = ["-movflags", "+faststart", "-fflags", "+bitexact", "-flags:v", "+bitexa
 def replay(
     run: str, output: Path | None = None, episodes: int = 3, fps: int = 10, progress: bool = False
 ) -> tuple[Path, str]:
-    """Play test episodes with a run's network as it is evaluated, and write them as an animation.
+    """Play a run's first test episodes with its network as it is evaluated, and write them as an animation.
 
-    Args:
-        run: run folder, or its id.
-        output: .gif or .mp4; by default `replay_<run id>.gif` in `figures_dir()`.
-        episodes: how many, the run's first test episodes.
-        fps: env steps per second.
-        progress: show a bar in a terminal.
-
-    Returns:
-        The file, and a line on what it shows.
+    `run` is its folder or id, `output` a .gif or .mp4 (by default `replay_<run id>.gif` in `figures_dir()`), `fps` env
+    steps per second; `progress` shows a bar in a terminal. Returns the file, and a line on what it shows.
 
     Raises:
         ConfigError: an option out of range, an environment that cannot be drawn, or no ffmpeg for an .mp4.
@@ -71,7 +64,9 @@ def replay(
     short = EngFormatter(sep="")  # 128k, 1.5M
     trained = f"trained {short(t_env)}" + (f" of {short(config.t_max)}" if t_env < config.t_max else "")
     title = f"{config.task}, {method_style(config.method).label}, seed {config.seed}"
-    frames = draw_frames(played, title, f"{trained} steps · ")
+    subtitles = [f"{trained} steps · episode {k} of {len(played)} · " for k in range(1, len(played) + 1)]
+    drawings = (EpisodeDrawing(e, title, subtitle, DPI) for e, subtitle in zip(played, subtitles, strict=True))
+    frames = (drawing.frame(t) for drawing in drawings for t in range(drawing.n_frames))
     holds = [hold for episode in played for hold in [1] * episode.n_steps + [round(LAST_FRAME_SECONDS * fps)]]
     bar = tqdm(frames, total=len(holds), unit="frame", disable=None if progress else True, leave=False)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,9 +92,6 @@ def record(learner: K24QLearner, config: Config, t_env: int, n_episodes: int) ->
     """The first test episodes of the run, acted by the network of `learner` after `t_env` env steps.
 
     They are played beside as many others as the run tests with: some environments draw their starts for all at once.
-
-    Raises:
-        ConfigError: an environment that cannot be drawn.
     """
     recorded = list[Episode]()
     env = make_env(drawable(config.task), config.test_episodes)
@@ -151,25 +143,10 @@ class SceneRecorder(VecEnv):
         return episodes
 
 
-def draw_frames(episodes: Sequence[Episode], title: str, subtitle: str) -> Iterator[Frame]:
-    """Every moment of the episodes, one after the other."""
-    for k, episode in enumerate(episodes):
-        drawing = EpisodeDrawing(episode, title, f"{subtitle}episode {k + 1} of {len(episodes)} · ", DPI)
-        for t in range(episode.n_steps + 1):
-            yield drawing.frame(t)
-
-
 def write_animation(path: Path, frames: Iterator[Frame], holds: Sequence[int], fps: int) -> None:
-    """Write frames of one size to a file, which is there whole or not at all.
+    """Write frames of one size to a .gif or .mp4, which is there whole or not at all.
 
-    Args:
-        path: .gif or .mp4, in a folder that exists.
-        frames: as many as `holds`.
-        holds: how many times 1/fps seconds each frame is seen.
-        fps: see FPS.
-
-    Raises:
-        RunError: ffmpeg fails.
+    `holds` says how many times 1/fps seconds each frame is seen. That ffmpeg fails is a RunError.
     """
     if path.suffix.lower() == ".mp4":
         repeated = (frame for frame, hold in zip(frames, holds, strict=True) for _ in range(hold))
@@ -214,11 +191,7 @@ def _write_mp4(path: Path, frames: Iterator[Frame], fps: int) -> None:
 
 
 def find_ffmpeg() -> str:
-    """The program that writes MP4 files: the system's, or the one that comes with imageio-ffmpeg.
-
-    Raises:
-        ConfigError: there is neither.
-    """
+    """The program that writes MP4 files: the system's, or the one that comes with imageio-ffmpeg (else ConfigError)."""
     if program := shutil.which("ffmpeg"):
         return program
     try:

@@ -34,7 +34,7 @@ class EpisodeDrawing:
     """
 
     def __init__(self, episode: Episode, title: str, subtitle: str, dpi: int):
-        self._episode, self._subtitle = episode, subtitle
+        self._episode, self._subtitle, self.n_frames = episode, subtitle, episode.n_steps + 1
         self._totals = np.concatenate([[0.0], np.cumsum(episode.rewards, dtype=float)])  # return after 0 … T steps
         self._figure = Figure(figsize=(WIDTH, HEIGHT), dpi=dpi)
         self._figure.set_layout_engine("none")

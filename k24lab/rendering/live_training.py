@@ -64,76 +64,41 @@ def train_live(config: Config, name: str = "default", metric: str = RETURN, *, s
 
     Interrupting it stops the run as well; the same call goes on from its last checkpoint. A finished run is only shown.
 
-    Args:
-        config: the run.
-        name: group of runs, a folder under `runs/`.
-        metric: as for `watch`, like `seconds`.
-        seconds: as for `watch`.
+    `name` is its group of runs, a folder under `runs/`; `metric` and `seconds` are as for `watch`.
 
     Raises:
         ConfigError: a task or device that cannot be used.
         RunError: the run failed, or was killed; what `watch` raises (the run is stopped then).
     """
-    run = start(config, name)
-    try:
-        watched = _follow(run.folder, metric, seconds, None, run)
-        if watched.ended != "interrupted":
-            run.check_finished()
-    finally:
-        run.stop()
-    return watched
-
-
-def start(config: Config, name: str = "default") -> "BackgroundRun":
-    """Start a run, or go on with it, in a process beside this one, and return at once: `watch(run.folder)` looks at it.
-
-    It ends with this process, so that a kernel that dies or is restarted leaves no run behind. Nothing is started for a
-    run that has finished, or that another process trains.
-
-    Raises:
-        ConfigError: a task or device that cannot be used.
-    """
     config = canonical(config)
     check_usable(config)  # an invalid setting creates no run folder
     run = RunFolder(*find_or_name(config, name))
-    if run.done or is_locked(run.path):
-        return BackgroundRun(run.path, None)
-    command = Command(command_of(run.path, None), run.path / "log.txt", config.n_threads)
-    return BackgroundRun(run.path, command.start())
+    if run.done or is_locked(run.path):  # another process trains it
+        return watch(run.path, metric, seconds=seconds)
+    # It ends with this process, so that a kernel that dies or is restarted leaves no run behind.
+    process = Command(command_of(run.path, None), run.path / "log.txt", config.n_threads).start()
+    try:
+        watched = _follow(run.path, metric, seconds, None, process)
+        if watched.ended != "interrupted":
+            _check_finished(run.path, process)
+    finally:
+        if process.poll() is None:
+            end(process)
+    return watched
 
 
-@dataclasses.dataclass(frozen=True)
-class BackgroundRun:
-    """A run that trains beside this process; `process` is None where nothing was started for it."""
-
-    folder: Path
-    process: "subprocess.Popen[bytes] | None"
-
-    @property
-    def ended(self) -> bool:
-        """Whether the process that was started for it has ended, in whichever way."""
-        return self.process is not None and self.process.poll() is not None
-
-    def stop(self) -> None:
-        """Stop it, if it was started here; its last checkpoint stays."""
-        if self.process is not None and not self.ended:
-            end(self.process)
-
-    def check_finished(self) -> None:
-        """Raise RunError if it ended without having finished."""
-        if self.process is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(STOP_SECONDS)  # it writes DONE just before its end
-        status = run_status(self.folder)
-        if status.state == "failed":
-            raise RunError(f"{self.folder}: {status.error} (details in log.txt)")
-        if status.state != "finished":
-            code = self.process.returncode if self.process else None
-            raise RunError(f"{self.folder}: ended with exit code {code}: {last_line(self.folder)}")
+def _check_finished(folder: Path, process: "subprocess.Popen[bytes]") -> None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_SECONDS)  # it writes DONE just before its end
+    status = run_status(folder)
+    if status.state == "failed":
+        raise RunError(f"{folder}: {status.error} (details in log.txt)")
+    if status.state != "finished":
+        raise RunError(f"{folder}: ended with exit code {process.returncode}: {last_line(folder)}")
 
 
 def _follow(
-    source: str | Path, metric: str, seconds: float, timeout: float | None, own: BackgroundRun | None = None
+    source: str | Path, metric: str, seconds: float, timeout: float | None, own: "subprocess.Popen[bytes] | None" = None
 ) -> Watched:
     """Look, show what is new, wait; until all runs have ended, `own` has, time is over, or an interrupt stops `own`."""
     deadline = float("inf") if timeout is None else time.monotonic() + timeout
@@ -141,7 +106,7 @@ def _follow(
     while not reason:
         try:
             # Before the look, which would miss what a run writes between it and its end.
-            exited, late = own is not None and own.ended, time.monotonic() >= deadline
+            exited, late = own is not None and own.poll() is not None, time.monotonic() >= deadline
             seen = _look(source, metric)
             if all(status.state in ("finished", "failed") for status in seen[0]):
                 reason = "all have ended"
@@ -155,7 +120,7 @@ def _follow(
         except KeyboardInterrupt:
             reason = "interrupted"
             if own is not None:
-                own.stop()
+                end(own)
             seen = _look(source, metric)  # what is left standing must not call the run running
             figure = _show(*seen, metric, reason)
     return Watched(seen[0], _table(seen[1]), figure, reason, n_updates)
@@ -165,11 +130,7 @@ Point = tuple[str, str, str, int, float]  # task, variant, run, t_env, value
 
 
 def _look(source: str | Path, metric: str) -> tuple[list[RunStatus], list[Point], list[str]]:
-    """The runs, the metric so far, and why some runs are left out.
-
-    Raises:
-        RunError: no runs, or none that logs the metric.
-    """
+    """The runs, the metric so far, and why some runs are left out; no runs, or none with the metric, is an error."""
     statuses, left_out = [], []
     for folder in _folders(source):
         try:

@@ -52,10 +52,6 @@ def write_report(what: str, output: Path | None = None) -> Path:
     """Write the page of a run (folder or name), a group (folder or name) or a grid file; returns its path.
 
     By default `report_<name>.html` in `figures_dir()`. Nothing is trained, and a page that is there is replaced whole.
-
-    Raises:
-        RunError: no such run or group, or it cannot be read.
-        ConfigError: a grid file that cannot be used.
     """
     path = load_grid(Path(what)).name if what.endswith((".yaml", ".yml")) else what
     group = next((g for g in (Path(path), runs_dir() / path) if any(g.glob("*/config.json"))), None)
@@ -261,9 +257,9 @@ def _all_pairs(found: Sequence[Run]) -> Iterator[Part]:
     if not stored:
         raise RunError("No run has stored its policy (runs that were imported have none).")
     pairs = tables.run_pairs(stored)
-    yield Part("table", pairs.groupby(["task", "variant"], as_index=False)[["hamming", "greedy", "js"]].mean())
-    note = "Means over pairs of agents and seeds: distance of their masks, share of different greedy actions on common "
-    yield Part("note", note + "observations, and Jensen-Shannon distance of their policies.")
+    yield Part("table", pairs.groupby(["task", "variant"], as_index=False)[["hamming", "greedy"]].mean())
+    note = "Means over pairs of agents and seeds: distance of masks, share of different greedy actions on common "
+    yield Part("note", note + "observations.")
 
 
 def _representative(runs: Sequence[Run]) -> Run | None:

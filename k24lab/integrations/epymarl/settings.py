@@ -71,9 +71,7 @@ class Settings(NamedTuple):
 def read_settings(args: SimpleNamespace) -> Settings:
     """Settings from the namespace that the checkout hands to everything it builds.
 
-    Raises:
-        ConfigError: for an unknown or impossible entry of `k24_args`, and for settings of the checkout's own that the
-            K-2:4 agent and learner do not have.
+    A ConfigError names an impossible entry of `k24_args`, and settings of the checkout's own that K-2:4 does not have.
     """
     given = _k24_args(args)
     problems = [
@@ -148,11 +146,7 @@ def _unit_types(args: SimpleNamespace, given: Mapping[str, Any]) -> UnitTypes | 
 
 
 def env_spec(scheme: Mapping[str, Any], args: SimpleNamespace, settings: Settings) -> EnvSpec:
-    """Sizes of the task, as a learner needs them.
-
-    Raises:
-        ConfigError: if the unit type would lie outside the observation.
-    """
+    """Sizes of the task, as a learner needs them; a unit type outside the observation is a ConfigError."""
     obs_dim = int(np.prod(scheme["obs"]["vshape"]))
     types = settings.unit_types
     if types and not (-obs_dim <= types.start < obs_dim and types.start % obs_dim + types.n <= obs_dim):
