@@ -3,7 +3,6 @@ import pytest
 from k24lab.errors import ConfigError
 from k24lab.inference.costs import (
     DTYPE_BYTES,
-    STORAGES,
     Layer,
     agent_layers,
     bound_table,
@@ -42,22 +41,10 @@ def test_gru_holds_71_percent_and_bounds_fc_masks_to_1_17():
     assert bounds["bound"]["none"] == 1.0
 
 
-def test_padding_is_executed_and_costs_a_little():
-    # fc1: 21 inputs are 6 groups, so 12 multiply-adds a row; all else is a multiple of 4.
-    bounds = bounds_of(REFERENCE)["bound_padded"]
-    assert bounds["fc"] == pytest.approx(34432 / (24576 + 64 * 12 + 2 * 2048 + 160))
-    assert bounds["all"] == pytest.approx(34432 / (12288 + 64 * 12 + 2 * 2048 + 160))
-
-
 @pytest.mark.parametrize(("in_features", "groups", "kept"), [(1, 1, 2), (3, 1, 2), (4, 1, 2), (5, 2, 4), (21, 6, 12)])
 def test_groups_of_one_row(in_features, groups, kept):
     layer = Layer("x", "fc", 1, in_features)
     assert (layer.groups, layer.kept) == (groups, kept)
-
-
-def test_padding_never_raises_the_bound():
-    bounds = bounds_of(REFERENCE)
-    assert (bounds["bound_padded"] <= bounds["bound"]).all() and (bounds["bound"] <= 2.0).all()
 
 
 @pytest.mark.parametrize("hidden_dim", [1, 2, 3, 5, 64, 257])
@@ -78,16 +65,16 @@ def test_team_of_eight_in_fp16():
     biases = 64 + 192 + 192 + 64 + 64 + 5
     dense = 2 * (34432 + biases)
     groups = 64 * 6 + 2 * 192 * 16 + 2 * 64 * 16 + 5 * 16
-    assert team_bytes(REFERENCE, 8, "one shared dense network") == dense
-    assert team_bytes(REFERENCE, 8, "a dense network each") == 8 * dense
-    assert team_bytes(REFERENCE, 8, "shared weights + patterns") == dense + 8 * groups * 3 / 8
-    assert team_bytes(REFERENCE, 8, "a packed 2:4 network each") == 2 * biases + 8 * groups * (2 * 2 + 0.5)
+    assert team_bytes(REFERENCE, 8)["one shared dense network"] == dense
+    assert team_bytes(REFERENCE, 8)["a dense network each"] == 8 * dense
+    assert team_bytes(REFERENCE, 8)["shared weights + patterns"] == dense + 8 * groups * 3 / 8
+    assert team_bytes(REFERENCE, 8)["a packed 2:4 network each"] == 2 * biases + 8 * groups * (2 * 2 + 0.5)
 
 
 @pytest.mark.parametrize("dtype", DTYPE_BYTES)
 def test_memory_grows_with_agents_and_orders_the_storages(dtype):
     table = team_memory(REFERENCE, [2, 4, 8, 64], dtype).pivot(index="n_agents", columns="storage", values="bytes")
-    assert set(table.columns) == set(STORAGES)
+    assert set(table.columns) == set(team_bytes(REFERENCE, 2))
     assert (table["one shared dense network"].nunique()) == 1
     assert (table["shared weights + patterns"] < table["a packed 2:4 network each"]).all()
     assert (table["a packed 2:4 network each"] < table["a dense network each"]).all()
@@ -116,4 +103,4 @@ def test_packed_bytes_are_torchs():
 
 def test_an_unknown_dtype_is_named():
     with pytest.raises(ConfigError, match="unknown dtype 'fp8'"):
-        team_bytes(REFERENCE, 2, "a dense network each", "fp8")
+        team_bytes(REFERENCE, 2, "fp8")

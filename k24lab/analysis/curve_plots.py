@@ -41,10 +41,7 @@ def panels(n: int, n_columns: int = 3, height: float | Sequence[float] = ROW_HEI
 
 
 def shared_legend(fig: Figure) -> Figure:
-    """One legend under all panels, each label once, in as many columns (at most four) as the width holds.
-
-    The figure grows by the legend's lines.
-    """
+    """One legend under all panels, each label once, in at most four columns; the figure grows by the legend's lines."""
     entries: dict[str, Any] = {}
     for ax in fig.axes:
         handles, labels = ax.get_legend_handles_labels()

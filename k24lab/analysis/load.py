@@ -25,14 +25,6 @@ class Patterns:
     probs: Float[np.ndarray, "M *groups 6"]  # softmax(z / temperature)
 
 
-@dataclass(frozen=True)
-class Policies:
-    """What K agents' policies say about the same S observations."""
-
-    q_values: Float[np.ndarray, "K S A"]
-    avail_actions: Bool[np.ndarray, "S A"]
-
-
 def load_metrics(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per logged line: `run`, `variant`, every config field, `t_env` (env steps) and the metrics.
 
@@ -120,13 +112,13 @@ def read_patterns(path: Path) -> dict[str, Patterns]:
         }
 
 
-def load_policies(run: Run) -> Policies:
-    """Q-values of all agents on common observations, as written at the end of training (else a `RunError`)."""
+def load_policies(run: Run) -> tuple[Float[np.ndarray, "K S A"], Bool[np.ndarray, "S A"]]:
+    """Q-values of all agents on common observations, and the available actions, as they were at the end of training."""
     path = run.path / "policy.npz"
     if not path.is_file():
         raise RunError(f"{path} does not exist: it is written when a run finishes")
     with _arrays(path) as arrays:
-        return Policies(arrays["q_values"].astype(np.float64), arrays["avail_actions"].astype(bool))
+        return arrays["q_values"].astype(np.float64), arrays["avail_actions"].astype(bool)
 
 
 @contextlib.contextmanager
@@ -144,7 +136,7 @@ def mask_names(run: Run) -> list[str]:
     names = read_json(run.path / "summary.json").get("unit_type_names") if run.finished else None
     if run.config.get("mask_per") == "type" and names:
         return [str(name) for name in names]
-    return [str(index) for index in range(len(load_policies(run).q_values))]
+    return [str(index) for index in range(len(load_policies(run)[0]))]
 
 
 def kind(run: Run) -> str:

@@ -69,9 +69,7 @@ def _side_by_side(
     bar = {"ticks": range(len(names)), "label": label, "aspect": 15, "pad": 0.02}
     seaborn.heatmap(canvas, ax=ax, xticklabels=False, yticklabels=False, cbar_kws=bar, **look)
     color_bar = ax.figure.axes[-1]
-    color_bar.spines["outline"].set_linewidth(0.6)
     color_bar.set_yticklabels(names)
-    color_bar.tick_params(length=0)
     height, width = canvas.shape
     ax.set(xlim=(-0.1, width + 0.1), ylim=(height + 0.1, -0.1), ylabel=f"first {rows} output units")
     ax.set_xlabel(f"first {columns // columns_per_group} groups of four input weights")

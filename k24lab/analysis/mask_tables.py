@@ -62,8 +62,7 @@ def run_pairs(runs: Sequence[Run]) -> pd.DataFrame:
     """
     tables = []
     for run, variant in zip(runs, variants(runs), strict=True):
-        policies = load_policies(run)
-        matrices = {"greedy": similarity.greedy_difference(policies.q_values, policies.avail_actions)}
+        matrices = {"greedy": similarity.greedy_difference(*load_policies(run))}
         if has_patterns(run):
             end = all_layers(last_patterns(run))
             matrices |= {"hamming": hamming_distance(end.index), "similarity": probability_similarity(end.probs)}
@@ -80,15 +79,15 @@ def _distances(run: Run) -> list[tuple[str, Float[np.ndarray, "M M"]]]:
     return [(name, hamming_distance(p.index)) for name, p in {ALL_LAYERS: all_layers(layers), **layers}.items()]
 
 
-def variant_table(runs: Sequence[Run], extras: Sequence[str] = ("train_eval_gap",)) -> pd.DataFrame:
+def variant_table(runs: Sequence[Run]) -> pd.DataFrame:
     """One line per variant, best return first: the fields that vary, n seeds, mean return with its 95 % interval.
 
-    Then the means of `extras` (logged quantities) and the mean Hamming distance of two agents' masks, layer by layer.
+    Then the mean train-eval gap and the mean Hamming distance of two agents' masks, layer by layer.
     """
     summaries = load_summaries(runs)
     table = final_table(summaries, by=("variant",)).drop(columns="iqm")
     fields = summaries.groupby("variant")[varying_fields(runs)].first()
-    means = summaries.groupby("variant")[[name for name in extras if name in summaries]].mean()
+    means = summaries.groupby("variant")[[name for name in ("train_eval_gap",) if name in summaries]].mean()
     rows = [
         {name: mean_pair(matrix) for name, matrix in _distances(run) if name != ALL_LAYERS} if has_patterns(run) else {}
         for run in runs

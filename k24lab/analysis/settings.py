@@ -18,10 +18,7 @@ def load_settings(runs: Sequence[Run], fields: Sequence[str]) -> tuple[pd.DataFr
     """Metrics and summaries of runs in which a setting, a task with values of `fields`, takes the place of the task.
 
     Variants are named within their setting, so that `k24` at two widths is the same method in two settings. Summaries
-    also have `OVER_TRAINING`.
-
-    Raises:
-        RunError: a field that is no part of a configuration.
+    also have `OVER_TRAINING`. A field that is no part of a configuration is a RunError.
     """
     settings: dict[str, list[Run]] = {}
     for run in runs:

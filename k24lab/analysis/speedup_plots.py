@@ -126,15 +126,10 @@ def team_panels(teams: pd.DataFrame, axes: Sequence[Axes]) -> None:
         speedup_over_agents(rows, "ratio", right, title=title, ylabel="2:4 over one shared network")
 
 
-def gpu_figure(table: pd.DataFrame) -> Figure:
-    """A map of layers on a GPU, and steps of teams for each dtype and batch.
-
-    `table`: columns level, width, batch, n_agents, dtype, speedup (dense over 2:4).
-    """
-    layers, teams = (table[table["level"] == level] for level in ("layer", "team"))
+def gpu_figure(teams: pd.DataFrame) -> Figure:
+    """Steps of teams on a GPU for each dtype and batch (columns width, batch, n_agents, dtype, speedup)."""
     cases = list(teams.groupby(["dtype", "batch"], sort=False))
-    fig, axes = panels(1 + len(cases), n_columns=2, height=2.2)
-    crossover_map(layers, "speedup", axes[0], title="one layer")
-    for ax, ((dtype, batch), rows) in zip(axes[1:], cases, strict=True):
+    fig, axes = panels(len(cases), n_columns=2)
+    for ax, ((dtype, batch), rows) in zip(axes, cases, strict=True):
         speedup_over_agents(rows, "speedup", ax, title=f"whole step, {dtype}, batch {batch}")
     return fig

@@ -5,7 +5,7 @@ Layers and steps of a whole team are measured dense and 2:4. Column `form` of th
 
 import datetime
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -24,7 +24,7 @@ from k24lab.core.patterns import GROUP_SIZE, N_PATTERNS, masks_from_index
 from k24lab.errors import ConfigError, RunError
 from k24lab.inference.actor import Actor, batched, team_step
 from k24lab.inference.freeze import FrozenTeam, freeze
-from k24lab.inference.gpu import DTYPES, GPUActor, capture, gpu_time, pack_for_gpu, sparse24_available
+from k24lab.inference.gpu import DTYPES, GPUActor, gpu_time, sparse24_available
 from k24lab.lab.config import build_config
 from k24lab.lab.paths import CHECKOUT, figures_dir
 from k24lab.lab.provenance import cpu_name
@@ -42,7 +42,6 @@ TEAM_BATCHES, GPU_TEAM_BATCHES = (1, 8, 32, 256), (1, 32, 256, 1024, 4096)
 OBS_DIM, N_ACTIONS = 30, 10
 MOST_MULTIPLY_ADDS = 2e9  # larger cases would take seconds a call on a CPU and are left out
 ROUNDS = 20
-CALLS_PER_GRAPH = 20  # so that starting the graph costs little per call
 
 
 def bench_inference(rounds: int = ROUNDS) -> list[Path]:
@@ -180,27 +179,11 @@ def agent_by_agent(
 
 
 def measure_gpu(rounds: int) -> pd.DataFrame:
-    """Layers of every width and batch, and whole steps of teams: GPU time inside CUDA graphs."""
-    layers = [measure_gpu_layer(width, batch, rounds) for width, batch in product(WIDTHS, BATCHES)]
+    """Whole steps of teams: GPU time inside CUDA graphs."""
     about = {"kind": "measured", "device": torch.cuda.get_device_name(), "date": datetime.date.today().isoformat()}
-    versions = {"torch": torch.__version__, "cuda": torch.version.cuda}
-    table = pd.DataFrame([*layers, *_gpu_teams(rounds)])
+    table = pd.DataFrame(_gpu_teams(rounds))
     show(f"GPU (microseconds, median of {rounds}, interleaved)", table)
-    return table.assign(**about, **versions)
-
-
-@torch.inference_mode()
-def measure_gpu_layer(width: int, batch: int, rounds: int) -> dict[str, Any]:
-    """A square fp16 layer, dense and as a 2:4 call; `width` is a multiple of 16."""
-    generator = torch.Generator().manual_seed(0)
-    weight = random_24_weight(width, generator).cuda().half()
-    x = torch.randn(batch, width, generator=generator).cuda().half()
-    packed = pack_for_gpu(weight, batch)
-    torch.testing.assert_close(F.linear(x, packed), x @ weight.T, rtol=1e-2, atol=1e-1)  # fp16 sums in another order
-    calls: dict[str, Call] = {"dense": partial(F.linear, x, weight), "sparse": partial(F.linear, x, packed)}
-    times = interleaved(calls, rounds, graph_timer)
-    about = {"level": "layer", "width": width, "batch": batch, "n_agents": 1, "dtype": "float16"}
-    return about | _dense_over_sparse(times)
+    return table.assign(**about, torch=torch.__version__, cuda=torch.version.cuda)
 
 
 def _gpu_teams(rounds: int) -> Iterator[dict[str, Any]]:
@@ -213,13 +196,9 @@ def _gpu_teams(rounds: int) -> Iterator[dict[str, Any]]:
         calls = {"dense": dense.replay, "sparse": sparse.replay}
         times = interleaved(calls, rounds, lambda call: partial(gpu_time, call))
         about = {"level": "team", "width": size, "batch": batch, "n_agents": n, "dtype": dtype}
-        yield about | _dense_over_sparse(times) | {"max_error": error}
-
-
-def graph_timer(call: Call) -> Callable[[], float]:
-    """Measures the GPU time of a call inside a CUDA graph."""
-    replay = capture(call, CALLS_PER_GRAPH)
-    return lambda: gpu_time(replay) / CALLS_PER_GRAPH
+        us = {name: statistics.median(values) for name, values in times.items()}
+        ratio = {"speedup": us["dense"] / us["sparse"], "max_error": error}
+        yield about | {"dense_us": us["dense"], "sparse_us": us["sparse"]} | ratio
 
 
 def random_24_weight(width: int, generator: torch.Generator) -> Float[Tensor, "width width"]:
@@ -249,8 +228,3 @@ def _rows(times: Mapping[str, Sequence[float]], plain: Sequence[str], about: Map
             row["own"] = median_ratio(times["packed dense"], values)
         rows.append(row)
     return rows
-
-
-def _dense_over_sparse(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    dense, sparse = (statistics.median(times[name]) for name in ("dense", "sparse"))
-    return {"dense_us": dense, "sparse_us": sparse, "speedup": dense / sparse}

@@ -7,7 +7,6 @@ left out of the multiply-adds, and the biases are included in the bytes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import pandas as pd
 
@@ -19,12 +18,6 @@ INDEX_BITS = 2  # per kept value, in the packed format (NVIDIA Ampere whitepaper
 PATTERN_BITS = 3  # per group, to name one of the six patterns without its values
 DTYPE_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 MASKED_KINDS = {"none": frozenset[str](), "fc": frozenset({"fc"}), "all": frozenset({"fc", "gru"})}
-STORAGES = (
-    "one shared dense network",
-    "a packed 2:4 network each",
-    "shared weights + patterns",
-    "a dense network each",
-)
 KERNEL_TILE = 16  # 2:4 weights in 16 bit have multiples of these rows and columns (cuSPARSELt, as torch uses it)
 
 
@@ -80,29 +73,22 @@ def agent_layers(obs_dim: int, hidden_dim: int, n_actions: int) -> tuple[Layer, 
 def bound_table(layers: Sequence[Layer]) -> pd.DataFrame:
     """The most that 2:4 can gain on the whole network: one row per choice of masked layers.
 
-    Columns: masked, masked_share (s, of the dense multiply-adds), bound (Amdahl: 1 / ((1 - s) + s / 2)), bound_padded
-    (dense over executed multiply-adds: the zeros that fill a last group are multiplied too, so that with 21 inputs 12
-    of 21 multiply-adds per row stay, not 10.5).
+    Columns: masked, masked_share (s, of the dense multiply-adds), bound (Amdahl: 1 / ((1 - s) + s / 2)).
     """
-    dense, rows = sum(layer.weights for layer in layers), []
-    for masked, kinds in MASKED_KINDS.items():
-        share = sum(layer.weights for layer in layers if layer.kind in kinds) / dense
-        executed = sum(layer.kept if layer.kind in kinds else layer.weights for layer in layers)
-        bound = 1.0 / ((1.0 - share) + share * KEPT / GROUP)
-        rows.append({"masked": masked, "masked_share": share, "bound": bound, "bound_padded": dense / executed})
-    return pd.DataFrame(rows)
+    weights = pd.Series({layer.name: layer.weights for layer in layers})
+    masked = {name: [layer.kind in kinds for layer in layers] for name, kinds in MASKED_KINDS.items()}
+    shares = pd.Series({name: weights[kept].sum() / weights.sum() for name, kept in masked.items()})
+    table = pd.DataFrame({"masked_share": shares, "bound": 1 / (1 - shares + shares * KEPT / GROUP)})
+    return table.rename_axis("masked").reset_index()
 
 
-def team_bytes(layers: Sequence[Layer], n_agents: int, storage: str, dtype: str = "fp16") -> int:
-    """Bytes of the weights and biases of a team, every layer masked.
+def team_bytes(layers: Sequence[Layer], n_agents: int, dtype: str = "fp16") -> dict[str, int]:
+    """Bytes of the weights and biases of a team with every layer masked, by the way to store them.
 
     - one shared dense network: what full parameter sharing stores; no masks.
     - a packed 2:4 network each: values and 2-bit indices per agent; all biases once.
     - shared weights + patterns: the dense weights once, 3 bits per group and agent; unpacked before use.
     - a dense network each: no sharing.
-
-    Raises:
-        ConfigError: unknown `dtype`.
     """
     if dtype not in DTYPE_BYTES:
         raise ConfigError(unknown("dtype", dtype, DTYPE_BYTES))
@@ -114,14 +100,13 @@ def team_bytes(layers: Sequence[Layer], n_agents: int, storage: str, dtype: str 
         "a packed 2:4 network each": biases + n_agents * sum(layer.packed_bytes(size) for layer in layers),
         "shared weights + patterns": dense + n_agents * sum(layer.pattern_bytes() for layer in layers),
         "a dense network each": n_agents * dense,
-    }[storage]
+    }
 
 
 def team_memory(layers: Sequence[Layer], n_agents: Sequence[int], dtype: str) -> pd.DataFrame:
     """One row per storage and team size: storage, n_agents, dtype, bytes."""
-    table = pd.DataFrame(list(product(STORAGES, n_agents)), columns=["storage", "n_agents"]).assign(dtype=dtype)
-    sizes = [team_bytes(layers, n, storage, dtype) for storage, n in product(STORAGES, n_agents)]
-    return table.assign(bytes=sizes)
+    rows = [(storage, n, dtype, size) for n in n_agents for storage, size in team_bytes(layers, n, dtype).items()]
+    return pd.DataFrame(rows, columns=["storage", "n_agents", "dtype", "bytes"])
 
 
 def kernel_shape(out_features: int, in_features: int) -> tuple[int, int]:

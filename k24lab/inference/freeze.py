@@ -139,11 +139,7 @@ def load_learner(folder: Path) -> tuple[K24QLearner, Config, int]:
 
 
 def save_team(team: FrozenTeam, path: Path, dtype: str = "float32") -> None:
-    """Write a team, whole or not at all; `dtype` of its weights (int8: with a scale for each row), biases in float32.
-
-    Raises:
-        ConfigError: an unknown dtype, or weights that it cannot hold.
-    """
+    """Write a team, whole or not at all; `dtype` of its weights (int8: a scale for each row), biases in float32."""
     if dtype not in DTYPES:
         raise ConfigError(unknown("dtype", dtype, DTYPES))
     tensors: dict[str, Tensor] = {}
@@ -168,11 +164,7 @@ def save_team(team: FrozenTeam, path: Path, dtype: str = "float32") -> None:
 
 
 def load_team(path: Path) -> FrozenTeam:
-    """Read a team; its weights are float32 again, rounded as the file has them.
-
-    Raises:
-        RunError: no such file, damaged, of another kind or version, or numbers that do not make a team.
-    """
+    """Read a team; its weights are float32 again, rounded as the file has them. What is no team is a RunError."""
     about, tensors = tensorfile.read(path, FORMAT)
     try:
         return _team(about, tensors)

@@ -54,15 +54,14 @@ def pack_for_gpu(weight: Float[Tensor, "out in"], batch: int) -> Tensor:
     return packed
 
 
-def capture(call: Call, n_calls: int = 1) -> Call:
-    """Capture a CUDA graph of `n_calls` calls; what is returned replays it."""
+def capture(call: Call) -> Call:
+    """Capture a CUDA graph of a call; what is returned replays it."""
     for _ in range(WARM_UP):
         call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for _ in range(n_calls):
-            call()
+        call()
     return graph.replay
 
 
@@ -77,10 +76,7 @@ def gpu_time(call: Call) -> float:
 
 
 def padded_layers(team: FrozenTeam) -> Layers:
-    """`team.folded()` with zeros up to what 2:4 kernels accept, so that every layer's output is the next one's input.
-
-    The gates of the GRU begin at multiples of the same size.
-    """
+    """`team.folded()` with zeros up to what 2:4 kernels accept: every layer's output stays the next one's input."""
     layers = {}
     for name, (weight, bias) in team.folded().items():
         gates = GATES.get(name, 1)
@@ -109,14 +105,8 @@ def sparse_calls(layers: Layers, masked: Iterable[str], pack: Callable[[Tensor],
 class GPUActor:
     """Q-values of a team for B games, step by step, in one replayed CUDA graph.
 
-    Args:
-        team: what acts.
-        batch: B.
-        dtype: float16 or bfloat16.
-        implementation: `sparse` (2:4 calls), `dense` (one batched product), or `auto`: the faster one here, measured.
-
-    Raises:
-        ConfigError: no GPU with 2:4 kernels (compute capability 8.0), or an unknown dtype or implementation.
+    `batch` is B. Implementations are `sparse` (2:4 calls), `dense` (one batched product) and `auto`: the faster one
+    here, measured. Without a GPU of compute capability 8.0 it is a ConfigError.
     """
 
     def __init__(self, team: FrozenTeam, batch: int, dtype: str = "float16", implementation: str = "auto"):
@@ -159,11 +149,7 @@ class GPUActor:
 
     @torch.inference_mode()
     def q_values(self, inputs: Float[Tensor, "K B I"]) -> Float[Tensor, "K B A"]:
-        """One time step of B games, on the GPU; the result is overwritten by the next step.
-
-        Raises:
-            ValueError: inputs of another shape than this actor was made for.
-        """
+        """One time step of B games, on the GPU; the result is overwritten by the next step."""
         wanted = (*self._x.shape[:2], self.team.input_dim)
         if inputs.shape != wanted:
             raise ValueError(f"inputs {tuple(inputs.shape)}, expected {wanted}: masks, games and inputs")

@@ -50,10 +50,6 @@ def replay(
 
     `run` is its folder or id, `output` a .gif or .mp4 (by default `replay_<run id>.gif` in `figures_dir()`), `fps` env
     steps per second; `progress` shows a bar in a terminal. Returns the file, and a line on what it shows.
-
-    Raises:
-        ConfigError: an option out of range, an environment that cannot be drawn, or no ffmpeg for an .mp4.
-        RunError: no run, one without a checkpoint, or ffmpeg fails.
     """
     folder = find_folder(run).resolve()
     config = read_config(folder)

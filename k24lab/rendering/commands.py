@@ -13,7 +13,7 @@ def report(what: Annotated[str, tyro.conf.Positional], output: Path | None = Non
     Example: k24lab report demo --output demo.html
 
     Args:
-        what: run folder or name, group under runs/, or grid file.
+        what: run folder or name, or group under runs/.
         output: the page; by default output/report_<name>.html. One that is there is replaced.
     """
     from k24lab.rendering.report import write_report

@@ -22,15 +22,9 @@ LONG_TITLE = 58  # letters; longer ones are set smaller
 
 
 class EpisodeDrawing:
-    """One episode in a figure of WIDTH x HEIGHT inches.
+    """One episode in a figure of WIDTH x HEIGHT inches; `subtitle` comes before the step in the second line.
 
     What stays the same in an episode is drawn once, so that a frame takes half the time.
-
-    Args:
-        episode: all of it.
-        title: first line: what plays, and where.
-        subtitle: what comes before the step in the second line.
-        dpi: pixels per inch.
     """
 
     def __init__(self, episode: Episode, title: str, subtitle: str, dpi: int):

@@ -13,7 +13,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.pyplot import get_cmap
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from k24lab.analysis.load import Patterns
 from k24lab.analysis.similarity import flip_rate, hamming_distance, masks, pattern_entropy, pattern_usage
@@ -137,12 +137,10 @@ def _draw_usage(usage: Float[np.ndarray, " 6"], ax: Axes) -> None:
     """Share of the whole layer's groups that select each pattern, beside the 1/6 of an even use."""
     ax.barh(range(N_PATTERNS), usage, color="0.55", height=0.7)
     ax.axvline(1 / N_PATTERNS, color="black", linestyle=":", linewidth=0.9)
-    ax.annotate("1/6", (1 / N_PATTERNS, -0.6), (2, 0), textcoords="offset points", va="bottom", fontsize=6.5)
     ax.set_yticks(range(N_PATTERNS), list(PATTERN_NAMES))
     ax.set(ylim=(N_PATTERNS - 0.5, -1.0), xlim=(0, max(0.35, 1.05 * float(usage.max()))))
-    ax.xaxis.set_major_locator(MaxNLocator(2))
     ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    ax.set(title="patterns", xlabel="share of groups")
+    ax.set(title="patterns (1/6)", xlabel="share of groups", xticks=(0, 0.2))
 
 
 def _range(what: str, first: int, end: int, total: int) -> str:

@@ -16,7 +16,7 @@ from k24lab.analysis.style import GREY, OKABE_ITO, paler
 from k24lab.envs.scene import Kind, Scene, Thing
 
 TRAIL = 12  # env steps that an agent's way is seen
-LONG_NAMES = 16  # letters; longer ones would not fit under the scene
+OWNED = "goal, in the colours of its agents"
 MARGIN = 1.6  # around all things, in radii of the smallest disc
 DARK, LIGHT = "#404040", "#D0D0D0"
 
@@ -50,13 +50,7 @@ def text_color(background: str) -> str:
 
 
 class SceneAxes:
-    """Axes for the scenes of one episode: frame, limits and legend are set here, and are the same for all of them.
-
-    Args:
-        ax: square.
-        scenes: all of the episode; everything in them has room in the axes.
-        inches: side of the axes.
-    """
+    """Axes for all scenes of one episode: frame, limits and legend are set here; `ax` is a square of side `inches`."""
 
     def __init__(self, ax: Axes, scenes: Sequence[Scene], inches: float):
         self._ax = ax
@@ -193,18 +187,14 @@ def _edge(thing: Thing) -> str:
 
 def _add_legend(scene: Scene, ax: Axes) -> None:
     """Under the scene: what else there is besides agents."""
-    entries = [(look, _name(things, kind)) for kind, look in _LEGEND.items() if (things := scene.of_kind(kind))]
+    entries = [
+        (look, OWNED if any(thing.owners for thing in things) else kind)
+        for kind, look in _LEGEND.items()
+        if (things := scene.of_kind(kind))
+    ]
     if any(thing.health is not None for thing in scene.things):
         entries.append((_LEGEND["goal"], "rim: health"))
     if entries:
         handles = [Line2D([], [], linestyle="none", markersize=6, label=text, **look) for look, text in entries]
         look = {"fontsize": 8, "handletextpad": 0.2, "columnspacing": 1.2, "borderaxespad": 0.3, "ncols": len(handles)}
         ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(-0.01, 0.0), **look)
-
-
-def _name(things: Sequence[Thing], kind: Kind) -> str:
-    """The environment's own names, where they are few and short; else what kind of things they are."""
-    if any(thing.owners for thing in things):
-        return "goal, in the colours of its agents"
-    names = ", ".join(dict.fromkeys(thing.label for thing in things if thing.label and kind != "opponent"))
-    return names if names and len(names) <= LONG_NAMES else kind

@@ -47,14 +47,8 @@ def watch(
     The runs may be trained by whatever process, `k24lab sweep` in a terminal say. In a notebook the figure is updated
     in place; elsewhere each change is printed. Interrupting it ends the watching alone.
 
-    Args:
-        source: a group of runs (by name, or its folder), or one run (its folder, or its id).
-        metric: any logged quantity.
-        seconds: between two looks; nothing is drawn where nothing changed.
-        timeout: seconds after which to end in any case; 0 shows what there is now.
-
-    Raises:
-        RunError: no runs, or a metric that no run logs (the nearest name is given).
+    `source` is a group of runs (by name, or its folder) or one run (its folder, or its id), `metric` any logged
+    quantity. There are `seconds` between two looks; after `timeout` seconds it ends in any case, 0 shows what there is.
     """
     return _follow(source, metric, seconds, timeout)
 
@@ -64,11 +58,8 @@ def train_live(config: Config, name: str = "default", metric: str = RETURN, *, s
 
     Interrupting it stops the run as well; the same call goes on from its last checkpoint. A finished run is only shown.
 
-    `name` is its group of runs, a folder under `runs/`; `metric` and `seconds` are as for `watch`.
-
-    Raises:
-        ConfigError: a task or device that cannot be used.
-        RunError: the run failed, or was killed; what `watch` raises (the run is stopped then).
+    `name` is its group of runs, a folder under `runs/`; `metric` and `seconds` are as for `watch`. That the run failed,
+    or was killed, is a RunError.
     """
     config = canonical(config)
     check_usable(config)  # an invalid setting creates no run folder

@@ -44,12 +44,8 @@ class MaskBrowser:
     """The masks of some runs, one view at a time: show it as the last line of a cell.
 
     In JupyterLab its controls work; where nobody can move them (papermill, a page on the web) it is the figure of its
-    selection, which `select` changes.
-
-    Args:
-        runs: by the names they are chosen by, each with mask snapshots.
-        rows: output units drawn at a time.
-        groups: groups of four input units drawn at a time.
+    selection, which `select` changes. `runs` have the names by which they are chosen; `rows` output units and `groups`
+    of four input units are drawn at a time.
     """
 
     def __init__(self, runs: Mapping[str, Run], rows: int = 32, groups: int = 16):
@@ -72,11 +68,7 @@ class MaskBrowser:
         self._show(Selection(next(iter(self.runs))))
 
     def select(self, **changes: Any) -> "MaskBrowser":
-        """Show another run, layer, agent, t_env (the nearest snapshot), row or group; the rest stays where it can.
-
-        Raises:
-            RunError: no such field, run, layer or agent (the nearest name is given), or a damaged snapshot.
-        """
+        """Show another run, layer, agent, t_env (the nearest snapshot), row or group; the rest stays where it can."""
         for key in changes.keys() - set(Selection._fields):
             raise RunError(unknown("field", key, Selection._fields))
         wanted = self.selection._replace(**changes)
@@ -170,9 +162,6 @@ def mask_browser(
     """A browser of the masks of a group of runs (by name or folder), of some runs or of one; of unfinished ones too.
 
     Runs of methods without masks are left out. `start` is what is shown first, e.g. `layer="rnn_hidden", t_env=0`.
-
-    Raises:
-        RunError: no runs, none with masks, or a `start` that does not exist.
     """
     if isinstance(source, Run):
         source = [source]

@@ -27,7 +27,6 @@ from k24lab.analysis.load import RETURN
 from k24lab.errors import RunError, RunWarning
 from k24lab.lab import provenance
 from k24lab.lab.find_runs import Run, find_groups, find_runs, read_json, read_run
-from k24lab.lab.grid import load_grid
 from k24lab.lab.paths import figures_dir, runs_dir
 from k24lab.lab.runs import atomic_write, find_folder, read_config
 from k24lab.lab.status import as_text, group_statuses, own_settings, state_line, status_table
@@ -49,13 +48,12 @@ Sections = dict[str, list[Part]]  # by heading; one without parts is left out
 
 
 def write_report(what: str, output: Path | None = None) -> Path:
-    """Write the page of a run (folder or name), a group (folder or name) or a grid file; returns its path.
+    """Write the page of a run or a group, by its folder or name; returns its path.
 
     By default `report_<name>.html` in `figures_dir()`. Nothing is trained, and a page that is there is replaced whole.
     """
-    path = load_grid(Path(what)).name if what.endswith((".yaml", ".yml")) else what
-    group = next((g for g in (Path(path), runs_dir() / path) if any(g.glob("*/config.json"))), None)
-    folder = (group or find_folder(path)).resolve()
+    group = next((g for g in (Path(what), runs_dir() / what) if any(g.glob("*/config.json"))), None)
+    folder = (group or find_folder(what)).resolve()
     with style.paper_style():
         lead, sections = _group_page(folder) if group else _run_page(folder)
     target = output or figures_dir() / f"report_{folder.name}.html"
@@ -163,13 +161,8 @@ def _run_curves(run: Run) -> Iterator[Part]:
 
 def _others(run: Run) -> list[Run]:
     """Finished runs of the same task in the same group."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RunWarning)
-        try:
-            found = find_runs(run.path.parent, task=run.config["task"])
-        except RunError:
-            return []
-    return [other for other in found if other.id != run.id]
+    found = find_runs(run.path.parent, finished_only=False, task=run.config["task"])
+    return [other for other in found if other.finished and other.id != run.id]
 
 
 def _dynamics(runs: Sequence[Run]) -> Iterator[Part]:
@@ -204,13 +197,12 @@ def _masks(run: Run) -> Iterator[Part]:
 
 
 def _similarity(run: Run) -> Iterator[Part]:
-    policies = results.load_policies(run)
+    observed = results.load_policies(run)
     matrices = {}
     if results.has_patterns(run):
         index = similarity.all_layers(results.last_patterns(run)).index
         matrices["Hamming distance of masks"] = similarity.hamming_distance(index)
-    acts = policies.q_values, policies.avail_actions
-    matrices["different greedy actions"] = similarity.greedy_difference(*acts)
+    matrices["different greedy actions"] = similarity.greedy_difference(*observed)
     names = results.mask_names(run)
     height = min(5.5, max(2.4, 0.6 + 0.28 * len(names)))
     fig, axes = plots.panels(len(matrices), n_columns=2, height=height)

@@ -27,12 +27,7 @@ class K24MAC:
     """Acts for all agents; the masks are those of the largest scores, computed once an episode.
 
     The learner unrolls whole episodes itself, under the masks of its update: `forward` is for acting and has no
-    gradient.
-
-    Args:
-        scheme: shapes of what an episode holds.
-        groups: not used; all are agents.
-        args: of the checkout, see `read_settings`.
+    gradient. `groups` is not used: all are agents.
     """
 
     def __init__(self, scheme: dict[str, Any], groups: dict[str, int], args: SimpleNamespace):

@@ -50,11 +50,7 @@ def their_mixer(args: SimpleNamespace) -> nn.Module | None:
 class EpymarlQLearner(K24QLearner):
     """`K24QLearner` behind the interface of their learners.
 
-    Args:
-        mac: a `K24MAC`, whose network is trained; a checkout can hand in any other.
-        scheme: not used; the controller has read it.
-        logger: gets every metric, under the names that k24lab's own runs log.
-        args: of the checkout.
+    `logger` gets every metric, under the names that k24lab's own runs log; `scheme` is not used.
     """
 
     def __init__(self, mac: object, scheme: dict[str, Any], logger: Any, args: SimpleNamespace):
