@@ -137,8 +137,3 @@ def mask_names(run: Run) -> list[str]:
     if run.config.get("mask_per") == "type" and names:
         return [str(name) for name in names]
     return [str(index) for index in range(len(load_policies(run)[0]))]
-
-
-def kind(run: Run) -> str:
-    """Whose masks a run has: "agent" or "unit type"."""
-    return "unit type" if run.config.get("mask_per") == "type" else "agent"

@@ -25,10 +25,7 @@ SHOWN_BATCHES = (1, 8, 256)
 def lines_over_agents(
     table: pd.DataFrame, value: str, lines: str, ax: Axes | None = None, *, label: str = "{}", title: str = ""
 ) -> Axes:
-    """A quantity against the number of agents (logarithmic), a line for each value of the column `lines`.
-
-    `table`: columns n_agents, `lines` and `value`.
-    """
+    """A quantity against the number of agents (column n_agents), a line for each value of the column `lines`."""
     ax = ax or new_axes()
     for (name, rows), (color, marker, dashes) in zip(table.groupby(lines, sort=False), LINES, strict=False):
         look: dict[str, Any] = {"color": OKABE_ITO[color], "marker": marker, "linestyle": dashes}
@@ -113,10 +110,7 @@ def layer_maps(layers: pd.DataFrame, axes: Sequence[Axes]) -> None:
 
 
 def team_panels(teams: pd.DataFrame, axes: Sequence[Axes]) -> None:
-    """Two panels for each of SHOWN_BATCHES: a team's step against torch, and against one network without masks.
-
-    `teams`: columns width, n_agents, batch, form, us, speedup.
-    """
+    """Two panels for each of SHOWN_BATCHES: a team's step against torch, and against one network without masks."""
     fastest, shared = fastest_sparse(teams), over_shared(teams)
     for batch, left, right in zip(SHOWN_BATCHES, axes[::2], axes[1::2], strict=True):
         title = f"whole step, batch {batch}"

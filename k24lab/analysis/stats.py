@@ -14,7 +14,6 @@ from k24lab.methods import METHODS
 
 CONFIDENCE = 0.95
 GRID_POINTS = 101
-MOST_CURVES = 12  # in one figure
 MIN_SEEDS = 3  # for an interval that is drawn: that of two seeds is nine standard deviations to either side
 
 
@@ -155,7 +154,7 @@ def _comparable(variant: str, reference: str, bases: Sequence[str]) -> str:
     return same if method != reference and same in bases else bases[0]
 
 
-def most_different(summaries: pd.DataFrame, reference: str, most: int = MOST_CURVES) -> list[str]:
+def most_different(summaries: pd.DataFrame, reference: str, most: int = 12) -> list[str]:
     """The variants that a figure of curves can hold: all, or of more than `most` the methods in their plain form and
     those others whose final return is furthest from that of `reference`, on the scale of each task's means.
     """

@@ -21,7 +21,7 @@ from torch import Tensor
 from k24lab.analysis.style import save_table
 from k24lab.bench.timing import Call, interleaved, median_ratio, show
 from k24lab.core.patterns import GROUP_SIZE, N_PATTERNS, masks_from_index
-from k24lab.errors import ConfigError, RunError
+from k24lab.errors import ConfigError
 from k24lab.inference.actor import Actor, batched, team_step
 from k24lab.inference.freeze import FrozenTeam, freeze
 from k24lab.inference.gpu import DTYPES, GPUActor, gpu_time, sparse24_available
@@ -64,26 +64,18 @@ def published_points() -> pd.DataFrame:
     return pd.read_csv(Path(__file__).with_name("published.csv")).sort_values("speedup", kind="stable")
 
 
-def measurements() -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """What was measured on a CPU and on a GPU (None: nowhere yet); prints where and when.
+def measurements() -> list[pd.DataFrame | None]:
+    """What was measured on a CPU and on a GPU (None: nowhere yet).
 
     From the files of `bench_inference` in the figures folder, or else those that come with the package's checkout.
     """
-    cpu, gpu = _stored(NAME), _stored(GPU_NAME)
-    if cpu is None:
-        raise RunError(f"{figures_dir() / NAME}.csv is missing: k24lab bench inference writes it")
-    return cpu, gpu
-
-
-def _stored(name: str) -> pd.DataFrame | None:
-    for folder in (figures_dir(), CHECKOUT / "figures"):
-        if (path := folder / f"{name}.csv").is_file():
-            table = pd.read_csv(path)
-            about = table.dropna(subset="date").iloc[0]
-            print(f"{name}: measured on {about['device']}, {about['date']}, torch {about['torch']}")
-            return table
-    print(f"{name}: measured nowhere yet (k24lab bench inference)")
-    return None
+    tables: list[pd.DataFrame | None] = []
+    for name in (NAME, GPU_NAME):
+        paths = [folder / f"{name}.csv" for folder in (figures_dir(), CHECKOUT / "figures")]
+        path = next((path for path in paths if path.is_file()), None)
+        tables.append(pd.read_csv(path) if path else None)
+        print(f"{name}: {path or 'measured nowhere yet (k24lab bench inference)'}")
+    return tables
 
 
 def measure_cpu(rounds: int) -> pd.DataFrame:

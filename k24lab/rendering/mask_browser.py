@@ -10,7 +10,7 @@ import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 
-from k24lab.analysis.load import has_patterns, kind, mask_names, read_patterns, snapshot_paths
+from k24lab.analysis.load import has_patterns, mask_names, read_patterns, snapshot_paths
 from k24lab.analysis.style import SCREEN_DPI, TEXT_WIDTH, paper_style, screen_png
 from k24lab.core.patterns import GROUP_SIZE
 from k24lab.errors import RunError, unknown
@@ -101,7 +101,8 @@ class MaskBrowser:
     def _show(self, wanted: Selection) -> None:
         """Draw the nearest selection that exists, and let the controls show it; a damaged snapshot changes nothing."""
         run = self.runs[wanted.run]
-        choices, of, paths = _choices(run), kind(run), snapshot_paths(run)
+        choices, paths = _choices(run), snapshot_paths(run)
+        of = "unit type" if run.config.get("mask_per") == "type" else "agent"
         layers, agents, times = choices
         layer = wanted.layer if wanted.layer in layers else next(iter(layers))
         n_out, n_groups = layers[layer]

@@ -256,9 +256,9 @@ def _all_pairs(found: Sequence[Run]) -> Iterator[Part]:
 
 def _representative(runs: Sequence[Run]) -> Run | None:
     """The run whose masks are drawn: learned ones first, then the least seed; None without stored masks."""
-    order = {"k24": 0, "k24-alpha": 1}
     stored = [run for run in runs if results.has_patterns(run)]
-    return min(stored, key=lambda r: (order.get(r.config["method"], 2), r.config["seed"], r.id), default=None)
+    learned = ("k24", "k24-alpha")
+    return min(stored, key=lambda r: (r.config["method"] not in learned, r.config["seed"], r.id), default=None)
 
 
 def _run_table(found: Sequence[Run], summaries: pd.DataFrame) -> pd.DataFrame:

@@ -137,12 +137,9 @@ def _unit_types(args: SimpleNamespace, given: Mapping[str, Any]) -> UnitTypes | 
             raise ConfigError(f"{', '.join(TYPE_KEYS)} of k24_args are for agent = 'k24_type', not {args.agent!r}")
         return None
     for key in TYPE_KEYS:
-        if type(given.get(key)) is not int:
-            raise ConfigError(f"k24_args.{key} = {given.get(key)!r} must be a whole number with agent = 'k24_type'")
-    types = UnitTypes(n=given["n_unit_types"], start=given["unit_type_start"])
-    if types.n < 1:
-        raise ConfigError(f"k24_args.n_unit_types = {types.n} must be at least 1")
-    return types
+        if type(given.get(key)) is not int or (key == "n_unit_types" and given[key] < 1):
+            raise ConfigError(f"k24_args.{key} = {given.get(key)!r} must be a whole number (of types, at least 1)")
+    return UnitTypes(n=given["n_unit_types"], start=given["unit_type_start"])
 
 
 def env_spec(scheme: Mapping[str, Any], args: SimpleNamespace, settings: Settings) -> EnvSpec:
