@@ -233,7 +233,7 @@ def _export_results(groups: tuple[str, ...], output: Path) -> None:
 
 
 def _export_team(run: str, output: Path, format: str, dtype: str, agent: int | None) -> None:
-    from k24lab.inference.freeze import freeze_run, save_team, storage_report
+    from k24lab.inference.freeze import freeze_run, save_team
     from k24lab.inference.onnx import export_onnx
     from k24lab.lab.runs import find_folder
 
@@ -244,7 +244,7 @@ def _export_team(run: str, output: Path, format: str, dtype: str, agent: int | N
         print(f"inputs: obs [{lead}batch, {team.input_dim}], hidden [{lead}batch, {team.config.hidden_dim}]")
     else:
         save_team(team, output, dtype)
-        print(storage_report(team, output.stat().st_size, dtype))
+        print(f"{output.stat().st_size / 1000:.1f} kB in {dtype}, {team.n_masks} masks")
 
 
 def import_(files: Annotated[tuple[Path, ...], tyro.conf.Positional], name: str | None = None) -> None:
@@ -262,16 +262,15 @@ def import_(files: Annotated[tuple[Path, ...], tyro.conf.Positional], name: str 
         print(folder)
 
 
-def bench(what: Annotated[str, tyro.conf.Positional], rounds: int = 10, loops: bool = True) -> None:
+def bench(what: Annotated[str, tyro.conf.Positional], rounds: int = 10) -> None:
     """Measure speed on this machine, methods interleaved, one thread.
 
     Example: k24lab bench train
     Example: k24lab bench inference
 
     Args:
-        what: train (updates and whole loops), or inference (layers and steps of a team, dense and 2:4).
+        what: train (learner updates), or inference (layers and steps of a team, dense and 2:4).
         rounds: measurements of each case; the median is reported.
-        loops: with train, also time whole training loops (about a minute).
     """
     if what not in ("train", "inference"):
         raise ConfigError(unknown("benchmark", what, ["train", "inference"]))
@@ -280,7 +279,7 @@ def bench(what: Annotated[str, tyro.conf.Positional], rounds: int = 10, loops: b
     if what == "train":
         from k24lab.bench.train import bench_train
 
-        bench_train(rounds, loops)
+        bench_train(rounds)
     else:
         from k24lab.bench.inference import bench_inference
 

@@ -7,19 +7,16 @@ from k24lab.bench.train import (
     BASELINE,
     VARIANTS,
     bench_train,
-    measure_loop,
     measure_updates,
     part_shares,
     peak_bytes,
     random_batch,
 )
 from k24lab.envs.base import EnvSpec
-from k24lab.lab.config import build_config
 from k24lab.marl.learner import PARTS, K24QLearner
 
 SHAPE = (2, 5, 3, 8, 4)  # agents, observation, actions, hidden size, episode length
 SPEC = EnvSpec(n_envs=2, n_agents=2, obs_dims=(5, 5), n_actions=(3, 3), state_dim=10, episode_limit=4)
-LOOP = {"task": "rolenav:episode_limit=5", "t_max": 50, "n_envs": 5, "batch_size": 5, "hidden_dim": 8}
 
 
 @pytest.mark.parametrize("method", ["k24", "fups"])
@@ -45,20 +42,6 @@ def test_update_table_has_a_row_a_variant_and_a_column_a_part():
     assert table[list(PARTS)].sum(axis=1).to_numpy() == pytest.approx(1)
 
 
-def test_loop_table_has_a_row_a_method_and_leaves_no_run(home):
-    table = measure_loop(LOOP, ("fups", "k24"))
-    assert list(table.columns) == ["method", "env_steps_per_s"]
-    assert list(table["method"]) == ["the environments alone", "fups", "k24"]
-    assert (table["env_steps_per_s"] > 0).all()
-    assert not (home / "runs").exists()
-
-
-def test_environments_alone_count_the_steps_of_those_that_run(monkeypatch):
-    seconds = iter(range(100))
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: float(next(seconds)))  # one second for all
-    assert bench.measure_environment(build_config(LOOP)) == 4 * 5 * 5  # episodes, environments, steps
-
-
 def test_peak_memory_is_that_of_the_largest_tensors(tiny_config):
     batch, longer = random_batch(SPEC, 4), random_batch(dataclasses.replace(SPEC, episode_limit=40), 4)
     learner = K24QLearner(tiny_config(method="k24"), SPEC)
@@ -67,14 +50,10 @@ def test_peak_memory_is_that_of_the_largest_tensors(tiny_config):
     assert activations < peaks[1] < 100 * activations and peaks[0] < peaks[1]
 
 
-@pytest.mark.parametrize("loops", [True, False])
-def test_benchmark_prints_every_case_and_leaves_a_figure(loops, monkeypatch, capsys):
+def test_benchmark_prints_every_case_and_leaves_a_table(monkeypatch, capsys):
     monkeypatch.setattr(bench, "TEAM_SIZES", (1, 2))
     monkeypatch.setattr(bench, "SHAPES", {"a small shape": SHAPE})
-    monkeypatch.setattr(bench, "LOOPS", {"a small loop": LOOP})
-    monkeypatch.setattr(bench, "EXTRA_LOOPS", {"an extra": ("k24lab", LOOP), "not installed": ("k24lab_none", LOOP)})
-    paths = bench_train(rounds=1, loops=loops)
-    assert {p.suffix for p in paths} == {".pdf", ".png", ".csv"} and all(p.is_file() for p in paths)
+    path = bench_train(rounds=1)
+    assert path.name == "bench_train.csv" and path.is_file()
     out = capsys.readouterr().out
     assert "a small shape" in out and all(name in out for name in VARIANTS)
-    assert ("a small loop" in out) == ("an extra" in out) == loops and "not installed" not in out

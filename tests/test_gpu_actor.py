@@ -52,11 +52,6 @@ def test_masked_matrices_are_packed_one_by_one_and_dense_ones_never(make_team):
     assert len(packed) == 4 * 3
 
 
-def test_absurd_padding_is_refused(make_team):
-    with pytest.raises(ConfigError, match=r"a team with 10 weights would be padded to \d+, more than 16 times"):
-        gpu.padded_layers(make_team(1, 1, 1))
-
-
 def test_cusparselt_searches_its_algorithm_for_the_batch(monkeypatch):
     seen = []
 

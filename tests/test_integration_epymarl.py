@@ -264,7 +264,6 @@ def test_target_updates_are_counted_as_in_the_checkout(flavour, changes, expecte
     [
         ({"logit_scal": 3.0}, r"k24_args\.logit_scal = 3\.0: unknown key 'logit_scal'; did you mean 'logit_scale'"),
         ({"lr": 0.1}, r"k24_args\.lr = 0\.1: lr is a setting of its own here"),
-        ({"seed": 1, "nois": "none"}, r"seed is a setting of its own here.*; k24_args\.nois = 'none'.*mean 'noise'"),
         ({"noise": "loud"}, r"noise = 'loud' is not allowed: .*annealed, literal, none"),
         ({"method": "k25"}, "method = 'k25' is not allowed: unknown choice 'k25'; did you mean 'k24'"),
         ({"logit_scale": -1.0}, r"logit_scale = -1\.0 must be above 0"),
@@ -283,13 +282,6 @@ def test_a_file_lists_every_key_because_sacred_adds_none_and_null_is_the_methods
     config = read_settings(make_args(flavour, name)).config
     defaults = build_config({"method": listed["method"]})
     assert all(getattr(config, key) == getattr(defaults, key) for key in ("alpha_lr_factor", *MASK_KEYS))
-
-
-def test_k24_args_must_be_a_mapping():
-    args = make_args()
-    args.k24_args = "k24"
-    with pytest.raises(ConfigError, match=r"k24_args = 'k24' is a str, not a mapping"):
-        read_settings(args)
 
 
 @pytest.mark.parametrize(
@@ -524,19 +516,6 @@ def test_a_loaded_learner_goes_on_as_the_saved_one(name, running, tmp_path):
     assert torch.equal(acted_q_values(saved.mac, batch), acted_q_values(loaded.mac, batch))
 
 
-def test_a_controller_is_saved_and_handed_on_alone(running, tmp_path):
-    running()
-    a, b, c = (build(make_args()).mac for _ in range(3))
-    for parameter in a.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    a.save_models(str(tmp_path))
-    b.load_models(str(tmp_path))
-    c.load_state(a)
-    batch = make_batch(a.args)
-    assert torch.equal(acted_q_values(a, batch), acted_q_values(b, batch))
-    assert torch.equal(acted_q_values(a, batch), acted_q_values(c, batch))
-
-
 # --- unit types ------------------------------------------------------------------------------------------------
 
 
@@ -589,7 +568,7 @@ def test_a_dead_unit_keeps_the_type_of_the_reset_and_counts_nowhere(running):
         ({"unit_type_start": 5}, "is not inside an observation of 7 numbers"),
         ({"unit_type_start": -2}, "is not inside an observation of 7 numbers"),
         ({"n_unit_types": None}, r"k24_args\.n_unit_types = None must be a whole number"),
-        ({"n_unit_types": 0}, r"k24_args\.n_unit_types = 0 must be at least 1"),
+        ({"n_unit_types": 0}, r"k24_args\.n_unit_types = 0 must be .*at least 1"),
     ],
 )
 def test_a_wrong_place_of_the_unit_type_is_an_error(given, message, running):

@@ -1,6 +1,5 @@
 """Watching runs: what is shown is what the folders hold, and it ends whichever way the runs do."""
 
-import base64
 import json
 import os
 import signal
@@ -10,15 +9,17 @@ import time
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
+import psutil
 import pytest
 from conftest import TINY
+from matplotlib.figure import Figure
 from processes import gone
 
 from k24lab.errors import ConfigError, RunError
 from k24lab.lab.config import build_config
 from k24lab.lab.runs import FAILED, RunFolder, is_locked, run_folder
 from k24lab.rendering import live_training
-from k24lab.rendering.live_training import start, train_live, watch
+from k24lab.rendering.live_training import train_live, watch
 
 RUN = [sys.executable, "-c"]
 
@@ -101,11 +102,10 @@ def test_run_that_grows_is_drawn_when_there_is_something_new_until_it_is_done(ma
     assert (seen.n_updates, seen.ended, seen.statuses[0].state) == (4, "all have ended", "finished")
     assert curves_of(seen.figure) == [[[0, 1], [400, 2], [800, 3]]]
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4
-    assert "1 running of 1 run | k24 seed 0 running ░░░░░░░░░░░░ 0% of 1.6k test return 1.00" in lines[0]
-    assert "running ███░░░░░░░░░ 25% of 1.6k test return 2.00" in lines[1] and "left" in lines[1]
-    assert "running ██████░░░░░░ 50% of 1.6k test return 3.00" in lines[2]
-    assert "1 finished of 1 run · all have ended" in lines[3] and "100%" in lines[3]
+    assert len(lines) == 8
+    assert "1 running of 1 runs" in lines[0] and "rolenav k24 seed 0 running 0% 1.00" in lines[1]
+    assert "running 25% 2.00" in lines[3] and "running 50% 3.00" in lines[5]
+    assert "1 finished of 1 runs · all have ended" in lines[6] and "100%" in lines[7]
 
 
 def test_failing_run_is_shown_with_its_error(make_run, script, capsys):
@@ -113,7 +113,7 @@ def test_failing_run_is_shown_with_its_error(make_run, script, capsys):
     script(lambda: (run.path / FAILED).write_text("ValueError: boom\n"))
     seen = watch("group")
     assert seen.ended == "all have ended" and seen.statuses[0].error == "ValueError: boom"
-    assert "failed ░░░░░░░░░░░░ 0% of 1.6k test return 1.00 ValueError: boom" in capsys.readouterr().out
+    assert "failed 0% 1.00 ValueError: boom" in capsys.readouterr().out
 
 
 def test_time_is_over(make_run, monkeypatch):
@@ -143,19 +143,6 @@ def test_run_that_joins_its_group_is_shown(make_run, script):
     run = make_run(2.0, seed=1)
     script(lambda: (run.finish({}), make_run(3.0, seed=2).finish({})))
     assert len(watch("group").statuses) == 3
-
-
-def test_baseline_is_the_mean_of_finished_runs_of_the_same_task(make_run):
-    for seed, value in ((0, 1.0), (1, 3.0)):
-        make_run(value, value + 1, seed=seed, group="old", method="fups").finish({})
-    make_run(9.0, 9.0, group="old", task="rolenav:n_agents=4").finish({})
-    make_run(5.0).finish({})
-    figure = watch("group", baseline="old").figure
-    assert curves_of(figure) == [[[0, 2], [400, 3]], [[0, 5]]]
-    assert figure.axes[0].get_legend_handles_labels()[1] == ["baseline: shared", "K-2:4"]
-    with pytest.raises(RunError, match=r"no run in .*group has task in \['mpe2/simple_spread'\]"):
-        make_run(1.0, group="other", task="mpe2/simple_spread")
-        watch("other", baseline="group", timeout=0.0)
 
 
 def test_a_panel_for_each_task(make_run):
@@ -195,7 +182,7 @@ def test_of_many_runs_those_at_work_and_those_that_failed_have_a_line(make_run, 
     (make_run(1.0, seed=13).path / FAILED).write_text("ValueError: boom")
     watch("group")
     out = capsys.readouterr().out
-    assert "1 failed, 13 finished of 14 runs" in out and out.count(" | ") == 1 and "boom" in out
+    assert "1 failed, 13 finished of 14 runs" in out and len(out.splitlines()) == 2 and "boom" in out
 
 
 def test_run_that_cannot_be_read_does_not_hide_the_others(make_run, capsys):
@@ -206,26 +193,15 @@ def test_run_that_cannot_be_read_does_not_hide_the_others(make_run, capsys):
     assert f"left out: {damaged} cannot be used" in capsys.readouterr().out
 
 
-class Kernel:
-    """A notebook, as far as `watch` sees it."""
-
-    kernel = True
-
-    def __init__(self, monkeypatch):
-        self.shown = []
-        monkeypatch.setattr("IPython.get_ipython", lambda: self)
-        monkeypatch.setattr("IPython.display.display", lambda bundle, **how: self.shown.append((bundle, how)))
-
-
-def test_notebook_has_one_figure_and_one_text_that_are_updated(make_run, script, monkeypatch):
-    kernel, run = Kernel(monkeypatch), make_run(1.0)
+def test_notebook_has_a_picture_that_is_replaced(make_run, script, monkeypatch, capsys):
+    run, shown = make_run(1.0), []
+    monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(kernel=True))
+    monkeypatch.setattr("IPython.display.display", lambda image: shown.append(image.data))
+    monkeypatch.setattr("IPython.display.clear_output", lambda wait: shown.append(wait))
     script(lambda: log(run, 400, 2.0), lambda: run.finish({}))
     watch("group")
-    assert len(kernel.shown) == 6 and len({how["display_id"] for _, how in kernel.shown}) == 2
-    assert [how["update"] for _, how in kernel.shown] == [False] * 2 + [True] * 4
-    pictures = [bundle["image/png"] for bundle, _ in kernel.shown[::2]]
-    assert all(base64.b64decode(picture).startswith(b"\x89PNG") for picture in pictures) and len(set(pictures)) == 2
-    assert kernel.shown[-1][0]["text/plain"].startswith("1 finished of 1 run · all have ended\nk24  seed 0  finished")
+    assert shown[::2] == [True] * 3 and all(picture.startswith(b"\x89PNG") for picture in shown[1::2])
+    assert len(set(shown[1::2])) == 2 and "1 finished of 1 runs · all have ended" in capsys.readouterr().out
     assert plt.get_fignums() == []
 
 
@@ -263,12 +239,13 @@ def test_run_that_fails_is_an_error_with_its_reason(tiny_config, as_run):
 
 def test_interrupt_stops_what_train_live_started_before_it_shows_the_end(tiny_config, as_run, monkeypatch):
     as_run("import time; time.sleep(100)")
-    started, ended = [], []
-    monkeypatch.setattr(live_training, "start", lambda *given: started.append(start(*given)) or started[0])
-    monkeypatch.setattr(live_training._View, "show", lambda *_: ended.append(started[0].ended))
+    alive = []
+    children = psutil.Process().children
+    monkeypatch.setattr(live_training, "_show", lambda *_: alive.append(len(children())) or Figure())
     monkeypatch.setattr(live_training, "time", clock_with(lambda _: interrupt()))
+    before = len(children())
     assert train_live(tiny_config(), "mine").ended == "interrupted"
-    assert ended == [False, True]
+    assert alive == [before + 1, before]
 
 
 def test_misspelt_metric_stops_the_run_too(tiny_config, as_run):
@@ -279,21 +256,12 @@ def test_misspelt_metric_stops_the_run_too(tiny_config, as_run):
         train_live(tiny_config(), "mine", "los_td", seconds=0.05)
 
 
-def test_run_in_the_background_can_be_stopped(tiny_config, as_run):
-    as_run("import time; time.sleep(100)")
-    run = start(tiny_config(), "mine")
-    assert not run.ended
-    run.stop()
-    assert run.ended and repr(run) == f"BackgroundRun({run.folder.name}, waiting)"
-
-
-def test_nothing_is_started_for_a_run_that_another_process_trains(tiny_config, as_run, make_run):
+def test_nothing_is_started_for_a_run_that_another_process_trains(tiny_config, as_run, make_run, script):
     as_run("raise SystemExit(3)")
     run = make_run(1.0)
     with run.attempt():
-        other = start(tiny_config(), "group")
-        assert not other.ended and other.folder == run.path
-        other.stop()
+        script(interrupt)
+        assert train_live(tiny_config(), "group").ended == "interrupted"
         assert is_locked(run.path)
 
 
@@ -305,22 +273,19 @@ def test_wrong_task_is_refused_before_a_folder_is_made(home):
 
 def test_run_ends_with_the_kernel_that_started_it(home):
     code = f"""
-import time
 from k24lab.lab.config import build_config
-from k24lab.rendering.live_training import start
-run = start(build_config({TINY | {"t_max": 10**7}!r}), "mine")
-print(run.process.pid, flush=True)
-time.sleep(600)
+from k24lab.rendering.live_training import train_live
+train_live(build_config({TINY | {"t_max": 10**7}!r}), "mine")
 """
     kernel = subprocess.Popen(
         [*RUN, code], stdout=subprocess.PIPE, text=True, env=os.environ | {"K24LAB_HOME": str(home)}
     )
     with kernel:
-        pid = int(kernel.stdout.readline())
         deadline = time.monotonic() + 60
         while not list((home / "runs" / "mine").glob("*/metrics.jsonl")) and time.monotonic() < deadline:
             time.sleep(0.1)
+        pids = [child.pid for child in psutil.Process(kernel.pid).children()]
         kernel.send_signal(signal.SIGKILL)
-    assert gone([pid])
+    assert pids and gone(pids)
     (status,) = watch("mine", timeout=0.0).statuses
     assert status.state in ("waiting", "stopped")  # and not running, nor failed

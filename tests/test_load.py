@@ -249,7 +249,6 @@ def test_snapshot_table_by_hand(make_run):
         "layer": ["fc1", "all", "fc1", "all"],
         "hamming": [1.0, 1.0, 0.5, 0.5],
         "similarity": [0.0] * 4,
-        "cosine": [0.0] * 4,
         "entropy": [0.0] * 4,
         "flip_rate": [np.nan, np.nan, 0.5, 0.5],
     }
@@ -266,7 +265,6 @@ def test_run_pairs_by_hand(make_run):
     assert pairs["greedy"].tolist() == [0.5, 0.0]
     assert pairs["hamming"].tolist()[0] == 1.0
     assert np.isnan(pairs["hamming"].tolist()[1])
-    assert pairs["js"].tolist()[1] == 0.0 < pairs["js"].tolist()[0]
 
 
 def test_masks_are_named_after_types_or_numbered_by_agent(make_run):

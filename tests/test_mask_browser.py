@@ -60,15 +60,15 @@ def test_begins_with_the_last_snapshot_of_a_square_layer(home):
     browser = mask_browser("group")
     assert (browser.selection.layer, browser.selection.agent, browser.selection.t_env) == ("fc2", "0", 2500)
     np.testing.assert_array_equal(browser.view.kept, kept(index[2500]["fc2"][0]))
-    assert browser.controls.t_env.options == (("0", 0), ("1,000", 1000), ("2,500", 2500))
+    assert browser.controls["t_env"].options == (("0", 0), ("1,000", 1000), ("2,500", 2500))
 
 
 def test_moving_the_controls_draws_what_the_files_hold(home):
     index = write_run(home)
     browser = mask_browser("group")
-    browser.controls.layer.value = "fc1"
-    browser.controls.agent.value = "2"
-    browser.controls.t_env.value = 1000
+    browser.controls["layer"].value = "fc1"
+    browser.controls["agent"].value = "2"
+    browser.controls["t_env"].value = 1000
     now, before = (kept(index[t]["fc1"][2]) for t in (1000, 0))
     mask, change, usage = drawn(browser)
     np.testing.assert_array_equal(mask > 0, now)
@@ -77,7 +77,7 @@ def test_moving_the_controls_draws_what_the_files_hold(home):
     np.testing.assert_allclose(usage, counts / counts.sum())
     owners = sum(kept(index[1000]["fc1"][k]).astype(int) for k in range(3))
     np.testing.assert_array_equal(mask[now], np.select([owners == 1, owners == 3], [1, 3], 2)[now])
-    assert browser.controls.picture.value == browser.png()
+    assert bytes(browser.picture.value).startswith(b"\x89PNG")
 
 
 def test_line_of_numbers_is_counted_over_the_whole_layer(home):
@@ -87,7 +87,7 @@ def test_line_of_numbers_is_counted_over_the_whole_layer(home):
     distance = [np.mean(kept(index[1000]["fc2"][1]) != kept(index[1000]["fc2"][k])) for k in (0, 2)]
     title = browser.figure.get_suptitle()
     assert f"flip rate {flips:.1%} · entropy 1.79 nats" in title
-    assert f"Hamming distance to agent 0: {distance[0]:.2f}, 2: {distance[1]:.2f}" in title
+    assert all(f"{far:.2f} (agent {k})" in title for far, k in zip(distance, (0, 2), strict=True))
     assert "fc2 · agent 1 · 1,000 env steps" in title
 
 
@@ -103,15 +103,15 @@ def test_large_layer_is_drawn_in_part_that_moves_and_says_so(home):
     index = write_run(home)
     browser = mask_browser("group", rows=10, groups=5)
     controls = browser.controls
-    assert (controls.row.max, controls.group.max, controls.row.layout.display) == (30, 15, None)
-    controls.row.value, controls.group.value = 7, 3
+    assert (controls["row"].max, controls["group"].max) == (30, 15)
+    controls["row"].value, controls["group"].value = 7, 3
     np.testing.assert_array_equal(drawn(browser)[0] > 0, kept(index[2500]["fc2"][0])[7:17, 12:32])
     ax = browser.figure.axes[0]
     assert ax.get_ylabel() == "output units 7 to 16 of 40" and ax.get_xlabel() == "input units 12 to 31 of 80"
     assert ax.get_title() == "kept by this agent (part of the layer)"
     assert tuple(ax.images[0].get_extent()) == (12, 32, 17, 7)
-    controls.layer.value = "fc1"  # smaller than the window in both directions
-    assert controls.row.layout.display == "none" and drawn(browser)[0].shape == (8, 8)
+    controls["layer"].value = "fc1"  # smaller than the window in both directions
+    assert controls["row"].max == 0 and drawn(browser)[0].shape == (8, 8)
     assert browser.figure.axes[0].get_title() == "kept by this agent"
 
 
@@ -119,27 +119,19 @@ def test_another_run_keeps_what_it_can_of_the_selection(home):
     write_run(home)
     other = write_run(home, "other", {"fc1": (3, 8, 2), "fc3": (3, 8, 2)}, times=(0, 900, 1800), seed=1)
     browser = mask_browser("group", agent="2", t_env=1000, run="k24, seed 0")
-    browser.controls.run.value = "k24, seed 1"
+    browser.controls["run"].value = "k24, seed 1"
     assert browser.selection._asdict() == {
         **{"run": "k24, seed 1", "layer": "fc1", "agent": "2", "t_env": 900, "row": 0, "group": 0}
     }
-    assert browser.controls.layer.options == ("fc1", "fc3")
+    assert browser.controls["layer"].options == ("fc1", "fc3")
     np.testing.assert_array_equal(browser.view.kept, kept(other[900]["fc1"][2]))
-
-
-def test_playing_moves_the_slider(home):
-    write_run(home)
-    browser = mask_browser("group", t_env=0)
-    assert browser.controls.play.max == 2
-    browser.controls.play.value = 1
-    assert browser.selection.t_env == browser.controls.t_env.value == 1000
 
 
 def test_masks_of_unit_types_have_their_names(home):
     write_run(home, mask_per="type", summary={"unit_type_names": ["marine", "medic", "zealot"]})
     browser = mask_browser("group", agent="medic")
-    assert browser.controls.agent.options == ("marine", "medic", "zealot")
-    assert browser.controls.agent.description == "unit type"
+    assert browser.controls["agent"].options == ("marine", "medic", "zealot")
+    assert browser.controls["agent"].description == "unit type"
     assert "unit type medic" in browser.figure.get_suptitle()
 
 
@@ -151,8 +143,8 @@ def test_run_that_still_trains_can_be_browsed_and_its_next_snapshot_appears(home
     browser = mask_browser("group")
     assert browser.choices.agents == ["0", "1", "2"]
     np.savez(folder / "patterns" / "0000003000.npz", **np.load(folder / "patterns" / "0000001000.npz"))
-    browser.controls.t_env.value = 0
-    browser.controls.t_env.value = 3000
+    browser.controls["t_env"].value = 0
+    browser.controls["t_env"].value = 3000
     np.testing.assert_array_equal(browser.view.kept, kept(index[1000]["fc2"][0]))
 
 
@@ -161,7 +153,7 @@ def test_many_agents_have_a_mean_and_the_ends():
     index[7] = 5  # keeps what no other keeps
     view = mask_view(Patterns(index, np.full((8, 1, 1, 6), 1 / 6)), None, 0)
     line = describe(view, 0, [str(k) for k in range(8)])
-    assert line.endswith("distance to the others: mean 0.14, 0.00 (agent 1) to 1.00 (agent 7)")
+    assert line.endswith("distance to the others: 0.00 (agent 1) to 1.00 (agent 7)")
     single = mask_view(Patterns(index[:1], np.full((1, 1, 1, 6), 1 / 6)), None, 0)
     assert describe(single, 0, ["0"]) == "entropy 1.79 nats"
 
@@ -205,7 +197,6 @@ def test_methods_without_masks_are_named_beside_those_that_have_some(home):
         ({"agent": "3"}, r"unknown agent '3'.*allowed: 0, 1, 2"),
         ({"run": "k24, seed 1"}, r"unknown run 'k24, seed 1'; did you mean 'k24, seed 0'"),
         ({"time": 3}, r"unknown field 'time'.*allowed: agent, group, layer, row, run, t_env"),
-        ({"rows": 0}, r"rows = 0 and groups = 16 must be at least 1"),
     ],
 )
 def test_wrong_names_are_told_the_right_ones(home, given, message):
@@ -218,22 +209,22 @@ def test_damaged_snapshot_is_named_and_the_view_stays(home):
     write_run(home)
     browser = mask_browser("group")
     (home / "runs" / "group" / "run" / "patterns" / "0000000000.npz").write_bytes(b"no archive")
-    browser.controls.t_env.value = 0
-    assert "0000000000.npz cannot be read" in browser.controls.problem.value
+    browser.controls["t_env"].value = 0
+    assert "0000000000.npz cannot be read" in browser.problem.value
     assert browser.selection.t_env == 2500
-    browser.controls.layer.value = "fc1"
-    assert browser.controls.problem.value == "" and browser.selection.layer == "fc1"
+    browser.controls["layer"].value = "fc1"
+    assert browser.problem.value == "" and browser.selection.layer == "fc1"
 
 
 def test_redraws_keep_no_figure(home):
     write_run(home, shapes={"fc2": (8, 256, 64)})
     browser = mask_browser("group")
     for t in (0, 1000, 2500) * 2:
-        browser.controls.t_env.value = t
+        browser.controls["t_env"].value = t
     assert plt.get_fignums() == []
 
 
 def test_the_same_view_is_the_same_figure(home):
     write_run(home)
     with paper_style():
-        assert mask_browser("group").png() == mask_browser("group").png()
+        assert mask_browser("group").picture.value == mask_browser("group").picture.value

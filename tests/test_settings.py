@@ -6,6 +6,7 @@ import pytest
 
 from k24lab.analysis import aggregate, comparison_plots, load as results, mask_tables, settings, stats
 from k24lab.analysis.similarity import hamming_distance
+from k24lab.analysis.stats import mean_interval
 from k24lab.errors import RunError
 from k24lab.lab.config import build_config
 from k24lab.lab.find_runs import find_runs
@@ -39,27 +40,22 @@ def test_a_setting_is_a_task_with_a_width_and_its_variants_are_methods(runs):
         settings.load_settings(runs, ["hiden_dim"])
 
 
-def test_role_distances_are_those_of_the_pairs(runs):
+def test_role_table_has_the_distances_of_the_pairs_and_the_gap_with_its_interval(runs):
     masked = [run for run in runs if run.config["method"] == "k24"]
-    table = mask_tables.role_distances(masked, 2)
+    table = mask_tables.role_table(masked, 2).set_index("layer")
     layers = results.last_patterns(masked[0])
-    assert len(table) == 3 * 7 and set(table["layer"]) == {"all", *layers}
-    row = table[(table["run"] == masked[0].id) & (table["layer"] == "fc2")].iloc[0]
-    index = layers["fc2"].index
-    distance = {(a, b): hamming_distance(index)[a, b] for a in range(4) for b in range(4)}
-    assert row["same"] == pytest.approx(np.mean([distance[0, 2], distance[1, 3]]))
-    assert row["different"] == pytest.approx(np.mean([distance[p] for p in [(0, 1), (0, 3), (2, 1), (2, 3)]]))
+    assert set(table.index) == {"all", *layers} and (table["n"] == len(masked)).all()
+    same, different = [], []
+    for run in masked:
+        distance = hamming_distance(results.last_patterns(run)["fc2"].index)
+        same.append(np.mean([distance[0, 2], distance[1, 3]]))
+        different.append(np.mean([distance[p] for p in [(0, 1), (0, 3), (2, 1), (2, 3)]]))
+    gap, row = mean_interval(np.subtract(different, same)), table.loc["fc2"]
+    assert (row["same"], row["different"]) == pytest.approx((np.mean(same), np.mean(different)))
+    assert (row["gap"], row["low"], row["high"]) == pytest.approx(tuple(map(float, gap[:3])))
     for n_roles in (1, 4):
         with pytest.raises(RunError, match=f"n_roles = {n_roles} of 4 agents"):
-            mask_tables.role_distances(masked, n_roles)
-
-
-def test_role_table_has_the_gap_with_its_interval():
-    each = pd.DataFrame({"layer": ["fc1"] * 3, "same": [0.1, 0.2, 0.3], "different": [0.2, 0.4, 0.6]})
-    (row,) = mask_tables.role_table(each).itertuples()
-    assert (row.layer, row.n) == ("fc1", 3)
-    assert (row.same, row.different, row.gap) == pytest.approx((0.2, 0.4, 0.2))
-    assert (row.low, row.high) == pytest.approx((0.2 - 4.3027 * 0.1 / 3**0.5, 0.2 + 4.3027 * 0.1 / 3**0.5), abs=1e-4)
+            mask_tables.role_table(masked, n_roles)
 
 
 def test_improvement_over_the_reference_of_each_task():

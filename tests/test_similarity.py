@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy.spatial.distance import jensenshannon
 
 from k24lab.analysis import mask_tables as tables, similarity
 from k24lab.analysis.load import Patterns
@@ -33,23 +32,20 @@ def test_hamming_by_hand():
     # Groups of agents 0 and 1: equal (0), one weight shared (1/2), none shared (1).
     index = np.array([[[0, 0, 0]], [[0, 1, 5]]], dtype=np.uint8)
     assert similarity.hamming_distance(index).tolist() == [[0.0, 0.5], [0.5, 0.0]]
-    assert similarity.jaccard_overlap(index)[0, 1] == pytest.approx(3 / 9)  # 3 of the 9 weights kept by either
 
 
 @given(indices)
-def test_hamming_and_jaccard_equal_the_double_loop_over_entries(index):
+def test_hamming_equals_the_double_loop_over_entries(index):
     masks = similarity.masks(index).reshape(len(index), -1)
-    hamming, jaccard = similarity.hamming_distance(index), similarity.jaccard_overlap(index)
+    hamming = similarity.hamming_distance(index)
     for a, one in enumerate(masks):
         for b, other in enumerate(masks):
             assert hamming[a, b] == pytest.approx((one != other).mean())
-            assert jaccard[a, b] == pytest.approx((one & other).sum() / (one | other).sum())
 
 
 def test_chance_values_of_independent_masks():
     index = random_index((2, 100, 1000))
     assert similarity.hamming_distance(index)[0, 1] == pytest.approx(similarity.CHANCE_HAMMING, abs=0.01)
-    assert similarity.jaccard_overlap(index)[0, 1] == pytest.approx(similarity.CHANCE_JACCARD, abs=0.01)
     certain = np.eye(6, dtype=np.float32)[index]
     assert similarity.probability_similarity(certain)[0, 1] == pytest.approx(similarity.CHANCE_SIMILARITY, abs=0.01)
     assert similarity.flip_rate(index[:1], index[1:])[0] == pytest.approx(similarity.CHANCE_FLIP, abs=0.01)
@@ -60,21 +56,18 @@ def test_chance_hamming_is_exact_over_all_pairs_of_patterns():
     assert (patterns[:, None] != patterns[None]).mean() == similarity.CHANCE_HAMMING
 
 
-@pytest.mark.parametrize("cosine", [False, True])
-def test_probability_similarity_equals_the_double_loop(cosine):
+def test_probability_similarity_equals_the_double_loop():
     probs = random_probs((3, 4, 2))
-    result = similarity.probability_similarity(probs, cosine)
+    result = similarity.probability_similarity(probs)
     for a in range(3):
         for b in range(3):
             pa, pb = probs[a].reshape(-1, 6), probs[b].reshape(-1, 6)
-            scale = np.linalg.norm(pa, axis=1) * np.linalg.norm(pb, axis=1) if cosine else 1.0
-            assert result[a, b] == pytest.approx(((pa * pb).sum(axis=1) / scale).mean(), rel=1e-5)
+            assert result[a, b] == pytest.approx((pa * pb).sum(axis=1).mean(), rel=1e-5)
 
 
-def test_uniform_probabilities_have_product_one_sixth_and_cosine_one():
+def test_uniform_probabilities_have_product_one_sixth():
     probs = np.full((2, 3, 2, 6), 1 / 6, dtype=np.float32)
     assert similarity.probability_similarity(probs)[0, 1] == pytest.approx(1 / 6)
-    assert similarity.probability_similarity(probs, cosine=True)[0, 1] == pytest.approx(1.0)
     assert similarity.pattern_entropy(probs) == pytest.approx([similarity.MAX_ENTROPY] * 2)
 
 
@@ -105,32 +98,13 @@ def test_all_layers_weighs_each_layer_by_its_entries():
     assert similarity.hamming_distance(both.index)[0, 1] == 0.25
 
 
-def test_cluster_order_puts_near_agents_beside_each_other():
-    group = np.array([0, 1, 0, 1, 0, 1])
-    order = similarity.cluster_order(np.where(group[:, None] == group, 0.2, 0.5) * (1 - np.eye(6)))
-    assert sorted(order) == list(range(6)) and list(group[order]) in ([0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0])
-    assert similarity.cluster_order(np.zeros((2, 2))) == [0, 1]
-
-
 def test_mean_pair_leaves_out_the_diagonal():
     assert similarity.mean_pair(np.array([[9.0, 1.0], [3.0, 9.0]])) == 2.0
     assert np.isnan(similarity.mean_pair(np.ones((1, 1))))
 
 
-def test_owners_table_by_hand_and_by_chance():
-    index = np.array([[[0]], [[1]]], dtype=np.uint8)  # 1100 and 1010: one shared, two of one owner, one of none
-    table = tables.owners_table({"fc1": Patterns(index, random_probs((2, 1, 1)))})
-    assert table["share"].tolist() == [0.25, 0.5, 0.25] * 2
-    index = random_index((3, 100, 300))
-    table = tables.owners_table({"fc1": Patterns(index, np.zeros((*index.shape, 6), dtype=np.float32))})
-    np.testing.assert_allclose(table["share"], table["chance"], atol=0.01)
-
-
-def test_usage_pattern_and_pair_tables_are_tidy():
+def test_pattern_and_pair_tables_are_tidy():
     index = np.array([[[0, 5]], [[1, 1]]], dtype=np.uint8)
-    usage = tables.usage_table({"fc1": Patterns(index, random_probs((2, 1, 2)))})
-    assert usage.columns.tolist() == ["layer", "agent", "1100", "1010", "1001", "0110", "0101", "0011"]
-    assert usage.loc[0].tolist() == ["fc1", 0, 0.5, 0, 0, 0, 0, 0.5]
     cells = tables.pattern_table(index, rows=8, groups=1)
     assert cells.values.tolist() == [[0, 0, 0, "1100"], [1, 0, 0, "1010"]]
     pairs = tables.pair_table({"d": np.array([[0.0, 1.0], [2.0, 3.0]])})
@@ -149,33 +123,3 @@ def test_action_shares_count_greedy_available_actions():
     q_values = np.array([[[9.0, -1.0, -2.0], [1.0, 0.0, 0.0]], [[8.0, -2.0, -1.0], [0.0, 0.0, 2.0]]])
     avail = np.array([[False, True, True], [True, True, True]])
     assert similarity.action_shares(q_values, avail).tolist() == [[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]
-
-
-def test_js_distance_agrees_with_scipy_and_is_a_metric():
-    rng = np.random.default_rng(0)
-    q_values, avail = rng.normal(0, 3, (4, 20, 5)), rng.random((20, 5)) < 0.6
-    avail[:, 0] = True
-    result = similarity.js_distance(q_values, avail, temperature=2.0)
-    policy = np.where(avail, np.exp(q_values / 2), 0.0)
-    policy /= policy.sum(axis=-1, keepdims=True)
-    for a in range(4):
-        for b in range(4):
-            assert result[a, b] == pytest.approx(jensenshannon(policy[a], policy[b], base=2, axis=-1).mean(), abs=1e-7)
-    assert (result[:, None, :] <= result[:, :, None] + result[None] + 1e-9).all()  # triangle inequality
-
-
-def test_js_distance_of_opposite_certain_policies_is_one():
-    q_values = np.array([[[500.0, 0.0]], [[0.0, 500.0]]])
-    np.testing.assert_allclose(
-        similarity.js_distance(q_values, np.ones((1, 2), dtype=bool)), [[0, 1], [1, 0]], atol=1e-9
-    )
-
-
-def test_q_spread_takes_the_scale_of_q_out_of_the_js_distance():
-    rng = np.random.default_rng(0)
-    q_values, avail = rng.normal(size=(3, 10, 4)), rng.random((10, 4)) < 0.7
-    avail[:, 0] = True
-    spread = similarity.q_spread(q_values, avail)
-    small = similarity.js_distance(q_values / 100, avail, similarity.q_spread(q_values / 100, avail))
-    np.testing.assert_allclose(small, similarity.js_distance(q_values, avail, spread), atol=1e-7)
-    assert similarity.q_spread(np.zeros((2, 3, 4)), np.ones((3, 4), dtype=bool)) == 1.0

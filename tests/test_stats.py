@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, strategies as st
 from scipy import stats as scipy_stats
 
 from k24lab.analysis import stats
@@ -46,21 +45,6 @@ def test_interval_covers_the_truth_as_often_as_it_says():
     estimate = stats.mean_interval(draws)
     covered = ((estimate.low < 0) & (estimate.high > 0)).mean()
     assert covered == pytest.approx(0.95, abs=0.015)
-
-
-def test_iqm_by_hand():
-    assert stats.iqm(np.array([100.0, 1.0, 2.0, 3.0])) == 2.5  # 1 and 100 are cut
-    assert stats.iqm(np.array([9.0, 1.0, 2.0, 3.0, -50.0, 4.0, 5.0, 6.0])) == 3.5  # two cut at each end
-    assert stats.iqm(np.array([1.0, 2.0, np.nan, 6.0])) == 3.0  # int(3 / 4) = 0 cut
-    assert np.isnan(stats.iqm(np.array([np.nan])))
-
-
-@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=20), st.floats(-1e3, 1e3))
-def test_iqm_shifts_with_its_values_and_stays_within_them(values, shift):
-    values = np.array(values)
-    result = stats.iqm(values)
-    assert values.min() - 1e-9 <= result <= values.max() + 1e-9
-    assert stats.iqm(values + shift) == pytest.approx(result + shift, abs=1e-6)
 
 
 def test_difference_interval_agrees_with_welch():

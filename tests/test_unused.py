@@ -58,7 +58,7 @@ def test_a_run_learns_the_same_whatever_is_unused(changes, tiny_config, tmp_path
     for name, each in (("one", config), ("other", other)):
         path = train(each, folder=tmp_path / name, progress=False)
         rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-        arrays = dict(results.load_policies(read_run(path)).__dict__)
+        arrays = dict(zip(("q_values", "avail_actions"), results.load_policies(read_run(path)), strict=True))
         learned.append([[row.get(key) for row in rows for key in ("loss_td", "test_return_mean")], *arrays.values()])
     (values, *arrays), (other_values, *other_arrays) = learned
     assert values == other_values and any(value is not None for value in values)

@@ -115,16 +115,6 @@ def aggregate_panels(table: pd.DataFrame, axes: Sequence[Axes]) -> None:
             ax.set_yticklabels([])
 
 
-def improvement_marks(table: pd.DataFrame, label: str, ax: Axes | None = None) -> Axes:
-    """Probability that `label` beats each other variant (`aggregate.improvements`), with its interval; 0.5 is a tie."""
-    ax = ax or new_axes()
-    table = table.rename(columns={"reference": "variant"})
-    interval_marks(table, "probability", ax, variant_styles(table["variant"]))
-    ax.axvline(0.5, color=GREY, linestyle=":", linewidth=0.9)
-    ax.set(xlabel=f"P({label} > other)", xlim=(-0.02, 1.02), xticks=np.linspace(0, 1, 5))
-    return ax
-
-
 def difference_marks(table: pd.DataFrame, label: str, ax: Axes | None = None, *, title: str = "") -> Axes:
     """Difference of every variant's return to that of `label`, a group of lines per task; 0 is a tie.
 
@@ -154,13 +144,11 @@ def effect_marks(table: pd.DataFrame, ax: Axes, order: Sequence[str], *, title: 
     reach = 1.1 * float(ends[ends <= FAR * ends.median()].max())
     reach = reach if reach > 0 else 1.0  # nothing to compare, or nothing differs
     for y, name in enumerate(order):
-        look, at = method_style(name.split(" ")[0]), rows["difference"].to_numpy(dtype=float)[y]
-        if abs(at) <= reach:
-            _marks(rows.loc[[name]], "difference", [y], ax, look)
-        elif at == at:
-            side = np.sign(at)
-            ax.plot(side * reach, y, marker=">" if side > 0 else "<", color=look.color, clip_on=False)
-            number = f"{at:.1f}".replace("-", "\N{MINUS SIGN}")
+        at = float(rows["difference"].to_numpy(dtype=float)[y])
+        if not np.isnan(at):
+            _marks(rows.loc[[name]], "difference", [y], ax, method_style(name.split(" ")[0]))
+        if abs(at) > reach:
+            number, side = f"{at:.1f}".replace("-", "\N{MINUS SIGN}"), np.sign(at)
             ax.annotate(number, (side * reach, y), (-5 * side, 0), ha="right" if side > 0 else "left", **place)
     ax.axvline(0.0, color=GREY, linestyle=":", linewidth=0.9)
     _lines_of(ax, [labels[name].label for name in order])

@@ -1,7 +1,7 @@
 """Figures of several panels, and curves; every function draws data it is given on `ax` (a new one if None)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -41,10 +41,7 @@ def panels(n: int, n_columns: int = 3, height: float | Sequence[float] = ROW_HEI
 
 
 def shared_legend(fig: Figure) -> Figure:
-    """One legend under all panels, each label once, in as many columns (at most four) as the width holds.
-
-    The figure grows by the legend's lines.
-    """
+    """One legend under all panels, each label once, in at most four columns; the figure grows by the legend's lines."""
     entries: dict[str, Any] = {}
     for ax in fig.axes:
         handles, labels = ax.get_legend_handles_labels()
@@ -143,34 +140,14 @@ def _title(ax: Axes, title: str, n_seeds: pd.Series) -> str:
 
 
 def reference_lines(ax: Axes, references: Mapping[str, float]) -> Axes:
-    """Dotted grey horizontal lines, each with its name at the end where it hides least; the axis grows to hold them."""
+    """Dotted grey horizontal lines, each with its name at the right end; the axis grows to hold them."""
     low, high = ax.get_ylim()
     ax.set_ylim(min(low, *references.values()) if references else low, max(high, *references.values(), high))
     for name, value in references.items():
-        side, above = _free_place(ax, value, width=0.02 * len(name))
-        look: dict[str, Any] = {"ha": side, "va": "bottom" if above else "top", "color": GREY, "fontsize": 6.5}
-        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-        ax.annotate(name, (float(side == "right"), value), (0, 1.5 if above else -1.5), **place, **look)
-    for value in references.values():
         ax.axhline(value, color=GREY, linestyle=":", linewidth=0.9, zorder=1)
+        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        ax.annotate(name, (1.0, value), (0, 1.5), ha="right", va="bottom", color=GREY, fontsize=6.5, **place)
     return ax
-
-
-def _free_place(ax: Axes, value: float, width: float, height: float = 0.1) -> tuple[Literal["left", "right"], bool]:
-    """Where a text at the height `value` meets the fewest lines: side of the axes, and whether above the value.
-
-    `width` and `height` of the text are shares of the axes; among equals right comes before left, above before below.
-    """
-    (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
-    x = np.linspace(left, right, 101)
-    lines = [np.asarray(line.get_xydata(), dtype=float) for line in ax.get_lines()]
-    y = np.array([np.interp(x, xy[:, 0], xy[:, 1], np.nan, np.nan) for xy in lines if len(xy)]).reshape(-1, x.size)
-    share = (y - value) / (high - low)
-    near = {True: (share > -0.01) & (share < height), False: (share < 0.01) & (share > -height)}
-    ends: dict[Literal["left", "right"], np.ndarray]
-    ends = {"right": x >= right - width * (right - left), "left": x <= left + width * (right - left)}
-    hits = {(side, above): near[above][:, ends[side]].sum() for side in ends for above in near}
-    return min(hits, key=hits.__getitem__)
 
 
 def time_axis(ax: Axes, ylabel: str) -> Axes:

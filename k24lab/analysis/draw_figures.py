@@ -11,16 +11,10 @@ from k24lab.lab.find_runs import find_groups, find_runs
 
 
 def draw_figures(groups: Sequence[str], jobs: int, variant: str | None, name: str) -> list[Path]:
-    """Execute notebooks on each group and on all groups together.
+    """Execute notebooks on each group and on all groups together, `jobs` at a time.
 
-    Args:
-        groups: groups of runs.
-        jobs: notebooks at a time.
-        variant: what all others are compared with; None: k24, or else the first that has runs in all tasks.
-        name: folder of the figures that show all groups together.
-
-    Raises:
-        RunError: a group without finished runs, no (or not that) variant with runs in all tasks, a failed notebook.
+    All others are compared with `variant`, by default with k24, or else the first that has runs in all tasks. The
+    folder `name` gets the figures that show all groups together.
     """
     comparable = complete_returns(load_summaries(find_groups(groups)), variant)
     if variant is None:

@@ -13,8 +13,8 @@ import pandas as pd
 
 from k24lab.analysis.load import RETURN
 from k24lab.analysis.stats import difference_interval, mean_interval, values_by_variant
-from k24lab.analysis.style import method_style, save_text, variant_styles
-from k24lab.errors import RunError
+from k24lab.analysis.style import save_text, variant_styles
+from k24lab.errors import warn
 from k24lab.lab import provenance
 from k24lab.lab.config import Config
 from k24lab.lab.find_runs import Run
@@ -27,23 +27,9 @@ def marl_eval(metrics: pd.DataFrame, summaries: pd.DataFrame) -> dict[str, Any]:
     """The JSON layout of marl-eval (Gorsane et al., 2022): environment, task, algorithm, run, step.
 
     `return` (and `win_rate`, where an environment has wins) of the greedy team, at each evaluation the mean over its
-    episodes; `absolute_metrics` are the run's last. Names are in lower case, as marl-eval wants them. Of two runs with
-    the same task, variant and seed (`find_runs.unequal_settings` warns of them) only the last one is in it.
-
-    Raises:
-        RunError: marl-eval cannot read it, since tasks or algorithms of an environment do not have the same seeds.
+    episodes; `absolute_metrics` are the run's last. Names are in lower case, as marl-eval wants them. It reads
+    environments whose tasks and algorithms have the same seeds only: what others lack is a `RunWarning`, and left out.
     """
-    data, missing = shared_marl_eval(metrics, summaries)
-    if missing:
-        raise RunError(
-            "marl-eval reads environments whose tasks and algorithms have the same seeds only: "
-            f"{'; '.join(missing)} (train these, or export groups one by one)"
-        )
-    return data
-
-
-def shared_marl_eval(metrics: pd.DataFrame, summaries: pd.DataFrame) -> tuple[dict[str, Any], list[str]]:
-    """`marl_eval` of the algorithms and seeds that all tasks of an environment share, and what is missing elsewhere."""
     environments: dict[str, dict[tuple[str, str, Any], dict[str, Any]]] = {}
     keys = ["task", "variant", "run", "seed"]
     for (task, variant, run, seed), rows in metrics.dropna(subset=[RETURN]).groupby(keys, sort=False):
@@ -52,22 +38,17 @@ def shared_marl_eval(metrics: pd.DataFrame, summaries: pd.DataFrame) -> tuple[di
         last = summaries.loc[(summaries["run"] == run) & (summaries["task"] == task)].iloc[0]
         environments.setdefault(environment, {})[own, str(variant).lower(), seed] = _marl_eval_steps(rows, last)
     data: dict[str, Any] = {}
-    missing = []
     for environment, runs in environments.items():
         tasks, names, seeds = map(dict.fromkeys, zip(*runs, strict=True))
         for task, name in itertools.product(tasks, names):
             if lacks := sorted(seed for seed in seeds if (task, name, seed) not in runs):
-                where = task if task.partition(":")[0] == environment else f"{environment}/{task}"
-                missing.append(f"{where}: {name} lacks seeds {', '.join(map(str, lacks))}")
-        found = {(task, name) for task, name, _ in runs}
-        shared = [name for name in names if all((task, name) in found for task in tasks)]
+                warn(f"not for marl-eval: {environment}, {task}: {name} lacks seeds {', '.join(map(str, lacks))}")
+        shared = [name for name in names if all((task, name) in {key[:2] for key in runs} for task in tasks)]
         common = [s for s in seeds if all((task, name, s) in runs for task in tasks for name in shared)]
-        data[environment] = {task: {} for task in tasks}
-        for (task, name, seed), steps in runs.items():
-            if name in shared:
-                seeds_of = data[environment][task].setdefault(name, {})
-                seeds_of |= {f"seed_{seed}": steps} if seed in common else {}
-    return data, missing
+        data[environment] = {
+            task: {name: {f"seed_{s}": runs[task, name, s] for s in common} for name in shared} for task in tasks
+        }
+    return data
 
 
 def _marl_eval_steps(rows: pd.DataFrame, last: pd.Series) -> dict[str, Any]:
@@ -141,24 +122,12 @@ def _cell(values: np.ndarray, bold: bool) -> str:
     return rf"${text} \pm {mean - low:.2f}$" if n > 1 else f"${text}$"
 
 
-def cost_table(costs: pd.DataFrame) -> pd.DataFrame:
-    """`inference.method_costs.method_costs` as text for LaTeX: a dash where training decides."""
-    return pd.DataFrame(
-        {
-            "method": [method_style(name).label for name in costs["method"]],
-            "parameters": costs["parameters"].map("{:,}".format),
-            "weights kept": costs["kept"].map("{:.2f}".format).where(costs["kept"].notna(), "--"),
-            "multiply-adds": costs["multiply_adds"].map("{:,}".format),
-            "memory (kB)": (costs["memory_bytes"] / 1000).map("{:.1f}".format),
-        }
-    )
-
-
 def save_latex(table: pd.DataFrame, name: str, folder: str | os.PathLike[str] | None = None) -> Path:
     r"""Write `name.tex`, a `tabular` that `\input` takes (`\usepackage{booktabs}`); cells in dollars stay as they are.
 
     The first column is left-aligned, the others right; files are written as by `style.save_figure`.
     """
-    styled = table.style.hide(axis="index").format(escape="latex-math").format_index(escape="latex", axis="columns")
+    cells = table.style.hide(axis="index").format(escape="latex-math", precision=2, thousands=",", na_rep="--")
+    styled = cells.format_index(escape="latex", axis="columns")
     text = styled.to_latex(hrules=True, column_format="l" + "r" * (len(table.columns) - 1))
     return save_text(text.replace("α", r"$\alpha$"), f"{name}.tex", folder)

@@ -25,22 +25,11 @@ class Patterns:
     probs: Float[np.ndarray, "M *groups 6"]  # softmax(z / temperature)
 
 
-@dataclass(frozen=True)
-class Policies:
-    """What K agents' policies say about the same S observations."""
-
-    q_values: Float[np.ndarray, "K S A"]
-    avail_actions: Bool[np.ndarray, "S A"]
-
-
 def load_metrics(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per logged line: `run`, `variant`, every config field, `t_env` (env steps) and the metrics.
 
     A metric that a line lacks is NaN. A config field with the name of a metric becomes `config_<field>`. Torn lines are
     skipped (see `metric_rows`).
-
-    Raises:
-        RunError: a run without metrics.jsonl, or a line without t_env.
     """
     rows = [{"run": str(run.path), **row} for run in runs for row in metric_rows(run.path / "metrics.jsonl")]
     if not rows:
@@ -49,11 +38,7 @@ def load_metrics(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def load_summaries(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row per run: `run`, `variant`, every config field and the final numbers of summary.json, NaN if absent.
-
-    Raises:
-        RunError: a summary.json that is not a JSON object.
-    """
+    """One row per run: `run`, `variant`, every config field and the final numbers of summary.json, NaN if absent."""
     paths = {run.path: run.path / "summary.json" for run in runs}
     rows = [{"run": str(run)} | (read_json(path) if path.is_file() else {}) for run, path in paths.items()]
     return _join_configs(runs, pd.DataFrame(rows))
@@ -93,11 +78,7 @@ def metric_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def load_patterns(run: Run) -> dict[int, dict[str, Patterns]]:
-    """Snapshots of the masks in time order: t_env (env steps) -> layer -> `Patterns` of shape [M, out, G].
-
-    Raises:
-        RunError: the run has no snapshots, as for methods without masks, or damaged ones.
-    """
+    """Snapshots of the masks in time order: t_env (env steps) -> layer -> `Patterns` of shape [M, out, G]."""
     return {t_env: read_patterns(path) for t_env, path in snapshot_paths(run).items()}
 
 
@@ -112,11 +93,7 @@ def has_patterns(run: Run) -> bool:
 
 
 def snapshot_paths(run: Run) -> dict[int, Path]:
-    """Files of the masks in time order: t_env (env steps) -> path.
-
-    Raises:
-        RunError: the run has none, as for methods without masks.
-    """
+    """Files of the masks in time order: t_env (env steps) -> path; a run without, as of `fups`, is a `RunError`."""
     paths = sorted((run.path / "patterns").glob("[0-9]*.npz"), key=lambda path: int(path.stem))
     if not paths:
         raise RunError(f"{run.path} has no mask snapshots: method {run.config.get('method')!r} may have no masks")
@@ -135,17 +112,13 @@ def read_patterns(path: Path) -> dict[str, Patterns]:
         }
 
 
-def load_policies(run: Run) -> Policies:
-    """Q-values of all agents on common observations, as written at the end of training.
-
-    Raises:
-        RunError: the run has no policy.npz, or a damaged one.
-    """
+def load_policies(run: Run) -> tuple[Float[np.ndarray, "K S A"], Bool[np.ndarray, "S A"]]:
+    """Q-values of all agents on common observations, and the available actions, as they were at the end of training."""
     path = run.path / "policy.npz"
     if not path.is_file():
         raise RunError(f"{path} does not exist: it is written when a run finishes")
     with _arrays(path) as arrays:
-        return Policies(arrays["q_values"].astype(np.float64), arrays["avail_actions"].astype(bool))
+        return arrays["q_values"].astype(np.float64), arrays["avail_actions"].astype(bool)
 
 
 @contextlib.contextmanager
@@ -159,17 +132,8 @@ def _arrays(path: Path) -> Iterator[Any]:
 
 
 def mask_names(run: Run) -> list[str]:
-    """Whose masks (or separate networks) a run has: names of unit types with mask_per = "type", else agents' indices.
-
-    Raises:
-        RunError: the run has neither summary nor policy.
-    """
+    """Whose masks (or separate networks) a run has: names of unit types with mask_per "type", else agents' indices."""
     names = read_json(run.path / "summary.json").get("unit_type_names") if run.finished else None
     if run.config.get("mask_per") == "type" and names:
         return [str(name) for name in names]
-    return [str(index) for index in range(len(load_policies(run).q_values))]
-
-
-def kind(run: Run) -> str:
-    """Whose masks a run has: "agent" or "unit type"."""
-    return "unit type" if run.config.get("mask_per") == "type" else "agent"
+    return [str(index) for index in range(len(load_policies(run)[0]))]

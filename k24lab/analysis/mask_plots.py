@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import seaborn
 from jaxtyping import Float, Integer
 from matplotlib import colormaps
@@ -13,14 +12,12 @@ from matplotlib.colors import ListedColormap
 
 from k24lab.analysis.curve_plots import new_axes
 from k24lab.analysis.similarity import masks
-from k24lab.analysis.stats import drawn_interval
 from k24lab.analysis.style import GREY, HALF_WIDTH, OKABE_ITO
 from k24lab.core.pattern_table import GROUP_SIZE, PATTERN_NAMES
 
 PATTERN_COLORS = [OKABE_ITO[c] for c in ("orange", "sky", "green", "yellow", "blue", "vermillion")]
 TILE_HEIGHT = 1.25  # inches, one line of agents side by side
 PER_LINE = 4  # agents side by side before a new line begins
-MANY = 6  # columns beyond which numbers lose their leading zero
 SHORT = 3  # letters that stand under a column unturned
 
 
@@ -72,9 +69,7 @@ def _side_by_side(
     bar = {"ticks": range(len(names)), "label": label, "aspect": 15, "pad": 0.02}
     seaborn.heatmap(canvas, ax=ax, xticklabels=False, yticklabels=False, cbar_kws=bar, **look)
     color_bar = ax.figure.axes[-1]
-    color_bar.spines["outline"].set_linewidth(0.6)
     color_bar.set_yticklabels(names)
-    color_bar.tick_params(length=0)
     height, width = canvas.shape
     ax.set(xlim=(-0.1, width + 0.1), ylim=(height + 0.1, -0.1), ylabel=f"first {rows} output units")
     ax.set_xlabel(f"first {columns // columns_per_group} groups of four input weights")
@@ -95,7 +90,7 @@ def share_map(
     """
     ax = ax or new_axes(height=0.7 + 0.2 * len(shares))
     colors = ("viridis", 0.0, max(0.5, float(shares.max()))) if chance is None else ("RdBu_r", 0.0, 2 * chance)
-    return _numbers(shares, "{:.0%}", ax, colors, columns, labels)
+    return _numbers(shares, ".0%", ax, colors, columns, labels)
 
 
 def matrix_map(
@@ -103,20 +98,13 @@ def matrix_map(
     ax: Axes | None = None,
     *,
     title: str = "",
-    vmin: float = 0.0,
     vmax: float = 1.0,
     labels: Sequence[str] = (),
-    order: Sequence[int] | None = None,
     of: str = "agent",
 ) -> Axes:
-    """A matrix over pairs of agents (or of what `of` says) with its numbers.
-
-    Give matrices to be compared the same `vmin`, `vmax` and `order` of agents (`similarity.cluster_order`).
-    """
+    """A matrix over pairs of agents (or of what `of` says) with its numbers, on a colour scale from 0 to `vmax`."""
     ax = ax or new_axes(height=HALF_WIDTH, width=HALF_WIDTH)
-    order = list(range(len(matrix))) if order is None else list(order)
-    names = [labels[k] if labels else str(k) for k in order]
-    _numbers(matrix[order][:, order], "{:.2f}", ax, ("viridis", vmin, vmax), names, names)
+    _numbers(matrix, ".2f", ax, ("viridis", 0.0, vmax), labels, labels)
     ax.set(aspect="equal", title=title, xlabel=of, ylabel=of)
     return ax
 
@@ -130,18 +118,13 @@ def _numbers(
     labels: Sequence[str],
 ) -> Axes:
     """A heatmap with its numbers; names of columns and lines are their indices if there are none."""
-    n_columns = values.shape[1]
-    texts = np.vectorize(number_format.format)(values)
-    if n_columns > MANY and "." in number_format:
-        texts = np.vectorize(lambda text: text.removeprefix("0"))(texts)  # .42: room for ten agents
-    (cmap, vmin, vmax), size = colors, min(6.0, 60 / n_columns)
+    (cmap, vmin, vmax), size = colors, min(6.0, 60 / values.shape[1])
     look: dict[str, Any] = {"cmap": cmap, "vmin": vmin, "vmax": vmax, "cbar": False, "rasterized": True}
-    names = {"xticklabels": list(columns) or True, "yticklabels": list(labels) or True}
-    seaborn.heatmap(values, annot=texts, fmt="", annot_kws={"size": size}, ax=ax, **look, **names)
-    turned = max(map(len, columns), default=0) > SHORT
+    look |= {"xticklabels": list(columns) or True, "yticklabels": list(labels) or True}
+    seaborn.heatmap(values, annot=True, fmt=number_format, annot_kws={"size": size}, ax=ax, **look)
     ax.tick_params(length=0)
     ax.tick_params(axis="y", rotation=0)
-    if turned:
+    if max(map(len, columns), default=0) > SHORT:
         ax.set_xticklabels(ax.get_xticklabels(), rotation=45, rotation_mode="anchor", ha="right")
     return ax
 
@@ -153,22 +136,4 @@ def temperature_axis(ax: Axes, ylabel: str, chance: float) -> Axes:
     ax.set_xticks([10, 5, 2, 1, 0.5, 0.2, 0.1], ["10", "5", "2", "1", "0.5", "0.2", "0.1"])
     ax.minorticks_off()
     ax.invert_xaxis()
-    return ax
-
-
-def error_bars(table: pd.DataFrame, ax: Axes | None = None, reference: str = "dense") -> Axes:
-    """Geometric mean of the error and its 95 % interval per method (log axis), every seed a dot.
-
-    A dotted line marks the mean of `reference`.
-    """
-    ax = ax or new_axes()
-    ax.set_xscale("log")  # seaborn then averages logarithms
-    same: dict[str, Any] = {"data": table, "x": "error", "y": "method", "ax": ax}
-    seaborn.stripplot(**same, jitter=False, size=6, color="0.7", linewidth=0, zorder=1)
-    black: dict[str, Any] = {"color": "black", "markers": "D", "markersize": 3, "err_kws": {"linewidth": 1}}
-    seaborn.pointplot(**same, errorbar=drawn_interval, linestyle="none", **black)
-    if reference in set(table["method"]):
-        mean = np.exp(np.log(table.loc[table["method"] == reference, "error"]).mean())
-        ax.axvline(mean, color=GREY, linestyle=":", linewidth=0.8)
-    ax.set(xlabel="mean squared error / variance of the targets", ylabel="")
     return ax

@@ -1,7 +1,7 @@
 """Tidy tables of masks and policies: what the figures show and their CSV files hold."""
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,8 +19,8 @@ from k24lab.lab.find_runs import Run, variants, varying_fields
 def snapshot_table(snapshots: Mapping[int, Mapping[str, Patterns]]) -> pd.DataFrame:
     """Means over agents or pairs of agents, per snapshot and layer, and for all layers together (`"all"`).
 
-    Columns t_env (env steps), layer, hamming, similarity (π·π), cosine, entropy (nats) and flip_rate (share of groups
-    changed since the snapshot before, NaN for the first).
+    Columns t_env (env steps), layer, hamming, similarity (π·π), entropy (nats) and flip_rate (share of groups changed
+    since the snapshot before, NaN for the first).
     """
     rows = []
     previous: dict[str, Patterns] = {}
@@ -31,7 +31,6 @@ def snapshot_table(snapshots: Mapping[int, Mapping[str, Patterns]]) -> pd.DataFr
             row = {
                 "hamming": mean_pair(hamming_distance(now.index)),
                 "similarity": mean_pair(probability_similarity(now.probs)),
-                "cosine": mean_pair(probability_similarity(now.probs, cosine=True)),
                 "entropy": float(similarity.pattern_entropy(now.probs).mean()),
                 "flip_rate": float(similarity.flip_rate(before.index, now.index).mean()) if before else float("nan"),
             }
@@ -49,32 +48,6 @@ def pattern_table(index: Integer[np.ndarray, "M out G"], rows: int, groups: int)
     return pd.DataFrame({name: values.ravel() for name, values in cells.items()})
 
 
-def owners_table(layers: Mapping[str, Patterns]) -> pd.DataFrame:
-    """Share of the weights that n agents keep, per layer: columns layer, n_agents (0..M), share, chance.
-
-    `chance` is the binomial share of M independent masks, C(M, n) / 2^M.
-    """
-    rows = []
-    for layer, patterns in {**layers, ALL_LAYERS: all_layers(layers)}.items():
-        n_masks = len(patterns.index)
-        flat = patterns.index.reshape(n_masks, 1, -1)
-        counts = np.bincount(similarity.masks(flat).sum(axis=0).ravel(), minlength=n_masks + 1)
-        for n, share in enumerate(counts / counts.sum()):
-            rows.append((layer, n, share, math.comb(n_masks, n) / 2**n_masks))
-    return pd.DataFrame(rows, columns=["layer", "n_agents", "share", "chance"])
-
-
-def usage_table(layers: Mapping[str, Patterns]) -> pd.DataFrame:
-    """Share of the groups that select each pattern: a line per layer and agent, a column per pattern."""
-    tables = [
-        pd.DataFrame(similarity.pattern_usage(patterns.index), columns=list(PATTERN_NAMES))
-        .rename_axis("agent")
-        .reset_index()
-        for patterns in layers.values()
-    ]
-    return pd.concat(tables, keys=list(layers), names=["layer", None]).reset_index("layer").reset_index(drop=True)
-
-
 def pair_table(matrices: Mapping[str, Float[np.ndarray, "K K"]]) -> pd.DataFrame:
     """Matrices over the same agents as one table: agent_a, agent_b and a column per matrix."""
     agent_a, agent_b = np.indices(next(iter(matrices.values())).shape).reshape(2, -1)
@@ -85,17 +58,11 @@ def run_pairs(runs: Sequence[Run]) -> pd.DataFrame:
     """One line per run and pair of different agents, at the end of training.
 
     Columns task, method, variant, run, seed, agent_a < agent_b, hamming and similarity (of the masks, all layers; NaN
-    for methods without masks), greedy (share of different greedy actions) and js (mean Jensen-Shannon distance of
-    softmax(Q / `q_spread`)).
+    for methods without masks) and greedy (share of different greedy actions).
     """
     tables = []
     for run, variant in zip(runs, variants(runs), strict=True):
-        policies = load_policies(run)
-        acts = (policies.q_values, policies.avail_actions)
-        matrices = {
-            "greedy": similarity.greedy_difference(*acts),
-            "js": similarity.js_distance(*acts, similarity.q_spread(*acts)),
-        }
+        matrices = {"greedy": similarity.greedy_difference(*load_policies(run))}
         if has_patterns(run):
             end = all_layers(last_patterns(run))
             matrices |= {"hamming": hamming_distance(end.index), "similarity": probability_similarity(end.probs)}
@@ -103,24 +70,24 @@ def run_pairs(runs: Sequence[Run]) -> pd.DataFrame:
         config = {name: run.config[name] for name in ("task", "method", "seed")}
         tables.append(pairs.assign(**config, variant=variant, run=run.id))
     columns = ["task", "method", "variant", "run", "seed", "agent_a", "agent_b", "hamming", "similarity"]
-    return pd.concat(tables, ignore_index=True).reindex(columns=[*columns, "greedy", "js"])
+    return pd.concat(tables, ignore_index=True).reindex(columns=[*columns, "greedy"])
 
 
-def _distances(run: Run) -> Iterator[tuple[str, Float[np.ndarray, "M M"]]]:
+def _distances(run: Run) -> list[tuple[str, Float[np.ndarray, "M M"]]]:
     """Hamming distances of a run's masks at the end of training, of all layers together and layer by layer."""
     layers = last_patterns(run)
-    yield from ((name, hamming_distance(p.index)) for name, p in {ALL_LAYERS: all_layers(layers), **layers}.items())
+    return [(name, hamming_distance(p.index)) for name, p in {ALL_LAYERS: all_layers(layers), **layers}.items()]
 
 
-def variant_table(runs: Sequence[Run], extras: Sequence[str] = ("train_eval_gap",)) -> pd.DataFrame:
+def variant_table(runs: Sequence[Run]) -> pd.DataFrame:
     """One line per variant, best return first: the fields that vary, n seeds, mean return with its 95 % interval.
 
-    Then the means of `extras` (logged quantities) and the mean Hamming distance of two agents' masks, layer by layer.
+    Then the mean train-eval gap and the mean Hamming distance of two agents' masks, layer by layer.
     """
     summaries = load_summaries(runs)
     table = final_table(summaries, by=("variant",)).drop(columns="iqm")
     fields = summaries.groupby("variant")[varying_fields(runs)].first()
-    means = summaries.groupby("variant")[[name for name in extras if name in summaries]].mean()
+    means = summaries.groupby("variant")[[name for name in ("train_eval_gap",) if name in summaries]].mean()
     rows = [
         {name: mean_pair(matrix) for name, matrix in _distances(run) if name != ALL_LAYERS} if has_patterns(run) else {}
         for run in runs
@@ -131,14 +98,11 @@ def variant_table(runs: Sequence[Run], extras: Sequence[str] = ("train_eval_gap"
     return joined[first + [c for c in joined if c not in first]].replace({np.nan: None}).reset_index()
 
 
-def role_distances(runs: Sequence[Run], n_roles: int) -> pd.DataFrame:
-    """Mean Hamming distance of the masks of two agents, per run and layer: of one role, and of different roles.
+def role_table(runs: Sequence[Run], n_roles: int) -> pd.DataFrame:
+    """Mean Hamming distance of the masks of two agents of one role and of different roles, per layer, means over runs.
 
-    Agent i has role i modulo `n_roles`, as in RoleNav. Columns run, seed, layer ("all" for all together), same,
-    different.
-
-    Raises:
-        RunError: no two agents of one role, or no two roles.
+    Agent i has role i modulo `n_roles`, as in RoleNav. Columns layer ("all" for all together), n (runs), same,
+    different, gap (different − same), low, high (95 %). Without a pair of one role and one of two it is a RunError.
     """
     rows = []
     for run in runs:
@@ -147,16 +111,10 @@ def role_distances(runs: Sequence[Run], n_roles: int) -> pd.DataFrame:
             alike = (role[:, None] == role) & ~np.eye(len(role), dtype=bool)
             if not alike.any() or n_roles < 2:
                 raise RunError(f"n_roles = {n_roles} of {len(role)} agents: no pair of one role and one of two roles")
-            different = distance[role[:, None] != role].mean()
-            rows.append((run.id, run.config["seed"], layer, distance[alike].mean(), different))
-    return pd.DataFrame(rows, columns=["run", "seed", "layer", "same", "different"])
-
-
-def role_table(distances: pd.DataFrame) -> pd.DataFrame:
-    """Per layer, means over runs: columns layer, n, same, different, gap (different − same), low, high (95 %)."""
-    rows = []
-    for layer, runs in distances.groupby("layer", sort=False):
-        gap = mean_interval((runs["different"] - runs["same"]).to_numpy())
-        means = runs["same"].mean(), runs["different"].mean()
-        rows.append((layer, len(runs), *means, gap.mean.item(), gap.low.item(), gap.high.item()))
-    return pd.DataFrame(rows, columns=["layer", "n", "same", "different", "gap", "low", "high"])
+            rows.append((layer, distance[alike].mean(), distance[role[:, None] != role].mean()))
+    table: list[tuple[Any, ...]] = []
+    for name, pairs in pd.DataFrame(rows, columns=["layer", "same", "different"]).groupby("layer", sort=False):
+        gap = mean_interval((pairs["different"] - pairs["same"]).to_numpy())
+        means = len(pairs), pairs["same"].mean(), pairs["different"].mean()
+        table.append((name, *means, gap.mean.item(), gap.low.item(), gap.high.item()))
+    return pd.DataFrame(table, columns=["layer", "n", "same", "different", "gap", "low", "high"])

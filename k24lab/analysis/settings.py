@@ -18,10 +18,7 @@ def load_settings(runs: Sequence[Run], fields: Sequence[str]) -> tuple[pd.DataFr
     """Metrics and summaries of runs in which a setting, a task with values of `fields`, takes the place of the task.
 
     Variants are named within their setting, so that `k24` at two widths is the same method in two settings. Summaries
-    also have `OVER_TRAINING`.
-
-    Raises:
-        RunError: a field that is no part of a configuration.
+    also have `OVER_TRAINING`. A field that is no part of a configuration is a RunError.
     """
     settings: dict[str, list[Run]] = {}
     for run in runs:
@@ -37,7 +34,7 @@ def load_settings(runs: Sequence[Run], fields: Sequence[str]) -> tuple[pd.DataFr
     rows = []
     for (task, run_id), evaluations in metrics.dropna(subset=[RETURN]).groupby(["task", "run"], sort=False):
         curve = evaluations.groupby("t_env")[RETURN].mean()
-        rows.append((task, run_id, area_under_curve(curve.index.to_numpy(), curve.to_numpy(dtype=float))))
+        rows.append((task, run_id, area_under_curve(curve)))
     over_training = pd.DataFrame(rows, columns=["task", "run", OVER_TRAINING])
     return metrics, summaries.merge(over_training, on=["task", "run"], how="left")
 

@@ -3,7 +3,7 @@
 What chance alone gives, for masks and policies drawn independently and uniformly (the reference lines of the figures):
 
 - an entry is kept by a uniform 2:4 mask with probability 3/6 = 1/2, so two independent masks differ in it with
-  probability 2 · 1/2 · 1/2 = 1/2: Hamming distance `CHANCE_HAMMING` = 0.5, overlap `CHANCE_JACCARD` = (1/4) / (3/4);
+  probability 2 · 1/2 · 1/2 = 1/2: Hamming distance `CHANCE_HAMMING` = 0.5;
 - two independent patterns agree with probability 1/6: `CHANCE_SIMILARITY`, also the value of uniform probabilities;
 - a pattern drawn anew differs from the last one with probability `CHANCE_FLIP` = 5/6.
 
@@ -16,14 +16,11 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 from scipy import special
-from scipy.cluster import hierarchy
-from scipy.spatial.distance import squareform
 
 from k24lab.analysis.load import Patterns
 from k24lab.core.pattern_table import N_PATTERNS, PATTERNS_24
 
 CHANCE_HAMMING = 0.5
-CHANCE_JACCARD = 1 / 3
 CHANCE_SIMILARITY = 1 / N_PATTERNS
 CHANCE_FLIP = 1 - 1 / N_PATTERNS
 MAX_ENTROPY = float(np.log(N_PATTERNS))  # nats, of six equally likely patterns
@@ -52,24 +49,9 @@ def hamming_distance(index: Integer[np.ndarray, "M *groups"]) -> Float[np.ndarra
     return np.stack([_PATTERN_DISTANCE[row, flat].mean(axis=1) for row in flat])
 
 
-def jaccard_overlap(index: Integer[np.ndarray, "M *groups"]) -> Float[np.ndarray, "M M"]:
-    """Weights kept by both over weights kept by either: 1 equal, 0 disjoint.
-
-    All 2:4 masks keep the same number of weights, so this is (1 − h) / (1 + h) of the Hamming distance h.
-    """
-    h = hamming_distance(index)
-    return (1 - h) / (1 + h)
-
-
-def probability_similarity(probs: Float[np.ndarray, "M *groups 6"], cosine: bool = False) -> Float[np.ndarray, "M M"]:
-    """Mean over groups of π_a · π_b, what the diversity loss lowers; `cosine` divides by |π_a| |π_b| group by group.
-
-    The plain product also falls when probabilities spread out (uniform: 1/6); the cosine compares directions alone
-    (uniform: 1), so a pair with a low product and a high cosine is undecided, not different.
-    """
+def probability_similarity(probs: Float[np.ndarray, "M *groups 6"]) -> Float[np.ndarray, "M M"]:
+    """Mean over groups of π_a · π_b, what the diversity loss lowers; it also falls when probabilities spread out."""
     flat = probs.reshape(probs.shape[0], -1, N_PATTERNS).astype(np.float64)
-    if cosine:
-        flat = flat / np.linalg.norm(flat, axis=-1, keepdims=True)
     return np.einsum("agp,bgp->ab", flat, flat) / flat.shape[1]
 
 
@@ -89,14 +71,6 @@ def flip_rate(
 ) -> Float[np.ndarray, " M"]:
     """Share of each mask's groups whose selected pattern changed between two snapshots."""
     return (before != after).reshape(before.shape[0], -1).mean(axis=1)
-
-
-def cluster_order(distance: Float[np.ndarray, "M M"]) -> list[int]:
-    """Agents in the order of a hierarchical clustering (average linkage): near ones beside each other."""
-    if len(distance) < 3:
-        return list(range(len(distance)))
-    linkage = hierarchy.linkage(squareform(distance, checks=False), method="average", optimal_ordering=True)
-    return hierarchy.leaves_list(linkage).tolist()
 
 
 def mean_pair(matrix: Float[np.ndarray, "M M"]) -> float:
@@ -131,36 +105,3 @@ def greedy_difference(
 def chance_greedy_difference(avail_actions: Bool[np.ndarray, "S A"]) -> float:
     """`greedy_difference` of two policies that choose among available actions at random: mean of 1 − 1 / available."""
     return float((1 - 1 / avail_actions.sum(axis=-1)).mean())
-
-
-def q_spread(q_values: Float[np.ndarray, "K S A"], avail_actions: Bool[np.ndarray, "S A"]) -> float:
-    """Typical difference between the values of one observation's actions, in units of the return.
-
-    The standard deviation over available actions, averaged over policies and observations; 1 if all values are equal.
-    """
-    spread = np.where(avail_actions, q_values.astype(np.float64), np.nan)
-    return float(np.nanstd(spread, axis=-1).mean()) or 1.0
-
-
-def js_distance(
-    q_values: Float[np.ndarray, "K S A"], avail_actions: Bool[np.ndarray, "S A"], temperature: float = 1.0
-) -> Float[np.ndarray, "K K"]:
-    """Mean over observations of the Jensen-Shannon distance between softmax(Q / temperature), available actions only.
-
-    The square root of the divergence to base 2 (Endres & Schindelin, 2003), a metric in [0, 1]. Unlike
-    `greedy_difference` it sees how much the values differ, hence depends on their scale; a temperature of
-    `q_spread(q_values, avail_actions)` takes that out.
-    """
-    logits = np.where(avail_actions, q_values.astype(np.float64) / temperature, -np.inf)
-    policy = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    policy /= policy.sum(axis=-1, keepdims=True)
-    return np.stack([_js_to_all(row[None], policy) for row in policy])
-
-
-def _js_to_all(p: Float[np.ndarray, "1 S A"], q: Float[np.ndarray, "K S A"]) -> Float[np.ndarray, " K"]:
-    """Not scipy's `jensenshannon`, which is NaN where rounding leaves a divergence of -1e-17."""
-    middle = (p + q) / 2
-    # x log2(x / middle) with 0 log 0 = 0; middle > 0 wherever x > 0
-    parts = [x * np.log2(np.divide(x, middle, out=np.ones_like(middle), where=x > 0)) for x in (p, q)]
-    divergence = (parts[0].sum(axis=-1) + parts[1].sum(axis=-1)) / 2
-    return np.sqrt(np.clip(divergence, 0, 1)).mean(axis=-1)

@@ -14,7 +14,6 @@ from k24lab.methods import METHODS
 
 CONFIDENCE = 0.95
 GRID_POINTS = 101
-MOST_CURVES = 12  # in one figure
 MIN_SEEDS = 3  # for an interval that is drawn: that of two seeds is nine standard deviations to either side
 
 
@@ -51,13 +50,6 @@ def drawn_interval(values: pd.Series) -> tuple[float, float]:
     return (estimate.low.item(), estimate.high.item()) if len(values) >= MIN_SEEDS else (np.nan, np.nan)
 
 
-def iqm(values: np.ndarray) -> float:
-    """Interquartile mean: the mean of the middle half, `int(n / 4)` values cut at each end; NaN left out."""
-    values = np.asarray(values, dtype=float).ravel()
-    values = values[~np.isnan(values)]
-    return float(scipy_stats.trim_mean(values, 0.25)) if values.size else float("nan")
-
-
 def difference_interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
     """mean(a) − mean(b) and its 95 % interval (Welch: unequal variances); NaN ends if either has fewer than 2 runs.
 
@@ -81,9 +73,6 @@ def curves(metrics: pd.DataFrame, value: str) -> pd.DataFrame:
 
     Columns task, variant, t_env, mean, low, high, n. The points are the runs' own t_env where they share it, else 101
     over the span that all runs cover, to which each run is interpolated linearly; it is NaN outside its own span.
-
-    Raises:
-        RunError: no run logged that metric.
     """
     if value not in metrics:
         raise RunError(unknown("metric", value, metrics.columns))
@@ -118,7 +107,7 @@ def final_table(summaries: pd.DataFrame, value: str = RETURN, by: Sequence[str] 
     rows = []
     for keys, scores in summaries.dropna(subset=[value]).groupby(list(by), sort=False)[value]:
         mean, low, high, n = (x.item() for x in mean_interval(scores.to_numpy(dtype=float)))
-        rows.append((*keys, n, mean, low, high, iqm(scores.to_numpy())))
+        rows.append((*keys, n, mean, low, high, scipy_stats.trim_mean(scores, 0.25).item()))
     table = pd.DataFrame(rows, columns=[*by, "n", "mean", "low", "high", "iqm"])
     return table.sort_values([*by[:-1], "mean"], ascending=[True] * (len(by) - 1) + [False], ignore_index=True)
 
@@ -135,9 +124,6 @@ def difference_table(summaries: pd.DataFrame, reference: str, value: str = RETUR
     Where the reference has several variants a variant is compared with the one of the same settings (`k24
     mask_rnn=False` with `random24 mask_rnn=False`), or if there is none with the plain one. Columns task, variant,
     reference, n, n_reference, difference, low, high, the largest difference first; empty if no run used the reference.
-
-    Raises:
-        RunError: a reference that is no method, neither of the package nor of these runs.
     """
     known = {*METHODS, *map(str, summaries["method"])}
     if reference not in known:
@@ -168,7 +154,7 @@ def _comparable(variant: str, reference: str, bases: Sequence[str]) -> str:
     return same if method != reference and same in bases else bases[0]
 
 
-def most_different(summaries: pd.DataFrame, reference: str, most: int = MOST_CURVES) -> list[str]:
+def most_different(summaries: pd.DataFrame, reference: str, most: int = 12) -> list[str]:
     """The variants that a figure of curves can hold: all, or of more than `most` the methods in their plain form and
     those others whose final return is furthest from that of `reference`, on the scale of each task's means.
     """

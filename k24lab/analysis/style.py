@@ -5,7 +5,7 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,13 +116,14 @@ def variant_styles(variants: Iterable[str]) -> dict[str, LineStyle]:
         many = present[method] > MOST_SHADES or len(present) == 1
         turn, place = divmod(rank - 1, len(spare))  # where a colour comes again, its line is another
         line, marker = _MORE_LINES[(1 + turn + place) % len(_MORE_LINES)]
-        styles[variant] = LineStyle(label, spare[place] if many else _lighter(base.color, rank), line, marker)
+        styles[variant] = LineStyle(
+            label, spare[place] if many else paler(base.color, max(0.75**rank, 0.35)), line, marker
+        )
     return styles
 
 
-def _lighter(color: str, rank: int) -> str:
-    """The colour, mixed with white the more the higher the rank."""
-    share = max(0.75**rank, 0.35)
+def paler(color: str, share: float) -> str:
+    """The colour mixed with white: a share of 1 leaves it as it is."""
     red, green, blue = (1 - (1 - c) * share for c in to_rgb(color))
     return to_hex((red, green, blue)).upper()
 
@@ -140,11 +141,8 @@ def save_figure(
     """Write `name.pdf`, `name.png` (200 dpi) and `name.csv` (the numbers shown); return the three paths by suffix.
 
     The same figure and data give the same bytes: no dates, no version strings. Each file appears whole or not at all.
-    `folder` is made if need be and defaults to `figures_dir()`.
-
-    Raises:
-        ConfigError: `name` is not a plain file name (letters, digits, `_`, `-`, `.`, `=`, not starting with a dot), on
-            its own or in one folder, `study/name`.
+    `folder` is made if need be and defaults to `figures_dir()`; `name` is a plain file name, or one in a folder,
+    `study/name` (else a ConfigError).
     """
     paths = {suffix: _save(render(fig, suffix), f"{name}.{suffix}", folder) for suffix in ("pdf", "png")}
     return paths | {"csv": save_table(data, name, folder)}
@@ -181,13 +179,9 @@ def screen_png(fig: Figure) -> bytes:
 
 def render(fig: Figure, suffix: str) -> bytes:
     """Bytes of the figure; fonts embedded as TrueType also when saved outside `paper_style`."""
-    absent: Mapping[str, Mapping[str, None]] = {
-        "pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},
-        "png": {"Software": None},
-    }
+    dated = ("CreationDate", "ModDate", "Creator", "Producer") if suffix == "pdf" else ("Software",)
     buffer = io.BytesIO()
     with mpl.rc_context({"pdf.fonttype": 42}):
-        fig.savefig(
-            buffer, format=suffix, dpi=PNG_DPI if suffix == "png" else RASTER_DPI, metadata=dict(absent[suffix])
-        )
+        dpi = PNG_DPI if suffix == "png" else RASTER_DPI
+        fig.savefig(buffer, format=suffix, dpi=dpi, metadata=dict.fromkeys(dated))
     return buffer.getvalue()

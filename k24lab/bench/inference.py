@@ -1,13 +1,11 @@
 """`k24lab bench inference`: where 2:4 pays at inference on this machine, on its CPU and, where it has one, its GPU.
 
-Layers and steps of a whole team are measured dense and 2:4, on the CPU rollouts too. Column `form` of the tables names
-the implementation.
+Layers and steps of a whole team are measured dense and 2:4. Column `form` of the tables names the implementation.
 """
 
 import datetime
 import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -20,114 +18,79 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from k24lab.analysis import style
-from k24lab.analysis.curve_plots import shared_legend
-from k24lab.analysis.speedup_plots import gpu_figure, inference_figure
-from k24lab.bench.roofline import measure_cpu_device, predict_layers
-from k24lab.bench.timing import Call, interleaved, median_ratio
+from k24lab.analysis.style import save_table
+from k24lab.bench.timing import Call, interleaved, median_ratio, show
 from k24lab.core.patterns import GROUP_SIZE, N_PATTERNS, masks_from_index
-from k24lab.envs.registry import make_env
-from k24lab.errors import ConfigError, RunError
+from k24lab.errors import ConfigError
 from k24lab.inference.actor import Actor, batched, team_step
 from k24lab.inference.freeze import FrozenTeam, freeze
-from k24lab.inference.gpu import DTYPES, GPUActor, capture, gpu_time, pack_for_gpu, sparse24_available
+from k24lab.inference.gpu import DTYPES, GPUActor, gpu_time, sparse24_available
 from k24lab.lab.config import build_config
 from k24lab.lab.paths import CHECKOUT, figures_dir
+from k24lab.lab.provenance import cpu_name
 from k24lab.marl.agent import build_agent
-from k24lab.marl.learner import build_learner
-from k24lab.marl.policy import Policy, play, trained_policy
-from k24lab.marl.replay import EpisodeBatch
 from k24lab.ops import acting, library as kernels
 from k24lab.ops.linear import linear, sparse_weights
 
+CLAIM = (1.5, 1.8)  # the speedup of 2:4 on Ampere that the original design claims
 NAME, GPU_NAME = "speed/bench_inference", "speed/bench_inference_gpu"
 WIDTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
 HIDDEN = (32, 64, 128, 256)
 TEAMS = (1, 3, 8, 16, 64)
 TEAM_BATCHES, GPU_TEAM_BATCHES = (1, 8, 32, 256), (1, 32, 256, 1024, 4096)
-ROLLOUT_TEAMS, ROLLOUT_ENVS = (3, 8), (1, 8, 32)
 OBS_DIM, N_ACTIONS = 30, 10
 MOST_MULTIPLY_ADDS = 2e9  # larger cases would take seconds a call on a CPU and are left out
 ROUNDS = 20
-CALLS_PER_GRAPH = 20  # so that starting the graph costs little per call
-SHOWN = "width batch n_agents form us us_low us_high speedup own timing dtype dense_us sparse_us max_error".split()
 
 
 def bench_inference(rounds: int = ROUNDS) -> list[Path]:
-    """Print all measurements and write the figures `bench_inference` and, with a GPU, `bench_inference_gpu`.
+    """Print all measurements and write the tables `bench_inference.csv` and, with a GPU, `bench_inference_gpu.csv`.
 
-    Raises:
-        ConfigError: the CPU kernels are not built.
+    Notebook `06_ampere_speedup` draws them. Without the CPU kernels it is a ConfigError.
     """
-    cpu = measure_cpu(rounds)
-    layers, teams = (cpu[cpu["level"] == level] for level in ("layer", "team"))
-    with style.paper_style():
-        paths = list(style.save_figure(shared_legend(inference_figure(layers, teams)), NAME, cpu).values())
+    paths = [save_table(measure_cpu(rounds), NAME)]
     available, found = sparse24_available()
     print(f"\nGPU: {found}")
-    if available:
-        gpu = measure_gpu(rounds)
-        with style.paper_style():
-            paths += style.save_figure(shared_legend(gpu_figure(gpu)), GPU_NAME, gpu).values()
-    return paths
+    return [*paths, save_table(measure_gpu(rounds), GPU_NAME)] if available else paths
 
 
-def measurements(measure: bool = False, rounds: int = ROUNDS) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """What was measured on a CPU and on a GPU (None: nowhere yet); prints where and when.
+def published_points() -> pd.DataFrame:
+    """Speedups of 2:4 matrix products on GPUs that others published (published.csv), slowest first.
 
-    From the files of `bench_inference` in the figures folder, or else those that come with the package's checkout;
-    with `measure`, here and now (minutes).
-
-    Raises:
-        RunError: no file, and `measure` is off.
+    Columns case, device, timing (GPU time of the kernel, or torch as called, eager or compiled), speedup, source, and
+    of single layers out_features, in_features and batch (rows of activations).
     """
-    if measure:
-        bench_inference(rounds)
-    cpu, gpu = _stored(NAME), _stored(GPU_NAME)
-    if cpu is None:
-        raise RunError(f"{figures_dir() / NAME}.csv is missing: k24lab bench inference, or measure = True")
-    return cpu, gpu
+    return pd.read_csv(Path(__file__).with_name("published.csv")).sort_values("speedup", kind="stable")
 
 
-def _stored(name: str) -> pd.DataFrame | None:
-    for folder in (figures_dir(), CHECKOUT / "figures"):
-        if (path := folder / f"{name}.csv").is_file():
-            table = pd.read_csv(path)
-            about = table.dropna(subset="date").iloc[0]
-            print(f"{name}: measured on {about['device']}, {about['date']}, torch {about['torch']}")
-            return table
-    print(f"{name}: measured nowhere yet (k24lab bench inference)")
-    return None
+def measurements() -> list[pd.DataFrame | None]:
+    """What was measured on a CPU and on a GPU (None: nowhere yet).
+
+    From the files of `bench_inference` in the figures folder, or else those that come with the package's checkout.
+    """
+    tables: list[pd.DataFrame | None] = []
+    for name in (NAME, GPU_NAME):
+        paths = [folder / f"{name}.csv" for folder in (figures_dir(), CHECKOUT / "figures")]
+        path = next((path for path in paths if path.is_file()), None)
+        tables.append(pd.read_csv(path) if path else None)
+        print(f"{name}: {path or 'measured nowhere yet (k24lab bench inference)'}")
+    return tables
 
 
 def measure_cpu(rounds: int) -> pd.DataFrame:
-    """Layers, steps of teams, rollouts, and what a roofline with this machine's measured peaks predicts for layers.
-
-    Raises:
-        ConfigError: the CPU kernels are not built.
-    """
+    """Layers and steps of teams."""
     torch.set_num_threads(1)
     if kernels.library() is None:
         raise ConfigError("bench inference measures the CPU kernels, which are not built here (k24lab doctor kernels)")
-    machine = measure_cpu_device(rounds)
-    peaks = {"peak_gflops": 1e3 * machine.dense_tflops, "gb_per_s": machine.bandwidth, "call_us": machine.launch}
-    print(f"{machine.name}, torch {torch.__version__}, kernels: {kernels.describe()}")
-    print("peak {:.1f} GFLOP/s, bandwidth {:.1f} GB/s, {:.1f} us a call".format(*peaks.values()))
-    tables = {
-        "Square layers of one network": measure_layers(WIDTHS, BATCHES, rounds),
-        "One step of a team": measure_teams(HIDDEN, TEAMS, TEAM_BATCHES, rounds),
-        "A rollout of RoleNav (batch: environments)": measure_rollouts(ROLLOUT_TEAMS, ROLLOUT_ENVS, rounds),
-    }
-    for title, table in tables.items():
-        _show(f"{title} (microseconds: median and quartiles of {rounds} rounds)", table)
-    predicted = predict_layers(machine, WIDTHS, BATCHES).rename(columns={"sparse_us": "us"})
-    predicted = predicted[["kind", "width", "batch", "n_agents", "us", "speedup"]].assign(
-        level="layer", form="roofline"
+    about = {"device": f"{cpu_name()}, one thread", "kernels": kernels.describe(), "torch": torch.__version__}
+    print(", ".join(about.values()))
+    layers, teams = measure_layers(WIDTHS, BATCHES, rounds), measure_teams(HIDDEN, TEAMS, TEAM_BATCHES, rounds)
+    show(f"Square layers of one network (microseconds: median and quartiles of {rounds} rounds)", layers)
+    show("One step of a team (the same)", teams)
+    return pd.concat([layers, teams]).assign(
+        kind="measured", **about, date=datetime.date.today().isoformat(), rounds=rounds
     )
-    measured = pd.concat(list(tables.values())).assign(kind="measured")
-    about = {"device": machine.name, "kernels": kernels.describe(), "torch": torch.__version__, "date": _today()}
-    return pd.concat([measured, predicted]).assign(**about, rounds=rounds, **peaks)
 
 
 @torch.inference_mode()
@@ -207,55 +170,12 @@ def agent_by_agent(
     return q_values
 
 
-@torch.inference_mode()
-def measure_rollouts(teams: Sequence[int], n_envs: Sequence[int], rounds: int = ROUNDS) -> pd.DataFrame:
-    """Rollouts of RoleNav, an episode in each of `n_envs` (column `batch`) environments, packing included."""
-    rows = []
-    for n, e in product(teams, n_envs):
-        about = {"level": "rollout", "width": build_config({}).hidden_dim, "batch": e, "n_agents": n}
-        rows += _rows(interleaved(rollout_calls(n, e), rounds), ["as training"], about)
-    return pd.DataFrame(rows)
-
-
-def rollout_calls(n_agents: int, n_envs: int) -> dict[str, Callable[[], EpisodeBatch]]:
-    """Episodes of RoleNav with K-2:4, as training plays them and through the kernel for acting."""
-    config = build_config({"task": f"rolenav:n_agents={n_agents}", "method": "k24", "n_envs": n_envs})
-    env = make_env(config.task, n_envs)
-    learner = build_learner(config, env.spec)
-
-    def as_training() -> EpisodeBatch:
-        return play(learner, env, trained_policy(learner, t_env=0, seed=1), seed=1, epsilon=0.1)
-
-    def kernel() -> EpisodeBatch:
-        team = acting.pack_team(learner.argmax_weights(), env.spec.action_dim, learner.masked_layers)
-        policy = Policy(lambda x, hidden: (team(x.mT, hidden).mT, hidden), team.initial_hidden)
-        return play(learner, env, policy, seed=1, epsilon=0.1)
-
-    return {"as training": as_training, "kernel": kernel}
-
-
 def measure_gpu(rounds: int) -> pd.DataFrame:
-    """Layers of every width and batch (GPU time alone, and one call with its host time), and whole steps of teams."""
-    layers = [measure_gpu_layer(w, b, timing, rounds) for timing, w, b in product(GPU_TIMERS, WIDTHS, BATCHES)]
-    about = {"kind": "measured", "device": torch.cuda.get_device_name(), "date": _today()}
-    versions = {"torch": torch.__version__, "cuda": torch.version.cuda}
-    table = pd.DataFrame([*layers, *_gpu_teams(rounds)]).assign(**about, **versions)
-    _show(f"GPU (microseconds, median of {rounds}, interleaved)", table)
-    return table
-
-
-@torch.inference_mode()
-def measure_gpu_layer(width: int, batch: int, timing: str, rounds: int) -> dict[str, Any]:
-    """A square fp16 layer, dense and as a 2:4 call; `width` is a multiple of 16, `timing` a key of GPU_TIMERS."""
-    generator = torch.Generator().manual_seed(0)
-    weight = random_24_weight(width, generator).cuda().half()
-    x = torch.randn(batch, width, generator=generator).cuda().half()
-    packed = pack_for_gpu(weight, batch)
-    torch.testing.assert_close(F.linear(x, packed), x @ weight.T, rtol=1e-2, atol=1e-1)  # fp16 sums in another order
-    calls: dict[str, Call] = {"dense": partial(F.linear, x, weight), "sparse": partial(F.linear, x, packed)}
-    times = interleaved(calls, rounds, GPU_TIMERS[timing])
-    about = {"level": "layer", "timing": timing, "width": width, "batch": batch, "n_agents": 1, "dtype": "float16"}
-    return about | _dense_over_sparse(times)
+    """Whole steps of teams: GPU time inside CUDA graphs."""
+    about = {"kind": "measured", "device": torch.cuda.get_device_name(), "date": datetime.date.today().isoformat()}
+    table = pd.DataFrame(_gpu_teams(rounds))
+    show(f"GPU (microseconds, median of {rounds}, interleaved)", table)
+    return table.assign(**about, torch=torch.__version__, cuda=torch.version.cuda)
 
 
 def _gpu_teams(rounds: int) -> Iterator[dict[str, Any]]:
@@ -267,32 +187,10 @@ def _gpu_teams(rounds: int) -> Iterator[dict[str, Any]]:
         error = (sparse.q_values(x.cuda()).float().cpu() - Actor(team, "torch").q_values(x)).abs().max().item()
         calls = {"dense": dense.replay, "sparse": sparse.replay}
         times = interleaved(calls, rounds, lambda call: partial(gpu_time, call))
-        about = {"level": "team", "timing": "graph", "width": size, "batch": batch, "n_agents": n, "dtype": dtype}
-        yield about | _dense_over_sparse(times) | {"max_error": error}
-
-
-def graph_timer(call: Call) -> Callable[[], float]:
-    """Measures the GPU time of a call inside a CUDA graph."""
-    replay = capture(call, CALLS_PER_GRAPH)
-    return lambda: gpu_time(replay) / CALLS_PER_GRAPH
-
-
-def eager_timer(call: Call) -> Callable[[], float]:
-    """Measures the wall time of one call until the GPU is done, host time included."""
-
-    def measure() -> float:
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        call()
-        torch.cuda.synchronize()
-        return (time.perf_counter() - start) * 1e6
-
-    for _ in range(5):  # choice of kernels, set-up of plans, allocator
-        measure()
-    return measure
-
-
-GPU_TIMERS = {"graph": graph_timer, "eager": eager_timer}
+        about = {"level": "team", "width": size, "batch": batch, "n_agents": n, "dtype": dtype}
+        us = {name: statistics.median(values) for name, values in times.items()}
+        ratio = {"speedup": us["dense"] / us["sparse"], "max_error": error}
+        yield about | {"dense_us": us["dense"], "sparse_us": us["sparse"]} | ratio
 
 
 def random_24_weight(width: int, generator: torch.Generator) -> Float[Tensor, "width width"]:
@@ -322,19 +220,3 @@ def _rows(times: Mapping[str, Sequence[float]], plain: Sequence[str], about: Map
             row["own"] = median_ratio(times["packed dense"], values)
         rows.append(row)
     return rows
-
-
-def _dense_over_sparse(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    dense, sparse = (statistics.median(times[name]) for name in ("dense", "sparse"))
-    return {"dense_us": dense, "sparse_us": sparse, "speedup": dense / sparse}
-
-
-def _show(title: str, table: pd.DataFrame) -> None:
-    print(f"\n{title}:")
-    shown = table[[column for column in SHOWN if column in table]]
-    with pd.option_context("display.width", 200, "display.max_rows", None, "display.float_format", "{:.2f}".format):
-        print(shown.to_string(index=False))
-
-
-def _today() -> str:
-    return datetime.date.today().isoformat()

@@ -4,6 +4,8 @@ import statistics
 import timeit
 from collections.abc import Callable, Mapping, Sequence
 
+import pandas as pd
+
 Call = Callable[[], object]
 Timer = Callable[[Call], Callable[[], float]]  # prepares a call, and returns what measures it once, in microseconds
 SHORTEST = 300e-6  # seconds: faster calls are repeated until they take so long together
@@ -34,3 +36,8 @@ def interleaved(calls: Mapping[str, Call], rounds: int, timer: Timer = cpu_timer
 def median_ratio(times: Sequence[float], others: Sequence[float]) -> float:
     """The median over rounds of `times / others`."""
     return statistics.median(a / b for a, b in zip(times, others, strict=True))
+
+
+def show(title: str, table: pd.DataFrame) -> None:
+    """Print all of a table."""
+    print(f"\n{title}:\n{table.to_string(index=False, float_format='{:.2f}'.format)}")

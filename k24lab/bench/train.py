@@ -4,11 +4,8 @@ import itertools
 import os
 import platform
 import statistics
-import tempfile
-import time
 from collections.abc import Iterable
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +13,12 @@ import pandas as pd
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from k24lab.analysis import style
-from k24lab.analysis.speedup_plots import training_figure
-from k24lab.bench.timing import cpu_timer, interleaved, median_ratio
-from k24lab.envs.base import EnvSpec, VecEnv
-from k24lab.envs.registry import make_env
-from k24lab.lab.config import Config, build_config
-from k24lab.lab.train import train
+from k24lab.analysis.style import save_table
+from k24lab.bench.timing import cpu_timer, interleaved, median_ratio, show
+from k24lab.envs.base import EnvSpec
+from k24lab.lab.config import build_config
 from k24lab.marl.learner import PARTS, K24QLearner, build_learner
 from k24lab.marl.replay import EpisodeBatch, empty_batch
-from k24lab.marl.targets import greedy_actions
 from k24lab.ops.library import keep_memory
 
 Shape = tuple[int, int, int, int, int]  # agents, observation, actions, hidden size, episode length
@@ -45,19 +38,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "magnitude24, masked GRU": {"method": "magnitude24", "mask_rnn": True},
     "kaleidoscope, dense GRU": {"method": "kaleidoscope"},
 }
-SPREAD = {"task": "mpe2/simple_spread", "t_max": 8_000, "mixer": "qmix", "n_envs": 8}
-ONE_UPDATE = {"t_max": 64_000, "updates_per_rollout": 1}
-LOOPS: dict[str, dict[str, Any]] = {
-    "rolenav, 1 update per 32 episodes": ONE_UPDATE | {"task": "rolenav", "epsilon_anneal_steps": 20_000},
-    "mpe2/simple_spread, QMIX, 1 update per episode": SPREAD | {"updates_per_rollout": 8},
-    "mpe2/simple_spread, QMIX, 1 update per 4 episodes": SPREAD | {"updates_per_rollout": 2},
-}
-SMAX = ONE_UPDATE | {"task": "smax/smacv2_5_units", "t_max": 160_000}
-EXTRA_LOOPS: dict[str, tuple[str, dict[str, Any]]] = {  # the package that they need
-    "vmas/navigation, 1 update per 32 episodes": ("vmas", ONE_UPDATE | {"task": "vmas/navigation"}),
-    "smax/smacv2_5_units, 1 update per 32 episodes": ("jaxmarl", SMAX),
-}
-NO_EXTRAS = {"test_interval": 10**9, "checkpoint_interval": 10**9, "snapshot_interval": 10**9, "test_episodes": 1}
 
 
 def random_batch(spec: EnvSpec, n_episodes: int) -> EpisodeBatch:
@@ -127,59 +107,15 @@ def _profiled(learner: K24QLearner, batch: EpisodeBatch, n_updates: int, profile
     return profiler.profiler.kineto_results
 
 
-def measure_environment(config: Config, n_episodes: int = 4) -> float:
-    """Env steps per second of the environments alone, with random actions: the most that a training loop can reach."""
-    env = make_env(config.task, config.n_envs)
-    _random_episode(env, seed=0)  # warms up
-    start = time.perf_counter()
-    steps = sum(_random_episode(env, seed) for seed in range(1, n_episodes + 1))
-    seconds = time.perf_counter() - start
-    env.close()
-    return steps / seconds
-
-
-def _random_episode(env: VecEnv, seed: int) -> int:
-    """Play one in each environment; returns the env steps of all."""
-    now, running, steps = env.reset(seed), torch.ones(env.spec.n_envs, dtype=torch.bool), 0
-    while running.any():
-        steps += int(running.sum())
-        now = env.step(greedy_actions(torch.rand(now.avail_actions.shape), now.avail_actions))
-        running &= ~(now.terminated | now.truncated)
-    return steps
-
-
-def measure_loop(params: dict, methods: tuple[str, ...] = ("fups", "k24")) -> pd.DataFrame:
-    """Env steps per second of the environments alone, and of short training runs as a whole, without evaluation."""
-    alone = measure_environment(build_config(params))
-    rows: list[dict[str, Any]] = [{"method": "the environments alone", "env_steps_per_s": alone}]
-    for method in methods:
-        config: Config = build_config(NO_EXTRAS | params | {"method": method})
-        with tempfile.TemporaryDirectory() as folder:
-            start = time.perf_counter()
-            train(config, folder=Path(folder) / "run", progress=False)
-            rows.append({"method": method, "env_steps_per_s": config.t_max / (time.perf_counter() - start)})
-    return pd.DataFrame(rows)
-
-
-def bench_train(rounds: int = 10, loops: bool = True) -> list[Path]:
-    """Print all measurements and write the figure `bench_train`; returns its files."""
+def bench_train(rounds: int = 10) -> Path:
+    """Print all measurements and write the table `bench_train.csv`; returns its path."""
     torch.set_num_threads(1)
     keep_memory()
     print(f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} thread")
-    tables = {}
-    with pd.option_context("display.width", 200, "display.max_columns", None, "display.float_format", "{:.2f}".format):
-        for name, shape in SHAPES.items():
-            print(f"\nLearner update, {name} (median of {rounds}, interleaved; share of each part):")
-            tables[name] = measure_updates(shape, rounds)
-            print(tables[name].to_string(index=False))
-        teams = measure_teams(rounds)
-        print(f"\nLearner update against the number of agents (median of {rounds}, interleaved):")
-        print(teams.to_string(index=False))
-        extras = {name: params for name, (package, params) in EXTRA_LOOPS.items() if find_spec(package)}
-        for name, params in (LOOPS | extras).items() if loops else ():
-            print(f"\nTraining loop, {name}:")
-            print(measure_loop(params).to_string(index=False, float_format="{:.0f}".format))
-    with style.paper_style():
-        fig = training_figure(tables, teams, PARTS)
-        data = pd.concat([*(t.assign(shape=name) for name, t in tables.items()), teams.assign(shape="team sizes")])
-        return list(style.save_figure(fig, "speed/bench_train", data).values())
+    tables = {name: measure_updates(shape, rounds) for name, shape in SHAPES.items()}
+    for name, table in tables.items():
+        show(f"Learner update, {name} (median of {rounds}, interleaved; share of each part)", table)
+    teams = measure_teams(rounds)
+    show(f"Learner update against the number of agents (median of {rounds}, interleaved)", teams)
+    data = pd.concat([*(t.assign(shape=name) for name, t in tables.items()), teams.assign(shape="team sizes")])
+    return save_table(data, "speed/bench_train")

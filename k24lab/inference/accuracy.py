@@ -30,10 +30,6 @@ def accuracy_table(folder: Path, n_episodes: int = 256) -> pd.DataFrame:
     last digit chooses); `return_mean` of its own `n_episodes` in the same environments; and `difference`,
     `difference_low` and `difference_high`, how much more it returns than the trained network, episode by episode
     (Student's t, 95 %).
-
-    Raises:
-        RunError: no run folder, or one without a checkpoint.
-        ConfigError: a method whose networks are not 2:4.
     """
     learner, config, t_env = load_learner(folder)
     spec = learner.spec

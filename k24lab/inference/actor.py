@@ -48,14 +48,9 @@ def batched(matrices: Mapping[str, tuple[Float[Tensor, "Kw out in"], Float[Tenso
 class Actor:
     """Q-values of a team, step by step; it keeps the hidden states of B games. Not for several threads at once.
 
-    Args:
-        team: what acts.
-        backend: `kernel` is the CPU kernel for acting (float32), `columns` that of training (with AVX2 the faster one
-            for many games), `torch` uses neither, and `auto` takes what `backend_for` says.
-        sparse: False lets `kernel` multiply by every weight, dropped ones too, to measure what 2:4 itself gains.
-
-    Raises:
-        ConfigError: an unknown backend, kernels that are not built, or `sparse` with another backend than `kernel`.
+    Of the backends `kernel` is the CPU kernel for acting (float32), `columns` that of training (with AVX2 faster for
+    many games), `torch` uses neither, and `auto` takes what `backend_for` says; kernels that are not built are a
+    ConfigError. `sparse=False` lets `kernel` multiply by every weight, to measure what 2:4 itself gains.
     """
 
     def __init__(self, team: FrozenTeam, backend: str = "auto", sparse: bool = True):
@@ -65,8 +60,6 @@ class Actor:
         self._for_many_games = "kernel" if kernels.describe() == "avx512" else "columns"
         if backend in ("kernel", "columns") and not built:
             raise ConfigError(f"backend = {backend!r}, but the CPU kernels are not built; allowed here: auto, torch")
-        if not sparse and backend != "kernel":
-            raise ConfigError(f"sparse = False needs backend = 'kernel', not {backend!r}")
         self.team, self.sparse = team, sparse
         self.backend = backend if built else "torch"
         self._masked = {name for name, layer in team.layers.items() if layer.patterns is not None}
@@ -103,12 +96,7 @@ class Actor:
 
     @torch.inference_mode()
     def q_values(self, inputs: Float[Tensor, "K B I"]) -> Float[Tensor, "K B A"]:
-        """One time step of B games, for all K masks (agents, or unit types); one network for all may have any K.
-
-        Raises:
-            ValueError: inputs of another shape or dtype than the team takes, or of another number of games than the
-                last step (`reset` begins new games).
-        """
+        """One time step of B games, for all K masks (agents, or unit types); one network for all may have any K."""
         if self._hidden is None or inputs.shape != self._shape or inputs.dtype != torch.float32 or not inputs.is_cpu:
             self._check(inputs)
             networks, games, _ = inputs.shape

@@ -7,7 +7,6 @@ left out of the multiply-adds, and the biases are included in the bytes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import pandas as pd
 
@@ -19,12 +18,6 @@ INDEX_BITS = 2  # per kept value, in the packed format (NVIDIA Ampere whitepaper
 PATTERN_BITS = 3  # per group, to name one of the six patterns without its values
 DTYPE_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 MASKED_KINDS = {"none": frozenset[str](), "fc": frozenset({"fc"}), "all": frozenset({"fc", "gru"})}
-STORAGES = (
-    "one shared dense network",
-    "a packed 2:4 network each",
-    "shared weights + patterns",
-    "a dense network each",
-)
 KERNEL_TILE = 16  # 2:4 weights in 16 bit have multiples of these rows and columns (cuSPARSELt, as torch uses it)
 
 
@@ -66,14 +59,7 @@ class Layer:
 
 
 def agent_layers(obs_dim: int, hidden_dim: int, n_actions: int) -> tuple[Layer, ...]:
-    """The matrices of fc1 -> GRU -> fc2 -> fc3 -> fc4; the GRU has one for its input and one for its hidden state.
-
-    Raises:
-        ConfigError: a size below 1.
-    """
-    for name, value in {"obs_dim": obs_dim, "hidden_dim": hidden_dim, "n_actions": n_actions}.items():
-        if value < 1:
-            raise ConfigError(f"{name} = {value}: must be at least 1")
+    """The matrices of fc1 -> GRU -> fc2 -> fc3 -> fc4; the GRU has one for its input and one for its hidden state."""
     return (
         Layer("fc1", "fc", hidden_dim, obs_dim),
         Layer("GRU input", "gru", 3 * hidden_dim, hidden_dim),
@@ -84,72 +70,43 @@ def agent_layers(obs_dim: int, hidden_dim: int, n_actions: int) -> tuple[Layer, 
     )
 
 
-def multiply_add_table(layers: Sequence[Layer]) -> pd.DataFrame:
-    """One row per choice of masked layers (`none`, `fc`, `all`) and layer.
-
-    Columns: masked, layer, kind, multiply_adds (executed, per agent step), share (of the dense network's).
-    """
-    total = sum(layer.weights for layer in layers)
-    rows = []
-    for (masked, kinds), layer in product(MASKED_KINDS.items(), layers):
-        executed = layer.kept if layer.kind in kinds else layer.weights
-        about = {"masked": masked, "layer": layer.name, "kind": layer.kind}
-        rows.append(about | {"multiply_adds": executed, "share": executed / total})
-    return pd.DataFrame(rows)
-
-
 def bound_table(layers: Sequence[Layer]) -> pd.DataFrame:
     """The most that 2:4 can gain on the whole network: one row per choice of masked layers.
 
-    Columns: masked, masked_share (s, of the dense multiply-adds), bound (Amdahl: 1 / ((1 - s) + s / 2)), bound_padded
-    (dense over executed multiply-adds: the zeros that fill a last group are multiplied too, so that with 21 inputs 12
-    of 21 multiply-adds per row stay, not 10.5).
+    Columns: masked, masked_share (s, of the dense multiply-adds), bound (Amdahl: 1 / ((1 - s) + s / 2)).
     """
-    dense, rows = sum(layer.weights for layer in layers), []
-    for masked, kinds in MASKED_KINDS.items():
-        share = sum(layer.weights for layer in layers if layer.kind in kinds) / dense
-        executed = sum(layer.kept if layer.kind in kinds else layer.weights for layer in layers)
-        bound = 1.0 / ((1.0 - share) + share * KEPT / GROUP)
-        rows.append({"masked": masked, "masked_share": share, "bound": bound, "bound_padded": dense / executed})
-    return pd.DataFrame(rows)
+    weights = pd.Series({layer.name: layer.weights for layer in layers})
+    masked = {name: [layer.kind in kinds for layer in layers] for name, kinds in MASKED_KINDS.items()}
+    shares = pd.Series({name: weights[kept].sum() / weights.sum() for name, kept in masked.items()})
+    table = pd.DataFrame({"masked_share": shares, "bound": 1 / (1 - shares + shares * KEPT / GROUP)})
+    return table.rename_axis("masked").reset_index()
 
 
-def team_bytes(layers: Sequence[Layer], n_agents: int, storage: str, dtype: str = "fp16", masked: str = "all") -> int:
-    """Bytes of the weights and biases of a team.
+def team_bytes(layers: Sequence[Layer], n_agents: int, dtype: str = "fp16") -> dict[str, int]:
+    """Bytes of the weights and biases of a team with every layer masked, by the way to store them.
 
     - one shared dense network: what full parameter sharing stores; no masks.
-    - a packed 2:4 network each: values and 2-bit indices per agent; layers without masks and all biases once.
+    - a packed 2:4 network each: values and 2-bit indices per agent; all biases once.
     - shared weights + patterns: the dense weights once, 3 bits per group and agent; unpacked before use.
     - a dense network each: no sharing.
-
-    Raises:
-        ConfigError: unknown `storage`, `dtype` or `masked`, or fewer than one agent.
     """
-    choices = {"storage": STORAGES, "dtype": DTYPE_BYTES, "choice of masked layers": MASKED_KINDS}
-    for (kind, allowed), value in zip(choices.items(), (storage, dtype, masked), strict=True):
-        if value not in allowed:
-            raise ConfigError(unknown(kind, value, allowed))
-    if n_agents < 1:
-        raise ConfigError(f"n_agents = {n_agents}: must be at least 1")
-    size, kinds = DTYPE_BYTES[dtype], MASKED_KINDS[masked]
-    sparse = [layer for layer in layers if layer.kind in kinds]
-    dense = sum(layer.dense_bytes(size) for layer in layers)
+    if dtype not in DTYPE_BYTES:
+        raise ConfigError(unknown("dtype", dtype, DTYPE_BYTES))
+    size = DTYPE_BYTES[dtype]
     biases = sum(layer.out_features for layer in layers) * size
-    if storage == "one shared dense network":
-        return dense + biases
-    if storage == "a dense network each":
-        return n_agents * (dense + biases)
-    if storage == "shared weights + patterns":
-        return dense + biases + n_agents * sum(layer.pattern_bytes() for layer in sparse)
-    unmasked = dense - sum(layer.dense_bytes(size) for layer in sparse)
-    return unmasked + biases + n_agents * sum(layer.packed_bytes(size) for layer in sparse)
+    dense = sum(layer.dense_bytes(size) for layer in layers) + biases
+    return {
+        "one shared dense network": dense,
+        "a packed 2:4 network each": biases + n_agents * sum(layer.packed_bytes(size) for layer in layers),
+        "shared weights + patterns": dense + n_agents * sum(layer.pattern_bytes() for layer in layers),
+        "a dense network each": n_agents * dense,
+    }
 
 
-def team_memory(layers: Sequence[Layer], n_agents: Sequence[int], dtype: str, masked: str = "all") -> pd.DataFrame:
-    """One row per storage and team size: storage, n_agents, dtype, masked, bytes."""
-    cases = list(product(STORAGES, n_agents))
-    table = pd.DataFrame(cases, columns=["storage", "n_agents"]).assign(dtype=dtype, masked=masked)
-    return table.assign(bytes=[team_bytes(layers, n, storage, dtype, masked) for storage, n in cases])
+def team_memory(layers: Sequence[Layer], n_agents: Sequence[int], dtype: str) -> pd.DataFrame:
+    """One row per storage and team size: storage, n_agents, dtype, bytes."""
+    rows = [(storage, n, dtype, size) for n in n_agents for storage, size in team_bytes(layers, n, dtype).items()]
+    return pd.DataFrame(rows, columns=["storage", "n_agents", "dtype", "bytes"])
 
 
 def kernel_shape(out_features: int, in_features: int) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from k24lab.core.masks import argmax_masks
 from k24lab.core.patterns import N_PATTERNS, masks_from_index, n_groups, ungroup
 from k24lab.envs.registry import make_env
 from k24lab.errors import ConfigError, RunError, unknown, warn
-from k24lab.inference.costs import PATTERN_BITS, agent_layers, team_bytes
+from k24lab.inference.costs import PATTERN_BITS
 from k24lab.inference.packing import pack_patterns, patterns_of, quantise, to_dtype, unpack_patterns
 from k24lab.lab import tensorfile
 from k24lab.lab.config import Config, stored_config
@@ -86,11 +86,7 @@ class FrozenTeam:
 
 
 def freeze(agent: RNNAgent, config: Config, obs_dim: int, n_agents: int, t_env: int) -> FrozenTeam:
-    """The team under its argmax masks.
-
-    Raises:
-        ConfigError: a method whose networks are not 2:4, or a mask that is not (naming layer, mask, row and group).
-    """
+    """The team under its argmax masks; a method or a mask that is not 2:4 is a ConfigError."""
     if config.method not in MASKED_METHODS:
         can = ", ".join(MASKED_METHODS)
         raise ConfigError(f"method = {config.method!r} keeps other weights: only 2:4 networks can be frozen ({can})")
@@ -114,11 +110,8 @@ def freeze(agent: RNNAgent, config: Config, obs_dim: int, n_agents: int, t_env: 
 def freeze_run(folder: Path) -> FrozenTeam:
     """The team of a run folder, as its last checkpoint has it.
 
-    A run that acts with drawn masks was never evaluated with the argmax masks that the team has: that is a warning.
-
-    Raises:
-        RunError: no run folder, or one without a checkpoint.
-        ConfigError: a method whose networks are not 2:4.
+    A run that acts with drawn masks was never evaluated with the argmax masks that the team has: that is a warning. No
+    checkpoint is a RunError, a method whose networks are not 2:4 a ConfigError.
     """
     learner, config, t_env = load_learner(folder)
     if config.acting_masks == "drawn":
@@ -130,11 +123,7 @@ def freeze_run(folder: Path) -> FrozenTeam:
 
 
 def load_learner(folder: Path) -> tuple[K24QLearner, Config, int]:
-    """The learner of a run folder's last checkpoint, on the CPU, its configuration and the env steps of its training.
-
-    Raises:
-        RunError: no run folder, or one without a checkpoint.
-    """
+    """The learner of a run folder's last checkpoint, on the CPU, its configuration and how many env steps it had."""
     config = read_config(folder)
     state = RunFolder(folder, config).load_checkpoint()
     if state is None:
@@ -150,11 +139,7 @@ def load_learner(folder: Path) -> tuple[K24QLearner, Config, int]:
 
 
 def save_team(team: FrozenTeam, path: Path, dtype: str = "float32") -> None:
-    """Write a team, whole or not at all; `dtype` of its weights (int8: with a scale for each row), biases in float32.
-
-    Raises:
-        ConfigError: an unknown dtype, or weights that it cannot hold.
-    """
+    """Write a team, whole or not at all; `dtype` of its weights (int8: a scale for each row), biases in float32."""
     if dtype not in DTYPES:
         raise ConfigError(unknown("dtype", dtype, DTYPES))
     tensors: dict[str, Tensor] = {}
@@ -178,24 +163,8 @@ def save_team(team: FrozenTeam, path: Path, dtype: str = "float32") -> None:
         tensorfile.write(file, about, tensors)
 
 
-def storage_report(team: FrozenTeam, n_bytes: int, dtype: str) -> str:
-    """A line on the size of a file beside what one dense network, and one for each mask, would take in that dtype."""
-    layers = agent_layers(team.input_dim, team.config.hidden_dim, team.n_actions)
-    stored = {"float32": "fp32", "float16": "fp16", "bfloat16": "fp16", "int8": "int8"}[dtype]
-    one = team_bytes(layers, 1, "one shared dense network", stored)
-    n = team.n_agents if team.n_masks == 1 else team.n_masks  # one mask for all agents
-    return (
-        f"{n_bytes / 1000:.1f} kB in {dtype} for {n} agents or types, {n_bytes / n / 1000:.1f} kB each; "
-        f"one dense network: {one / 1000:.1f} kB, {n} separate ones: {n * one / 1000:.1f} kB"
-    )
-
-
 def load_team(path: Path) -> FrozenTeam:
-    """Read a team; its weights are float32 again, rounded as the file has them.
-
-    Raises:
-        RunError: no such file, damaged, of another kind or version, or numbers that do not make a team.
-    """
+    """Read a team; its weights are float32 again, rounded as the file has them. What is no team is a RunError."""
     about, tensors = tensorfile.read(path, FORMAT)
     try:
         return _team(about, tensors)

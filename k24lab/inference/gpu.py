@@ -28,7 +28,6 @@ IMPLEMENTATIONS = ("auto", "dense", "sparse")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 MIN_CAPABILITY = (8, 0)  # Ampere, the first generation with sparse tensor cores
 DENSE_ROWS = 8  # torch pads 16-bit activations to a multiple of this
-MOST_PADDING = 16.0  # times the weights: a team that needs more is too small for these kernels
 WARM_UP = 5  # calls before a graph is captured: choice of kernels, set-up of plans, allocator
 TRIALS = 30  # of each implementation, to choose the faster one
 
@@ -55,15 +54,14 @@ def pack_for_gpu(weight: Float[Tensor, "out in"], batch: int) -> Tensor:
     return packed
 
 
-def capture(call: Call, n_calls: int = 1) -> Call:
-    """Capture a CUDA graph of `n_calls` calls; what is returned replays it."""
+def capture(call: Call) -> Call:
+    """Capture a CUDA graph of a call; what is returned replays it."""
     for _ in range(WARM_UP):
         call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for _ in range(n_calls):
-            call()
+        call()
     return graph.replay
 
 
@@ -78,13 +76,7 @@ def gpu_time(call: Call) -> float:
 
 
 def padded_layers(team: FrozenTeam) -> Layers:
-    """`team.folded()` with zeros up to what 2:4 kernels accept, so that every layer's output is the next one's input.
-
-    The gates of the GRU begin at multiples of the same size.
-
-    Raises:
-        ConfigError: a team so small that padding would make it more than MOST_PADDING times larger.
-    """
+    """`team.folded()` with zeros up to what 2:4 kernels accept: every layer's output stays the next one's input."""
     layers = {}
     for name, (weight, bias) in team.folded().items():
         gates = GATES.get(name, 1)
@@ -92,13 +84,6 @@ def padded_layers(team: FrozenTeam) -> Layers:
         rows, columns = kernel_shape(out, inputs)
         grown = F.pad(weight.unflatten(1, (gates, out)), (0, columns - inputs, 0, rows - out)).flatten(1, 2)
         layers[name] = grown, F.pad(bias.unflatten(0, (gates, out)), (0, rows - out)).flatten()
-    n_weights = sum(layer.weight.numel() for layer in team.layers.values())
-    n_padded = sum(weight[0].numel() for weight, _ in layers.values())
-    if n_padded > MOST_PADDING * n_weights:
-        raise ConfigError(
-            f"a team with {n_weights} weights would be padded to {n_padded}, more than {MOST_PADDING:.0f} times as "
-            "many: 2:4 kernels of GPUs do not suit it"
-        )
     return layers
 
 
@@ -120,14 +105,8 @@ def sparse_calls(layers: Layers, masked: Iterable[str], pack: Callable[[Tensor],
 class GPUActor:
     """Q-values of a team for B games, step by step, in one replayed CUDA graph.
 
-    Args:
-        team: what acts.
-        batch: B.
-        dtype: float16 or bfloat16.
-        implementation: `sparse` (2:4 calls), `dense` (one batched product), or `auto`: the faster one here, measured.
-
-    Raises:
-        ConfigError: no GPU with 2:4 kernels (compute capability 8.0), or an unknown dtype or implementation.
+    `batch` is B. Implementations are `sparse` (2:4 calls), `dense` (one batched product) and `auto`: the faster one
+    here, measured. Without a GPU of compute capability 8.0 it is a ConfigError.
     """
 
     def __init__(self, team: FrozenTeam, batch: int, dtype: str = "float16", implementation: str = "auto"):
@@ -170,11 +149,7 @@ class GPUActor:
 
     @torch.inference_mode()
     def q_values(self, inputs: Float[Tensor, "K B I"]) -> Float[Tensor, "K B A"]:
-        """One time step of B games, on the GPU; the result is overwritten by the next step.
-
-        Raises:
-            ValueError: inputs of another shape than this actor was made for.
-        """
+        """One time step of B games, on the GPU; the result is overwritten by the next step."""
         wanted = (*self._x.shape[:2], self.team.input_dim)
         if inputs.shape != wanted:
             raise ValueError(f"inputs {tuple(inputs.shape)}, expected {wanted}: masks, games and inputs")

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from k24lab.errors import ConfigError, unknown
 from k24lab.inference.costs import DTYPE_BYTES, GROUP, KEPT, Layer, agent_layers
 from k24lab.lab.config import build_config
 from k24lab.methods import METHODS, get_method
@@ -25,14 +24,7 @@ def method_costs(
     weights that an agent computes with, NaN where training decides it); multiply_adds (per agent and env step, as
     hardware executes them: 2:4 halves them, weights that are zero without structure are multiplied); memory_bytes (of
     the team's weights and masks at inference in `dtype`: 2:4 packed, other masks one bit per weight and mask).
-
-    Raises:
-        ConfigError: a size below 1, an unknown method or dtype.
     """
-    if dtype not in DTYPE_BYTES:
-        raise ConfigError(unknown("dtype", dtype, DTYPE_BYTES))
-    if n_agents < 1:
-        raise ConfigError(f"n_agents = {n_agents}: must be at least 1")
     sizes = (obs_dim, hidden_dim, n_actions, n_agents)
     return pd.DataFrame([_costs(name, *sizes, DTYPE_BYTES[dtype]) for name in methods])
 

@@ -22,9 +22,6 @@ def export_onnx(team: FrozenTeam, path: Path, dtype: str = "float32", agent: int
 
     Agent: inputs `obs` [batch, inputs] and `hidden` [batch, H], outputs `q_values` [batch, actions] and `next_hidden`.
     Team: the same with the agents as a first axis. All numbers have the given dtype.
-
-    Raises:
-        ConfigError: onnx is not installed, an unknown dtype, or an agent that the team does not have.
     """
     try:
         import onnx

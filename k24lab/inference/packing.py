@@ -13,10 +13,8 @@ from k24lab.inference.costs import PATTERN_BITS
 def patterns_of(mask: Float[Tensor, "M out in"], layer: str) -> UInt8[Tensor, "M out G"]:
     """Which of the six patterns each group of a mask is.
 
-    Where the last group of a row is cut, the first pattern that agrees on the weights that exist.
-
-    Raises:
-        ConfigError: a group that is none of the six, naming layer, mask, row and group.
+    Where the last group of a row is cut, the first pattern that agrees on the weights that exist. A ConfigError names
+    layer, mask, row and group of a group that is none of the six.
     """
     groups = F.pad(mask, (0, -mask.shape[-1] % GROUP_SIZE), value=torch.nan).unflatten(-1, (-1, GROUP_SIZE)).cpu()
     agrees = torch.stack([((groups == groups.new_tensor(p)) | groups.isnan()).all(dim=-1) for p in PATTERNS_24], dim=-1)
@@ -49,11 +47,7 @@ def quantise(weight: Float[Tensor, "out in"]) -> tuple[Shaped[Tensor, "out in"],
 
 
 def to_dtype(weight: Float[Tensor, "out in"], dtype: torch.dtype, layer: str) -> Float[Tensor, "out in"]:
-    """The same numbers in a floating-point dtype, rounded.
-
-    Raises:
-        ConfigError: numbers that are not finite or too large for it.
-    """
+    """The same numbers in a floating-point dtype, rounded; those that it cannot hold are a ConfigError."""
     rounded = weight.to(dtype)
     if not rounded.isfinite().all():
         name = str(dtype).removeprefix("torch.")

@@ -33,10 +33,9 @@ from k24lab.rendering.draw_episode import EpisodeDrawing
 Frame = UInt8[np.ndarray, "H W 3"]
 
 FORMATS = (".gif", ".mp4")
-DPI = (40, 400)  # of the frame of 7.3 x 4.84 inches
+DPI = 100  # of the frame of 7.3 x 4.84 inches
 FPS = (1, 50)  # a GIF counts hundredths of a second, and browsers slow down what is faster
 LAST_FRAME_SECONDS = 1.2  # of each episode
-MOST_GIF_FRAMES = 3000  # they are in memory, a byte a pixel, until the file is written
 PALETTE_FRAMES = 32  # of a GIF, whose colours are chosen together: more take 6 MB each
 N_COLORS = 255  # of a GIF's 256; Pillow takes one for what has not changed
 # For browsers and slides, which want even sizes and this layout of colours; the same bytes every time.
@@ -45,68 +44,38 @@ PLAIN = ["-movflags", "+faststart", "-fflags", "+bitexact", "-flags:v", "+bitexa
 
 
 def replay(
-    run: str,
-    output: Path | None = None,
-    episodes: int = 3,
-    seed: int | None = None,
-    fps: int = 10,
-    dpi: int = 100,
-    progress: bool = False,
+    run: str, output: Path | None = None, episodes: int = 3, fps: int = 10, progress: bool = False
 ) -> tuple[Path, str]:
-    """Play test episodes with a run's network as it is evaluated, and write them as an animation.
+    """Play a run's first test episodes with its network as it is evaluated, and write them as an animation.
 
-    Args:
-        run: run folder, or its id.
-        output: .gif or .mp4; by default `replay_<run id>.gif` in `figures_dir()`.
-        episodes: how many, the run's first test episodes.
-        seed: of a run whose test episodes are played in place of this run's own.
-        fps: env steps per second.
-        dpi: pixels per inch of a frame of 7.3 x 4.84 inches.
-        progress: show a bar in a terminal.
-
-    Returns:
-        The file, and a line on what it shows.
-
-    Raises:
-        ConfigError: an option out of range, an environment that cannot be drawn, or no ffmpeg for an .mp4.
-        RunError: no run, one without a checkpoint, too many frames for a GIF, or ffmpeg fails.
+    `run` is its folder or id, `output` a .gif or .mp4 (by default `replay_<run id>.gif` in `figures_dir()`), `fps` env
+    steps per second; `progress` shows a bar in a terminal. Returns the file, and a line on what it shows.
     """
     folder = find_folder(run).resolve()
     config = read_config(folder)
     path = figures_dir() / f"replay_{folder.name}.gif" if output is None else output
-    _check(path, episodes, seed, fps, dpi)
+    _check(path, episodes, fps)
     learner, _, t_env = load_learner(folder)
-    played = record(learner, config, t_env, episodes, config.seed if seed is None else seed)
-    title, trained = _titles(config, t_env)
-    frames = draw_frames(played, title, f"{trained} steps · ", dpi)
+    played = record(learner, config, t_env, episodes)
+    short = EngFormatter(sep="")  # 128k, 1.5M
+    trained = f"trained {short(t_env)}" + (f" of {short(config.t_max)}" if t_env < config.t_max else "")
+    title = f"{config.task}, {method_style(config.method).label}, seed {config.seed}"
+    subtitles = [f"{trained} steps · episode {k} of {len(played)} · " for k in range(1, len(played) + 1)]
+    drawings = (EpisodeDrawing(e, title, subtitle, DPI) for e, subtitle in zip(played, subtitles, strict=True))
+    frames = (drawing.frame(t) for drawing in drawings for t in range(drawing.n_frames))
     holds = [hold for episode in played for hold in [1] * episode.n_steps + [round(LAST_FRAME_SECONDS * fps)]]
     bar = tqdm(frames, total=len(holds), unit="frame", disable=None if progress else True, leave=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     with paper_style(), rc_context({"font.family": "DejaVu Sans"}):  # serifs are too fine for a screen
         write_animation(path, iter(bar), holds, fps)
-    return path, f"{_returns(played)}; {trained} env steps"
+    returns = ", ".join(f"{episode.rewards.sum(dtype=float):.2f}" for episode in played)
+    return path, f"episodes: {len(played)}, return {returns}; {trained} env steps"
 
 
-def _titles(config: Config, t_env: int) -> tuple[str, str]:
-    """Which run it is, and how long it was trained."""
-    short = EngFormatter(sep="")  # 128k, 1.5M
-    trained = f"trained {short(t_env)}" + (f" of {short(config.t_max)}" if t_env < config.t_max else "")
-    return f"{config.task}, {method_style(config.method).label}, seed {config.seed}", trained
-
-
-def _returns(episodes: Sequence[Episode]) -> str:
-    returns = ", ".join(f"{episode.rewards.sum(dtype=float):.2f}" for episode in episodes)
-    return f"{len(episodes)} episodes, returns {returns}" if len(episodes) > 1 else f"1 episode, return {returns}"
-
-
-def _check(path: Path, episodes: int, seed: int | None, fps: int, dpi: int) -> None:
+def _check(path: Path, episodes: int, fps: int) -> None:
     """Refuse what could not be written, before anything is played."""
     if episodes < 1:
         raise ConfigError(f"episodes = {episodes} must be at least 1")
-    if seed is not None and seed < 0:
-        raise ConfigError(f"seed = {seed} must be at least 0")
-    if not DPI[0] <= dpi <= DPI[1]:
-        raise ConfigError(f"dpi = {dpi} must be in {DPI[0]} … {DPI[1]}")
     if path.suffix.lower() not in FORMATS or path.is_dir():
         raise ConfigError(f"output = {str(path)!r} must be a file that ends in {' or '.join(FORMATS)}")
     if not FPS[0] <= fps <= FPS[1]:
@@ -115,13 +84,10 @@ def _check(path: Path, episodes: int, seed: int | None, fps: int, dpi: int) -> N
         find_ffmpeg()
 
 
-def record(learner: K24QLearner, config: Config, t_env: int, n_episodes: int, seed: int) -> list[Episode]:
-    """The first test episodes of the run with this seed, acted by the network of `learner` after `t_env` env steps.
+def record(learner: K24QLearner, config: Config, t_env: int, n_episodes: int) -> list[Episode]:
+    """The first test episodes of the run, acted by the network of `learner` after `t_env` env steps.
 
     They are played beside as many others as the run tests with: some environments draw their starts for all at once.
-
-    Raises:
-        ConfigError: an environment that cannot be drawn.
     """
     recorded = list[Episode]()
     env = make_env(drawable(config.task), config.test_episodes)
@@ -129,7 +95,8 @@ def record(learner: K24QLearner, config: Config, t_env: int, n_episodes: int, se
         while len(recorded) < n_episodes:
             recorder = SceneRecorder(env, min(n_episodes - len(recorded), config.test_episodes))
             counter = len(recorded) // config.test_episodes
-            batch = play(learner, recorder, trained_policy(learner, t_env, seed, counter), seed, counter)
+            policy = trained_policy(learner, t_env, config.seed, counter)
+            batch = play(learner, recorder, policy, config.seed, counter)
             recorded += recorder.episodes(batch)
     except ConfigError as error:
         raise ConfigError(f"task {config.task!r}: {error}") from error
@@ -172,37 +139,19 @@ class SceneRecorder(VecEnv):
         return episodes
 
 
-def draw_frames(episodes: Sequence[Episode], title: str, subtitle: str, dpi: int) -> Iterator[Frame]:
-    """Every moment of the episodes, one after the other."""
-    for k, episode in enumerate(episodes):
-        drawing = EpisodeDrawing(episode, title, f"{subtitle}episode {k + 1} of {len(episodes)} · ", dpi)
-        for t in range(episode.n_steps + 1):
-            yield drawing.frame(t)
-
-
 def write_animation(path: Path, frames: Iterator[Frame], holds: Sequence[int], fps: int) -> None:
-    """Write frames of one size to a file, which is there whole or not at all.
+    """Write frames of one size to a .gif or .mp4, which is there whole or not at all.
 
-    Args:
-        path: .gif or .mp4, in a folder that exists.
-        frames: as many as `holds`.
-        holds: how many times 1/fps seconds each frame is seen.
-        fps: see FPS.
-
-    Raises:
-        RunError: too many frames for a GIF, or ffmpeg fails.
+    `holds` says how many times 1/fps seconds each frame is seen. That ffmpeg fails is a RunError.
     """
     if path.suffix.lower() == ".mp4":
         repeated = (frame for frame, hold in zip(frames, holds, strict=True) for _ in range(hold))
         _write_mp4(path, repeated, fps)
         return
-    if len(holds) > MOST_GIF_FRAMES:
-        raise RunError(f"{len(holds)} frames are too many for a GIF ({MOST_GIF_FRAMES}): fewer episodes, or .mp4")
     images = _paletted(frames)
     durations = [round(100 * hold / fps) * 10 for hold in holds]  # milliseconds
     with atomic_write(path) as file:
-        first = next(images)
-        first.save(file, format="GIF", save_all=True, append_images=images, duration=durations, loop=0)
+        next(images).save(file, format="GIF", save_all=True, append_images=images, duration=durations, loop=0)
 
 
 def _paletted(frames: Iterator[Frame]) -> Iterator[Image.Image]:
@@ -238,11 +187,7 @@ def _write_mp4(path: Path, frames: Iterator[Frame], fps: int) -> None:
 
 
 def find_ffmpeg() -> str:
-    """The program that writes MP4 files: the system's, or the one that comes with imageio-ffmpeg.
-
-    Raises:
-        ConfigError: there is neither.
-    """
+    """The program that writes MP4 files: the system's, or the one that comes with imageio-ffmpeg (else ConfigError)."""
     if program := shutil.which("ffmpeg"):
         return program
     try:

@@ -13,7 +13,7 @@ def report(what: Annotated[str, tyro.conf.Positional], output: Path | None = Non
     Example: k24lab report demo --output demo.html
 
     Args:
-        what: run folder or name, group under runs/, or grid file.
+        what: run folder or name, or group under runs/.
         output: the page; by default output/report_<name>.html. One that is there is replaced.
     """
     from k24lab.rendering.report import write_report
@@ -25,9 +25,7 @@ def replay(
     run: Annotated[str, tyro.conf.Positional],
     output: Path | None = None,
     episodes: int = 3,
-    seed: int | None = None,
     fps: int = 10,
-    dpi: int = 100,
 ) -> None:
     """Animate test episodes of a trained team: the environment, and beside it who is who, what each does, the return.
 
@@ -38,12 +36,10 @@ def replay(
         run: run folder, or its name alone where only one group has it; an unfinished run plays as its last checkpoint.
         output: .gif or .mp4; by default output/replay_<run>.gif. One that is there is replaced.
         episodes: how many, the first ones that the run was tested on.
-        seed: play the test episodes of a run with this seed instead.
         fps: env steps per second, 1 to 50.
-        dpi: pixels per inch of a frame of 7.3 x 4.84 inches.
     """
     from k24lab.rendering.animation import replay as replay_run
 
-    path, shown = replay_run(run, output, episodes, seed, fps, dpi, progress=True)
+    path, shown = replay_run(run, output, episodes, fps, progress=True)
     print(shown)
     print(path)

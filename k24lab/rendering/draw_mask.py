@@ -13,7 +13,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.pyplot import get_cmap
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from k24lab.analysis.load import Patterns
 from k24lab.analysis.similarity import flip_rate, hamming_distance, masks, pattern_entropy, pattern_usage
@@ -22,12 +22,9 @@ from k24lab.core.patterns import GROUP_SIZE, N_PATTERNS, PATTERN_NAMES
 
 Part = tuple[slice, slice]  # of a layer, [out, in]: large layers are illegible as a whole
 
-# Inches. A layout that is computed costs half of a redraw.
-BOTTOM, TOP, LINE = 0.62, 0.34, 0.16  # of the panels; above them, with their titles; a line of the figure's title
-PANEL_HEIGHT = 1.95
-LEFTS_AND_WIDTHS = ((0.47, 1.82), (2.47, 1.82), (4.78, 0.65))  # mask, change, usage
 TITLE_WIDTH = 115  # letters in a line
-MOST_DISTANCES = 5  # to other agents, that are written one by one
+# A layout that is computed costs half of a redraw.
+LAYOUT = {"left": 0.085, "right": 0.985, "bottom": 0.2, "top": 0.75, "wspace": 0.26, "width_ratios": (1.82, 1.82, 0.65)}
 
 # What colours stand for, by code: code 0, dropped, is white.
 OWNERS = {
@@ -58,7 +55,7 @@ class MaskView:
     def change_codes(self) -> Integer[np.ndarray, "out in"]:
         """0: dropped before and now; 1: kept both times, 2: added, 3: dropped now. At first all that is kept is 1."""
         before = self.kept if self.before is None else self.before
-        return np.where(self.kept, np.where(before, 1, 2), np.where(before, 3, 0))
+        return np.select([self.kept & before, self.kept, before], [1, 2, 3], 0)
 
 
 def mask_view(now: Patterns, before: Patterns | None, agent: int) -> MaskView:
@@ -89,25 +86,21 @@ def describe(view: MaskView, agent: int, names: Sequence[str], of: str = "agent"
     """One line: flip rate, entropy and Hamming distances of the whole layer; `of` says whose masks they are."""
     parts = [] if np.isnan(view.flip_rate) else [f"flip rate {view.flip_rate:.1%}"]
     parts.append(f"entropy {view.entropy:.2f} nats")
-    far, others = view.hamming, [k for k in range(len(names)) if k != agent]
-    if len(others) > MOST_DISTANCES:
-        near, away = min(others, key=far.__getitem__), max(others, key=far.__getitem__)
-        ends = f"{far[near]:.2f} ({of} {names[near]}) to {far[away]:.2f} ({of} {names[away]})"
-        parts.append(f"Hamming distance to the others: mean {far[others].mean():.2f}, {ends}")
-    elif others:
-        parts.append(f"Hamming distance to {of} " + ", ".join(f"{names[k]}: {far[k]:.2f}" for k in others))
+    if len(names) > 1:
+        far = {name: d for k, (name, d) in enumerate(zip(names, view.hamming, strict=True)) if k != agent}
+        near, away = min(far, key=far.__getitem__), max(far, key=far.__getitem__)
+        ends = f"{far[near]:.2f} ({of} {near}) to {far[away]:.2f} ({of} {away})"
+        parts.append(f"Hamming distance to the others: {ends}")
     return " · ".join(parts)
 
 
 def draw_mask(view: MaskView, part: Part, title: str = "", note: str = "", of: str = "agent") -> Figure:
     """Mask, change and pattern usage side by side, in a figure that pyplot does not keep."""
-    lines = [*textwrap.wrap(title, TITLE_WIDTH), *textwrap.wrap(note, TITLE_WIDTH)]
-    height = BOTTOM + PANEL_HEIGHT + TOP + LINE * len(lines)
-    fig = Figure(figsize=(TEXT_WIDTH, height), dpi=SCREEN_DPI)
+    fig = Figure(figsize=(TEXT_WIDTH, 3.2), dpi=SCREEN_DPI)
     fig.set_layout_engine("none")
-    places = [(x / TEXT_WIDTH, BOTTOM / height, w / TEXT_WIDTH, PANEL_HEIGHT / height) for x, w in LEFTS_AND_WIDTHS]
-    left, middle, right = (fig.add_axes(place) for place in places)
-    fig.suptitle("\n".join(lines), fontsize=8, y=1 - 0.06 / height, va="top")
+    left, middle, right = fig.subplots(1, 3, gridspec_kw=LAYOUT)
+    lines = [*textwrap.wrap(title, TITLE_WIDTH), *textwrap.wrap(note, TITLE_WIDTH)]
+    fig.suptitle("\n".join(lines), fontsize=8, y=0.98, va="top")
     _draw_weights(view.owner_codes(), part, OWNERS, left)
     whole = view.kept[part].shape == view.kept.shape
     left.set_title(f"kept by this {of}" if whole else f"kept by this {of} (part of the layer)")
@@ -144,12 +137,10 @@ def _draw_usage(usage: Float[np.ndarray, " 6"], ax: Axes) -> None:
     """Share of the whole layer's groups that select each pattern, beside the 1/6 of an even use."""
     ax.barh(range(N_PATTERNS), usage, color="0.55", height=0.7)
     ax.axvline(1 / N_PATTERNS, color="black", linestyle=":", linewidth=0.9)
-    ax.annotate("1/6", (1 / N_PATTERNS, -0.6), (2, 0), textcoords="offset points", va="bottom", fontsize=6.5)
     ax.set_yticks(range(N_PATTERNS), list(PATTERN_NAMES))
     ax.set(ylim=(N_PATTERNS - 0.5, -1.0), xlim=(0, max(0.35, 1.05 * float(usage.max()))))
-    ax.xaxis.set_major_locator(MaxNLocator(2))
     ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    ax.set(title="patterns", xlabel="share of groups")
+    ax.set(title="patterns (1/6)", xlabel="share of groups", xticks=(0, 0.2))
 
 
 def _range(what: str, first: int, end: int, total: int) -> str:

@@ -12,11 +12,11 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, Rectangle, RegularPolygon, Wedge
 
-from k24lab.analysis.style import GREY, OKABE_ITO
+from k24lab.analysis.style import GREY, OKABE_ITO, paler
 from k24lab.envs.scene import Kind, Scene, Thing
 
 TRAIL = 12  # env steps that an agent's way is seen
-LONG_NAMES = 16  # letters; longer ones would not fit under the scene
+OWNED = "goal, in the colours of its agents"
 MARGIN = 1.6  # around all things, in radii of the smallest disc
 DARK, LIGHT = "#404040", "#D0D0D0"
 
@@ -44,25 +44,13 @@ def agent_color(i: int) -> str:
     return _AGENT_COLORS[i % len(_AGENT_COLORS)]
 
 
-def paler(color: str, share: float) -> tuple[float, float, float]:
-    """The colour mixed with white: a share of 1 leaves it as it is."""
-    red, green, blue = (1 - (1 - c) * share for c in to_rgb(color))
-    return red, green, blue
-
-
 def text_color(background: str) -> str:
     """Black on light colours, white on dark ones."""
     return "black" if np.dot(to_rgb(background), (0.299, 0.587, 0.114)) > 0.55 else "white"
 
 
 class SceneAxes:
-    """Axes for the scenes of one episode: frame, limits and legend are set here, and are the same for all of them.
-
-    Args:
-        ax: square.
-        scenes: all of the episode; everything in them has room in the axes.
-        inches: side of the axes.
-    """
+    """Axes for all scenes of one episode: frame, limits and legend are set here; `ax` is a square of side `inches`."""
 
     def __init__(self, ax: Axes, scenes: Sequence[Scene], inches: float):
         self._ax = ax
@@ -96,10 +84,12 @@ class SceneAxes:
                 self._draw_box(thing, thing.box, order)
             if thing in units:
                 self._draw_unit(thing, order)
-            elif thing.kind == "goal" and thing.box is None:
+            elif thing.box is None and thing.kind == "goal":
                 self._draw_goal(thing, units, order)
             elif thing.box is None:
-                self._draw_disc(thing, order)
+                face, edge = ("none", GREY) if thing.kind == "landmark" else (_color(thing), _edge(thing))
+                radius = max(thing.radius, self._smallest / 2)
+                self._ax.add_artist(Circle((thing.x, thing.y), radius, fc=face, ec=edge, zorder=order))
 
     def _draw_trails(self, recent: Sequence[Scene]) -> None:
         """Lines that fade into the past; the dead leave none."""
@@ -112,12 +102,6 @@ class SceneAxes:
                     colors.append(paler(_color(b), 0.7 * k / len(recent)))
         trails = LineCollection(segments, colors=colors, linewidths=2.2, zorder=4)
         self._ax.add_collection(trails, autolim=False)
-
-    def _draw_disc(self, thing: Thing, order: float) -> None:
-        """Something round that is no agent; landmarks are hollow."""
-        face, edge = ("none", GREY) if thing.kind == "landmark" else (_color(thing), _edge(thing))
-        radius = max(thing.radius, self._smallest / 2)
-        self._ax.add_artist(Circle((thing.x, thing.y), radius, fc=face, ec=edge, zorder=order))
 
     def _draw_box(self, thing: Thing, box: tuple[float, float], order: float) -> None:
         """A box where it is turned to; a line if it has no width."""
@@ -146,19 +130,16 @@ class SceneAxes:
     def _draw_unit(self, unit: Thing, order: float) -> None:
         """An agent's disc with its index, or an opponent's diamond, its health as a rim; a cross if it is dead."""
         color, radius = _color(unit), max(unit.radius, self._smallest)
+        look: dict[str, Any]
         if not unit.alive:
-            size = 1.1 * radius * self._points
-            cross = Line2D([unit.x], [unit.y], marker="x", color=paler(color, 0.7), markersize=size, zorder=1.5)
-            cross.set_markeredgewidth(1.8)
-            self._ax.add_line(cross)
+            look = {"color": paler(color, 0.7), "markersize": 1.1 * radius * self._points, "markeredgewidth": 1.8}
+            self._ax.add_line(Line2D([unit.x], [unit.y], marker="x", zorder=1.5, **look))
             return
         if unit.health is not None:
-            rim = 0.32 * radius
-            self._draw_ring(unit, radius + rim, rim, "#EDEDED", order)
-            self._draw_ring(
-                unit, radius + rim, rim, color if unit.owners else GREY, order, 90.0, 90 + 360 * unit.health
-            )
-        look: dict[str, Any] = {"fc": color, "ec": "white", "linewidth": 0.6, "zorder": order}
+            rim, end = 0.32 * radius, 90 + 360 * unit.health
+            self._draw_ring(unit, radius + rim, rim, "#EDEDED", order, 0.0, 360.0)
+            self._draw_ring(unit, radius + rim, rim, color if unit.owners else GREY, order, 90.0, end)
+        look = {"fc": color, "ec": "white", "linewidth": 0.6, "zorder": order}
         if unit.kind == "opponent":
             self._ax.add_artist(RegularPolygon((unit.x, unit.y), 4, radius=radius, **look))
         elif unit.box is None:
@@ -167,14 +148,7 @@ class SceneAxes:
         self._write(name, unit, radius, text_color(color), order)
 
     def _draw_ring(
-        self,
-        thing: Thing,
-        radius: float,
-        width: float,
-        color: str,
-        order: float,
-        start: float = 0.0,
-        end: float = 360.0,
+        self, thing: Thing, radius: float, width: float, color: str, order: float, start: float, end: float
     ) -> None:
         ring = Wedge((thing.x, thing.y), radius, start, end, width=width, fc=color, ec="none", zorder=order)
         self._ax.add_artist(ring)
@@ -213,18 +187,14 @@ def _edge(thing: Thing) -> str:
 
 def _add_legend(scene: Scene, ax: Axes) -> None:
     """Under the scene: what else there is besides agents."""
-    entries = [(look, _name(things, kind)) for kind, look in _LEGEND.items() if (things := scene.of_kind(kind))]
+    entries = [
+        (look, OWNED if any(thing.owners for thing in things) else kind)
+        for kind, look in _LEGEND.items()
+        if (things := scene.of_kind(kind))
+    ]
     if any(thing.health is not None for thing in scene.things):
         entries.append((_LEGEND["goal"], "rim: health"))
     if entries:
         handles = [Line2D([], [], linestyle="none", markersize=6, label=text, **look) for look, text in entries]
         look = {"fontsize": 8, "handletextpad": 0.2, "columnspacing": 1.2, "borderaxespad": 0.3, "ncols": len(handles)}
         ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(-0.01, 0.0), **look)
-
-
-def _name(things: Sequence[Thing], kind: Kind) -> str:
-    """The environment's own names, where they are few and short; else what kind of things they are."""
-    if any(thing.owners for thing in things):
-        return "goal, in the colours of its agents"
-    names = ", ".join(dict.fromkeys(thing.label for thing in things if thing.label and kind != "opponent"))
-    return names if names and len(names) <= LONG_NAMES else kind

@@ -4,14 +4,13 @@ import base64
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 
-from k24lab.analysis.load import kind, mask_names, read_patterns, snapshot_paths
+from k24lab.analysis.load import has_patterns, mask_names, read_patterns, snapshot_paths
 from k24lab.analysis.style import SCREEN_DPI, TEXT_WIDTH, paper_style, screen_png
 from k24lab.core.patterns import GROUP_SIZE
 from k24lab.errors import RunError, unknown
@@ -21,15 +20,12 @@ from k24lab.rendering.draw_mask import Part, change_table, describe, draw_mask, 
 
 _read = functools.lru_cache(maxsize=8)(read_patterns)  # a snapshot that is there does not change
 
-FIRST_LAYER = "fc2"  # shown first where there is one: square, and masked in every variant of the method
-PLAY_MS = 400  # a snapshot, when all of them are played
-
 
 class Selection(NamedTuple):
     """What is shown; `row` and `group` are the first that are drawn of a layer too large to be drawn whole."""
 
     run: str  # as `MaskBrowser.runs` names it
-    layer: str = FIRST_LAYER
+    layer: str = "fc2"  # square, and masked in every variant of the method
     agent: str = "0"  # or unit type, as `load.mask_names` has it
     t_env: int = -1  # env steps; the snapshot nearest to it, -1: the last
     row: int = 0
@@ -48,28 +44,31 @@ class MaskBrowser:
     """The masks of some runs, one view at a time: show it as the last line of a cell.
 
     In JupyterLab its controls work; where nobody can move them (papermill, a page on the web) it is the figure of its
-    selection, which `select` changes.
-
-    Args:
-        runs: by the names they are chosen by, each with mask snapshots.
-        rows: output units drawn at a time.
-        groups: groups of four input units drawn at a time.
+    selection, which `select` changes. `runs` have the names by which they are chosen; `rows` output units and `groups`
+    of four input units are drawn at a time.
     """
 
     def __init__(self, runs: Mapping[str, Run], rows: int = 32, groups: int = 16):
-        if rows < 1 or groups < 1:
-            raise RunError(f"rows = {rows} and groups = {groups} must be at least 1")
         self.runs, self.rows, self.groups = dict(runs), rows, groups
-        self.controls, self._box = self._build_controls()
+        style = {"style": {"description_width": "5em"}}
+        self.controls: dict[str, Any] = {
+            "run": widgets.Dropdown(description="run", **style),
+            "layer": widgets.Dropdown(description="layer", **style),
+            "agent": widgets.Dropdown(**style),
+            "t_env": widgets.SelectionSlider(options=[0], description="env steps", **style),
+            "row": widgets.IntSlider(description="first row", **style),
+            "group": widgets.IntSlider(description="first group", **style),
+        }
+        for field, control in self.controls.items():
+            control.observe(functools.partial(self._moved, field), "value")
+        width = f"{TEXT_WIDTH * SCREEN_DPI:.0f}px"  # its own: stretched over the cell it blurs
+        self.picture, self.problem = widgets.Image(format="png", layout={"width": width}), widgets.Label()
+        self._box = widgets.VBox([*self.controls.values(), self.problem, self.picture])
         self._following = False  # the selection, with the controls: they were not moved by the user then
-        self._show(self._nearest(Selection(next(iter(self.runs)))))
+        self._show(Selection(next(iter(self.runs))))
 
     def select(self, **changes: Any) -> "MaskBrowser":
-        """Show another run, layer, agent, t_env (the nearest snapshot), row or group; the rest stays where it can.
-
-        Raises:
-            RunError: no such field, run, layer or agent (the nearest name is given), or a damaged snapshot.
-        """
+        """Show another run, layer, agent, t_env (the nearest snapshot), row or group; the rest stays where it can."""
         for key in changes.keys() - set(Selection._fields):
             raise RunError(unknown("field", key, Selection._fields))
         wanted = self.selection._replace(**changes)
@@ -79,7 +78,7 @@ class MaskBrowser:
         for key, allowed in (("layer", list(choices.layers)), ("agent", choices.agents)):
             if key in changes and changes[key] not in allowed:
                 raise RunError(unknown(key, changes[key], allowed))
-        self._show(self._nearest(wanted))
+        self._show(wanted)
         return self
 
     @property
@@ -91,26 +90,23 @@ class MaskBrowser:
         """What the figure shows, as a table: a line per weight of the part that is drawn."""
         return change_table(self.view, self._part(self.selection)).assign(**self.selection._asdict())
 
-    def png(self) -> bytes:
-        """The figure as a picture."""
-        with paper_style():
-            return screen_png(self.figure)
-
-    def __repr__(self) -> str:
-        s = self.selection
-        return f"MaskBrowser({len(self.runs)} runs; {s.run}, {s.layer}, agent {s.agent}, {s.t_env} env steps)"
-
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         """Controls and picture in one: whoever shows the cell takes the best that works there."""
-        picture = {"text/plain": repr(self), "image/png": base64.b64encode(self.png()).decode()}
-        return dict(self._box._repr_mimebundle_()) | picture
+        picture = base64.b64encode(self.picture.value).decode()
+        return dict(self._box._repr_mimebundle_()) | {"text/plain": str(self.selection), "image/png": picture}
 
-    def _nearest(self, wanted: Selection) -> Selection:
-        """The nearest selection that exists; its run does."""
-        layers, agents, times = _choices(self.runs[wanted.run])
+    def _part(self, s: Selection) -> Part:
+        return np.s_[s.row : s.row + self.rows, GROUP_SIZE * s.group : GROUP_SIZE * (s.group + self.groups)]
+
+    def _show(self, wanted: Selection) -> None:
+        """Draw the nearest selection that exists, and let the controls show it; a damaged snapshot changes nothing."""
+        run = self.runs[wanted.run]
+        choices, paths = _choices(run), snapshot_paths(run)
+        of = "unit type" if run.config.get("mask_per") == "type" else "agent"
+        layers, agents, times = choices
         layer = wanted.layer if wanted.layer in layers else next(iter(layers))
         n_out, n_groups = layers[layer]
-        return Selection(
+        s = Selection(
             run=wanted.run,
             layer=layer,
             agent=wanted.agent if wanted.agent in agents else agents[0],
@@ -118,81 +114,47 @@ class MaskBrowser:
             row=max(0, min(wanted.row, n_out - self.rows)),
             group=max(0, min(wanted.group, n_groups - self.groups)),
         )
-
-    def _part(self, s: Selection) -> Part:
-        return np.s_[s.row : s.row + self.rows, GROUP_SIZE * s.group : GROUP_SIZE * (s.group + self.groups)]
-
-    def _show(self, s: Selection) -> None:
-        """Draw a selection, and let the controls show it; nothing changes if one of its snapshots is damaged."""
-        run, choices = self.runs[s.run], _choices(self.runs[s.run])
-        paths, k = snapshot_paths(run), choices.times.index(s.t_env)
-        before = _read(paths[choices.times[k - 1]])[s.layer] if k else None
-        agent, of = choices.agents.index(s.agent), kind(run)
+        k, agent = times.index(s.t_env), agents.index(s.agent)
+        before = _read(paths[times[k - 1]])[s.layer] if k else None
         view = mask_view(_read(paths[s.t_env])[s.layer], before, agent)
         title = f"{s.run} · {s.layer} · {of} {s.agent} · {s.t_env:,} env steps"
         with paper_style():
-            figure = draw_mask(view, self._part(s), title, describe(view, agent, choices.agents, of), of)
+            figure = draw_mask(view, self._part(s), title, describe(view, agent, agents, of), of)
+            self.picture.value = screen_png(figure)
         self.selection, self.view, self.figure = s, view, figure
         self._update_controls(choices, of)
 
-    def _build_controls(self) -> tuple[SimpleNamespace, widgets.VBox]:
-        def look(width: int) -> dict[str, Any]:
-            return {"layout": {"width": f"{width}em"}, "style": {"description_width": "5em"}}
-
-        controls = SimpleNamespace(
-            run=widgets.Dropdown(description="run", **look(32)),
-            layer=widgets.Dropdown(description="layer", **look(16)),
-            agent=widgets.Dropdown(**look(16)),
-            t_env=widgets.SelectionSlider(options=[0], description="env steps", **look(32)),
-            row=widgets.IntSlider(description="first row", **look(24)),
-            group=widgets.IntSlider(description="first group", **look(24)),
-        )
-        for field, control in vars(controls).items():
-            control.observe(functools.partial(self._moved, field), "value")
-        play = controls.play = widgets.Play(interval=PLAY_MS, show_repeat=False)
-        widgets.link((play, "value"), (controls.t_env, "index"))
-        width = f"{TEXT_WIDTH * SCREEN_DPI:.0f}px"  # its own: stretched over the cell it blurs
-        controls.picture = widgets.Image(format="png", layout={"width": width})
-        controls.problem = widgets.Label()
-        first = widgets.HBox([controls.run, controls.layer, controls.agent])
-        second, third = widgets.HBox([controls.t_env, play]), widgets.HBox([controls.row, controls.group])
-        return controls, widgets.VBox([first, second, third, controls.problem, controls.picture])
-
     def _update_controls(self, choices: Choices, of: str) -> None:
         """Show the selection in the controls, and what else could be chosen."""
-        controls, s = self.controls, self.selection
-        times = [(f"{t:,}", t) for t in choices.times]
-        options = {"run": list(self.runs), "layer": list(choices.layers), "agent": choices.agents, "t_env": times}
+        s, times = self.selection, [(f"{t:,}", t) for t in choices.times]
+        options: dict[str, list[Any]] = {
+            "run": list(self.runs),
+            "layer": list(choices.layers),
+            "agent": choices.agents,
+            "t_env": times,
+        }
         n_out, n_groups = choices.layers[s.layer]
         self._following = True
         try:
-            controls.agent.description = of
-            controls.play.max = len(choices.times) - 1
+            self.controls["agent"].description = of
             for field, offered in options.items():
-                control = getattr(controls, field)
-                if list(control.options) != offered:  # setting them moves the choice to the first
-                    control.options = offered
-            for slider, most in ((controls.row, n_out - self.rows), (controls.group, n_groups - self.groups)):
-                slider.max = max(0, most)
-                slider.layout.display = None if most > 0 else "none"  # nothing to move where all is drawn
+                if self.controls[field].options != tuple(offered):
+                    self.controls[field].options = offered
+            for field, most in (("row", n_out - self.rows), ("group", n_groups - self.groups)):
+                self.controls[field].max = max(0, most)
             for field, value in s._asdict().items():
-                getattr(controls, field).value = value
+                self.controls[field].value = value
         finally:
             self._following = False
-        controls.picture.value = self.png()
-        self._complain("")
+        self.problem.value = ""
 
     def _moved(self, field: str, change: Mapping[str, Any]) -> None:
         """A control has another value."""
-        if self._following:
-            return
-        try:
-            self.select(**{field: change["new"]})
-        except RunError as error:  # a damaged snapshot, a folder that is gone: an exception here nobody would see
-            self._complain(str(error))
-
-    def _complain(self, text: str) -> None:
-        self.controls.problem.value, self.controls.problem.layout.display = text, None if text else "none"
+        if not self._following:
+            try:
+                self.select(**{field: change["new"]})
+            except RunError as error:  # a damaged snapshot, a folder that is gone: an exception here nobody would see
+                self.problem.value = str(error)
 
 
 def mask_browser(
@@ -201,30 +163,20 @@ def mask_browser(
     """A browser of the masks of a group of runs (by name or folder), of some runs or of one; of unfinished ones too.
 
     Runs of methods without masks are left out. `start` is what is shown first, e.g. `layer="rnn_hidden", t_env=0`.
-
-    Raises:
-        RunError: no runs, none with masks, or a `start` that does not exist.
     """
     if isinstance(source, Run):
-        runs = [source]
-    else:
-        runs = find_runs(source, finished_only=False) if isinstance(source, str | Path) else list(source)
-    masked = [run for run in runs if any((run.path / "patterns").glob("[0-9]*.npz"))]
+        source = [source]
+    runs = find_runs(source, finished_only=False) if isinstance(source, str | Path) else source
+    masked = [run for run in runs if has_patterns(run)]
     if not masked:
         methods = ", ".join(sorted({str(run.config.get("method")) for run in runs})) or "none"
         have = ", ".join(name for name, method in METHODS.items() if method.masks == "each" and method.pattern == "2:4")
         raise RunError(f"none of {len(runs)} runs has masks to show (methods: {methods}); methods that have: {have}")
-    return MaskBrowser(_named(masked), rows, groups).select(**start)
-
-
-def _named(runs: Sequence[Run]) -> dict[str, Run]:
-    """Runs by variant and seed; with their task where there are several, and their id where that is not enough."""
-    several = len({run.config.get("task") for run in runs}) > 1
-    names = [
-        (f"{run.config.get('task')}, " if several else "") + f"{variant}, seed {run.config.get('seed')}"
-        for run, variant in zip(runs, variants(runs), strict=True)
-    ]
-    return {n if names.count(n) == 1 else f"{n} ({run.id})": run for n, run in zip(names, runs, strict=True)}
+    named = [(f"{v}, seed {run.config.get('seed')}", run) for run, v in zip(masked, variants(masked), strict=True)]
+    names = [name for name, _ in named]
+    several = {name for name in names if names.count(name) > 1}  # of other tasks
+    labelled = {f"{name} ({run.id})" if name in several else name: run for name, run in named}
+    return MaskBrowser(labelled, rows, groups).select(**start)
 
 
 def _choices(run: Run) -> Choices:

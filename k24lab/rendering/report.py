@@ -1,8 +1,8 @@
 """`k24lab report WHAT`: a run or a group of runs as one HTML page that needs nothing beside it."""
 
 import base64
-import json
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,21 +23,15 @@ from k24lab.analysis import (
     stats,
     style,
 )
+from k24lab.analysis.load import RETURN
 from k24lab.errors import RunError, RunWarning
 from k24lab.lab import provenance
-from k24lab.lab.find_runs import Run, find_groups, find_runs, read_run
-from k24lab.lab.grid import load_grid
+from k24lab.lab.find_runs import Run, find_groups, find_runs, read_json, read_run
 from k24lab.lab.paths import figures_dir, runs_dir
 from k24lab.lab.runs import atomic_write, find_folder, read_config
 from k24lab.lab.status import as_text, group_statuses, own_settings, state_line, status_table
 
-RETURN = "test_return_mean"
 DYNAMICS = ("pattern_entropy", "mask_flip_rate", "pattern_mean_similarity", "train_eval_gap", "dead_units", "loss_td")
-RESULTS = (RETURN, "test_return_std", "test_battle_won_mean", "t_env", "updates", "episodes", "seconds")
-OWN_CURVES: dict[str, dict[str, Any]] = {
-    "return_mean": {"color": "0.6", "marker": ".", "linestyle": "none", "label": "this run, exploring", "zorder": 3},
-    RETURN: {"color": "black", "linewidth": 2, "label": "this run, greedy", "zorder": 3},
-}
 REFERENCES = ("random24", "fups", "fups-id", "nops")  # what others are compared with: the first that has runs
 LAYER, ROWS, GROUPS = "fc2", 12, 6  # the corner of the masks that is drawn
 
@@ -45,26 +39,21 @@ LAYER, ROWS, GROUPS = "fc2", 12, 6  # the corner of the masks that is drawn
 class Part(NamedTuple):
     """A piece of a section; report.html knows how each kind is shown."""
 
-    kind: str  # note, failed (text), table (DataFrame), pairs, folded (names and values), figure (PNG in base 64)
+    kind: str  # note, failed (text), table (DataFrame), pairs (names and values), figure (PNG in base 64)
     content: Any
-    caption: str = ""  # of a figure or what is folded
+    caption: str = ""  # of a figure
 
 
 Sections = dict[str, list[Part]]  # by heading; one without parts is left out
 
 
 def write_report(what: str, output: Path | None = None) -> Path:
-    """Write the page of a run (folder or name), a group (folder or name) or a grid file; returns its path.
+    """Write the page of a run or a group, by its folder or name; returns its path.
 
     By default `report_<name>.html` in `figures_dir()`. Nothing is trained, and a page that is there is replaced whole.
-
-    Raises:
-        RunError: no such run or group, or it cannot be read.
-        ConfigError: a grid file that cannot be used.
     """
-    path = load_grid(Path(what)).name if what.endswith((".yaml", ".yml")) else what
-    group = next((g for g in (Path(path), runs_dir() / path) if any(g.glob("*/config.json"))), None)
-    folder = (group or find_folder(path)).resolve()
+    group = next((g for g in (Path(what), runs_dir() / what) if any(g.glob("*/config.json"))), None)
+    folder = (group or find_folder(what)).resolve()
     with style.paper_style():
         lead, sections = _group_page(folder) if group else _run_page(folder)
     target = output or figures_dir() / f"report_{folder.name}.html"
@@ -99,8 +88,8 @@ def _run_page(folder: Path) -> tuple[str, Sections]:
 
 def _group_page(folder: Path) -> tuple[str, Sections]:
     statuses = group_statuses(folder)
-    states = [status.state for status in statuses]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    states = Counter(status.state for status in statuses)
+    counts = ", ".join(f"{count} {state}" for state, count in states.items())
     failed = [Part("failed", f"failed: {s.path.name}: {s.error}") for s in statuses if s.state == "failed"]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RunWarning)
@@ -155,39 +144,25 @@ def _final_numbers(run: Run) -> Iterator[Part]:
     path = run.path / "summary.json"
     if not path.is_file():
         raise RunError("The run is not finished: curves and masks are those so far.")
-    numbers = {key: as_text(value) for key, value in json.loads(path.read_text()).items()}
-    yield Part("pairs", {key: numbers.pop(key) for key in RESULTS if key in numbers})
-    yield Part("folded", numbers, "every other number")
+    yield Part("pairs", {key: as_text(value) for key, value in read_json(path).items()})
 
 
 def _run_curves(run: Run) -> Iterator[Part]:
-    metrics, others = results.load_metrics([run]), _others(run)
-    own = [name for name in OWN_CURVES if name in metrics]
+    metrics, others = results.load_metrics([run]).dropna(subset=[RETURN]), _others(run)
     fig, (ax,) = plots.panels(1, height=2.3)
     if others:
         plots.learning_curves(stats.curves(results.load_metrics(others), RETURN), ax)
-    for name in own:
-        rows = metrics.dropna(subset=[name])
-        ax.plot(rows["t_env"], rows[name], **OWN_CURVES[name])
-    if own:
-        low, high = ax.get_ylim()
-        ax.set_ylim(min(low, metrics[own].min().min()), max(high, metrics[own].max().max()))
-    ax.set(xlabel="env steps", ylabel="team return")
-    beside = f" Coloured: the {len(others)} other finished runs of its group in this task, by method." if others else ""
-    yield _figure(
-        plots.shared_legend(fig), f"Black: greedy episodes with the argmax masks; grey: single batches.{beside}"
-    )
+    ax.plot(metrics["t_env"], metrics[RETURN], color="black", linewidth=2, label="this run", zorder=3)
+    ax.autoscale(axis="y")
+    ax.set(xlabel="env steps", ylabel="test return")
+    caption = f"Black: greedy episodes. Coloured: the {len(others)} other finished runs of its group in this task."
+    yield _figure(plots.shared_legend(fig), caption)
 
 
 def _others(run: Run) -> list[Run]:
     """Finished runs of the same task in the same group."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RunWarning)
-        try:
-            found = find_runs(run.path.parent, task=run.config["task"])
-        except RunError:
-            return []
-    return [other for other in found if other.id != run.id]
+    found = find_runs(run.path.parent, finished_only=False, task=run.config["task"])
+    return [other for other in found if other.finished and other.id != run.id]
 
 
 def _dynamics(runs: Sequence[Run]) -> Iterator[Part]:
@@ -222,13 +197,12 @@ def _masks(run: Run) -> Iterator[Part]:
 
 
 def _similarity(run: Run) -> Iterator[Part]:
-    policies = results.load_policies(run)
+    observed = results.load_policies(run)
     matrices = {}
     if results.has_patterns(run):
         index = similarity.all_layers(results.last_patterns(run)).index
         matrices["Hamming distance of masks"] = similarity.hamming_distance(index)
-    acts = policies.q_values, policies.avail_actions
-    matrices["different greedy actions"] = similarity.greedy_difference(*acts)
+    matrices["different greedy actions"] = similarity.greedy_difference(*observed)
     names = results.mask_names(run)
     height = min(5.5, max(2.4, 0.6 + 0.28 * len(names)))
     fig, axes = plots.panels(len(matrices), n_columns=2, height=height)
@@ -274,18 +248,17 @@ def _all_pairs(found: Sequence[Run]) -> Iterator[Part]:
     stored = [run for run in found if (run.path / "policy.npz").is_file()]
     if not stored:
         raise RunError("No run has stored its policy (runs that were imported have none).")
-    measures = ["hamming", "greedy", "js"]
-    means = tables.run_pairs(stored).groupby(["task", "variant", "run"], as_index=False)[measures].mean()
-    yield Part("table", means.groupby(["task", "variant"], as_index=False)[measures].mean())
-    note = "Means over pairs of agents and seeds: distance of their masks, share of different greedy actions on common "
-    yield Part("note", note + "observations, and Jensen-Shannon distance of their policies.")
+    pairs = tables.run_pairs(stored)
+    yield Part("table", pairs.groupby(["task", "variant"], as_index=False)[["hamming", "greedy"]].mean())
+    note = "Means over pairs of agents and seeds: distance of masks, share of different greedy actions on common "
+    yield Part("note", note + "observations.")
 
 
 def _representative(runs: Sequence[Run]) -> Run | None:
     """The run whose masks are drawn: learned ones first, then the least seed; None without stored masks."""
-    order = {"k24": 0, "k24-alpha": 1}
     stored = [run for run in runs if results.has_patterns(run)]
-    return min(stored, key=lambda r: (order.get(r.config["method"], 2), r.config["seed"], r.id), default=None)
+    learned = ("k24", "k24-alpha")
+    return min(stored, key=lambda r: (r.config["method"] not in learned, r.config["seed"], r.id), default=None)
 
 
 def _run_table(found: Sequence[Run], summaries: pd.DataFrame) -> pd.DataFrame:

@@ -14,9 +14,6 @@ def register() -> None:
     """Add the K-2:4 agents, controller and learners to the registries of the checkout that runs.
 
     The line that the installer adds to `learners/__init__.py` calls this; a second call changes nothing.
-
-    Raises:
-        ConfigError: outside a checkout, or if another class has one of the names.
     """
     # Here, so that the installer needs no torch.
     from k24lab.integrations.epymarl.controller import K24MAC, k24_agent

@@ -8,10 +8,6 @@ import tyro
 from k24lab.cli import one_line_errors
 from k24lab.integrations.epymarl.install import integrate, remove as remove_from
 
-NEXT = """
-Now, in that folder, with k24lab installed in the Python that runs it, for example:
-  python src/main.py --config=k24_qmix --env-config=<a name in src/config/envs> with env_args.<...>"""
-
 
 def main(path: Annotated[Path, tyro.conf.Positional], remove: bool = False) -> None:
     """Register K-2:4's agent, controller and learner in a checkout of epymarl or pymarl2.
@@ -23,8 +19,6 @@ def main(path: Annotated[Path, tyro.conf.Positional], remove: bool = False) -> N
         remove: take all of it out again.
     """
     print("\n".join((remove_from if remove else integrate)(path.resolve())))
-    if not remove:
-        print(NEXT)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The controller that their runners act through: the team's network under its argmax masks."""
 
 import importlib
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,8 +15,6 @@ from k24lab.marl.agent import RNNAgent, Weights, build_agent, step
 from k24lab.marl.batching import Rows, rows_for
 from k24lab.marl.rollout import agent_inputs
 
-AGENT_FILE = "agent.th"  # as theirs
-
 
 def k24_agent(input_shape: int, args: SimpleNamespace) -> RNNAgent:
     """The network of the whole team, for the registry of agents: `k24`, and `k24_type` with a mask per unit type."""
@@ -30,12 +27,7 @@ class K24MAC:
     """Acts for all agents; the masks are those of the largest scores, computed once an episode.
 
     The learner unrolls whole episodes itself, under the masks of its update: `forward` is for acting and has no
-    gradient.
-
-    Args:
-        scheme: shapes of what an episode holds.
-        groups: not used; all are agents.
-        args: of the checkout, see `read_settings`.
+    gradient. `groups` is not used: all are agents.
     """
 
     def __init__(self, scheme: dict[str, Any], groups: dict[str, int], args: SimpleNamespace):
@@ -88,24 +80,3 @@ class K24MAC:
             self.settings.unit_types.check(batch["obs"][:, 0])
         unit_type = types_at_reset(batch, self.settings.unit_types)
         return rows_for(self.settings.config, unit_type, self.n_masks), self.agent.argmax_weights()
-
-    def parameters(self) -> Any:
-        """All of the network's."""
-        return self.agent.parameters()
-
-    def load_state(self, other_mac: "K24MAC") -> None:
-        """Take another controller's network."""
-        self.agent.load_state_dict(other_mac.agent.state_dict())
-
-    def cuda(self) -> None:
-        """Move to the GPU; with use_cuda everything was built there."""
-        self.agent.cuda()
-
-    def save_models(self, path: str) -> None:
-        """Write the network."""
-        torch.save(self.agent.state_dict(), Path(path) / AGENT_FILE)
-
-    def load_models(self, path: str) -> None:
-        """Read the network."""
-        state = torch.load(Path(path) / AGENT_FILE, map_location=self.args.device, weights_only=True)
-        self.agent.load_state_dict(state)

@@ -23,11 +23,8 @@ OWN: dict[Flavour, tuple[str, ...]] = {
 def integrate(folder: Path) -> list[str]:
     """Make `python src/main.py --config=k24_qmix ...` work in a checkout; a second call changes nothing.
 
-    Returns:
-        What was done, a line each.
-
-    Raises:
-        ConfigError: if the folder is no checkout, or has other files of these names; then nothing is changed.
+    Returns what was done, a line each. In a folder that is no checkout, or has other files of these names, nothing is
+    changed (ConfigError).
     """
     flavour = recognise(folder)
     texts = {folder / CONFIG_FOLDER / name: text.encode() for name, text in config_files(flavour).items()}
@@ -66,11 +63,7 @@ def remove(folder: Path) -> list[str]:
 
 
 def recognise(folder: Path) -> Flavour:
-    """Which of the two code bases a folder is.
-
-    Raises:
-        ConfigError: naming what is missing.
-    """
+    """Which of the two code bases a folder is; a ConfigError names what is missing."""
     missing = [path for path in COMMON if not (folder / path).exists()]
     if missing:
         hint = f"; did you mean {folder.parent}?" if (folder.parent / COMMON[0]).is_file() else ""

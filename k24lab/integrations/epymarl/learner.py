@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from k24lab.errors import ConfigError
 from k24lab.integrations.epymarl.batches import TheirBatch, to_episodes
-from k24lab.integrations.epymarl.controller import AGENT_FILE, K24MAC
+from k24lab.integrations.epymarl.controller import K24MAC
 from k24lab.marl.learner import K24NQLearner, K24QLearner
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.ops.library import keep_memory
 
 # Parts of a learner's state in files of their own, as in the checkouts; the rest is in REST_FILE.
-FILES = {"agent": AGENT_FILE, "mixer": "mixer.th", "optimizer": "opt.th"}
+FILES = {"agent": "agent.th", "mixer": "mixer.th", "optimizer": "opt.th"}
 REST_FILE = "k24.th"
 
 
@@ -50,11 +50,7 @@ def their_mixer(args: SimpleNamespace) -> nn.Module | None:
 class EpymarlQLearner(K24QLearner):
     """`K24QLearner` behind the interface of their learners.
 
-    Args:
-        mac: a `K24MAC`, whose network is trained; a checkout can hand in any other.
-        scheme: not used; the controller has read it.
-        logger: gets every metric, under the names that k24lab's own runs log.
-        args: of the checkout.
+    `logger` gets every metric, under the names that k24lab's own runs log; `scheme` is not used.
     """
 
     def __init__(self, mac: object, scheme: dict[str, Any], logger: Any, args: SimpleNamespace):
@@ -72,14 +68,7 @@ class EpymarlQLearner(K24QLearner):
         }
 
     def train(self, batch: TheirBatch, t_env: int, episode_num: int, per_weight: Any = None) -> None:
-        """One update.
-
-        Args:
-            batch: their episodes.
-            t_env: env steps so far.
-            episode_num: episodes so far; not used.
-            per_weight: of prioritised replay, which is refused.
-        """
+        """One update; `episode_num`, and `per_weight` of prioritised replay (which is refused), are not used."""
         log = t_env - self.log_stats_t >= self.args.learner_log_interval
         metrics = self.update(self._standardised(to_episodes(batch, self.mac.settings)), t_env, log)
         if log:

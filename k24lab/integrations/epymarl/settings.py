@@ -44,11 +44,7 @@ class UnitTypes:
         return obs[..., first : first + self.n] > 0.5
 
     def check(self, obs: Tensor) -> None:
-        """Refuse observations with something else in that place.
-
-        Raises:
-            ConfigError: with the numbers that are there.
-        """
+        """Refuse observations with something else in that place, with the numbers that are there (ConfigError)."""
         first = self.start % obs.shape[-1]
         there = obs[..., first : first + self.n]
         wrong = (there != self.bits(obs)).any(dim=-1) | (there.sum(dim=-1) > 1)
@@ -75,9 +71,7 @@ class Settings(NamedTuple):
 def read_settings(args: SimpleNamespace) -> Settings:
     """Settings from the namespace that the checkout hands to everything it builds.
 
-    Raises:
-        ConfigError: for an unknown or impossible entry of `k24_args`, and for settings of the checkout's own that the
-            K-2:4 agent and learner do not have.
+    A ConfigError names an impossible entry of `k24_args`, and settings of the checkout's own that K-2:4 does not have.
     """
     given = _k24_args(args)
     problems = [
@@ -95,14 +89,10 @@ def read_settings(args: SimpleNamespace) -> Settings:
 def _k24_args(args: SimpleNamespace) -> dict[str, Any]:
     """The entries of `k24_args` that are not null, all names checked."""
     given = getattr(args, "k24_args", None) or {}
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"k24_args = {given!r} is a {type(given).__name__}, not a mapping such as {{method: k24}}")
-    problems = []
-    for key in [key for key in given if key not in KEYS]:
-        wrong = f"{key} is a setting of its own here, give {key} itself" if hasattr(args, key) else ""
-        problems.append(f"k24_args.{key} = {given[key]!r}: {wrong or unknown('key', key, KEYS)}")
-    if problems:
-        raise ConfigError("; ".join(problems))
+    for key in given:
+        if key not in KEYS:
+            wrong = f"{key} is a setting of its own here, give {key} itself" if hasattr(args, key) else ""
+            raise ConfigError(f"k24_args.{key} = {given[key]!r}: {wrong or unknown('key', key, KEYS)}")
     return {key: value for key, value in given.items() if value is not None}
 
 
@@ -147,20 +137,13 @@ def _unit_types(args: SimpleNamespace, given: Mapping[str, Any]) -> UnitTypes | 
             raise ConfigError(f"{', '.join(TYPE_KEYS)} of k24_args are for agent = 'k24_type', not {args.agent!r}")
         return None
     for key in TYPE_KEYS:
-        if type(given.get(key)) is not int:
-            raise ConfigError(f"k24_args.{key} = {given.get(key)!r} must be a whole number with agent = 'k24_type'")
-    types = UnitTypes(n=given["n_unit_types"], start=given["unit_type_start"])
-    if types.n < 1:
-        raise ConfigError(f"k24_args.n_unit_types = {types.n} must be at least 1")
-    return types
+        if type(given.get(key)) is not int or (key == "n_unit_types" and given[key] < 1):
+            raise ConfigError(f"k24_args.{key} = {given.get(key)!r} must be a whole number (of types, at least 1)")
+    return UnitTypes(n=given["n_unit_types"], start=given["unit_type_start"])
 
 
 def env_spec(scheme: Mapping[str, Any], args: SimpleNamespace, settings: Settings) -> EnvSpec:
-    """Sizes of the task, as a learner needs them.
-
-    Raises:
-        ConfigError: if the unit type would lie outside the observation.
-    """
+    """Sizes of the task, as a learner needs them; a unit type outside the observation is a ConfigError."""
     obs_dim = int(np.prod(scheme["obs"]["vshape"]))
     types = settings.unit_types
     if types and not (-obs_dim <= types.start < obs_dim and types.start % obs_dim + types.n <= obs_dim):
