@@ -34,6 +34,8 @@ SWITCHES: tuple[Switch, ...] = (
     ({"score_weight_power": (0.0,), "diversity_coef": (0.0,)}, "score_gradient"),
 )
 
+NEUTRAL = {"own_lr_factor": 1.0, "lr_factor_ramp": 0.0}  # as if there were no such setting
+
 
 def unused_fields(config: Mapping[str, Any]) -> set[str]:
     """Fields of a configuration that could have any other value: its run would learn the same, bit for bit.
@@ -61,7 +63,6 @@ def same_run_key(config: Config) -> str:
     may be given twice. For comparisons alone; names and hashes of runs are those of their configurations.
     """
     same = {key: value for key, value in vars(config).items() if key not in NOT_HASHED}
-    same["method"] = get_method(config.method).family or config.method
     if config.lr_final == config.lr:
         same["lr_final"] = None
     if config.logit_scale_final == config.logit_scale:
@@ -77,7 +78,9 @@ def same_run_key(config: Config) -> str:
     name, options = parse_task(config.task)
     if name == "rolenav" and options.get("n_roles") == options.get("n_agents", 3):
         same["task"] = format_task(name, {key: value for key, value in options.items() if key != "n_roles"})
-    return json.dumps(used_fields(same), sort_keys=True)
+    family = get_method(config.method).family or config.method
+    used = {key: value for key, value in used_fields(same).items() if NEUTRAL.get(key, ()) != value}
+    return json.dumps(used | {"method": family}, sort_keys=True)
 
 
 def idle_changes(config: Config) -> list[str]:
