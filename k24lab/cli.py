@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import tyro
 
-from k24lab.commands import COMMANDS, train_with_defaults
+from k24lab.commands import COMMANDS, only_used_settings, train_with_defaults
 from k24lab.errors import ConfigError, K24Error, unknown
 
 # What is wrong with a disk or a path, not with the package: one line says it.
@@ -57,8 +57,13 @@ def _run(arguments: Sequence[str]) -> None:
         raise SystemExit(0 if name else 2)
     if name not in COMMANDS:
         raise ConfigError(unknown("command", name, COMMANDS))
-    command = train_with_defaults(rest) if name == "train" else COMMANDS[name]
-    tyro.cli(command, prog=f"k24lab {name}", args=rest)
+    if name != "train":
+        tyro.cli(COMMANDS[name], prog=f"k24lab {name}", args=rest)
+        return
+    command = train_with_defaults(rest)
+    helps = {"-h", "--help"}.intersection(rest)
+    with only_used_settings(command.keywords["config"].method) if helps else contextlib.nullcontext():
+        tyro.cli(command, prog="k24lab train", args=rest)
 
 
 def _overview() -> str:

@@ -1,11 +1,13 @@
 """The commands of `k24lab`; each loads what it needs when it runs, so that `--help` and `status` answer at once."""
 
 import argparse
+import contextlib
 import functools
+import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,7 +16,8 @@ import tyro
 from k24lab.errors import ConfigError, RunError, unknown
 from k24lab.lab.backends import MEMORY_GB, BackendName, Resources, end_with_parent
 from k24lab.lab.config import LEARNER_DEFAULTS, Config, build_config
-from k24lab.methods import METHODS
+from k24lab.methods import METHODS, get_method
+from k24lab.methods.k24 import ALL_MASK_SETTINGS
 from k24lab.rendering.commands import replay, report
 
 
@@ -48,6 +51,23 @@ def train_with_defaults(arguments: Sequence[str]) -> "functools.partial[None]":
     method = {"method": named.method} if named.method in METHODS else {}
     learner = {"learner": named.learner} if named.learner in LEARNER_DEFAULTS else {}
     return functools.partial(train, config=build_config(method | learner))
+
+
+@contextlib.contextmanager
+def only_used_settings(method: str) -> Iterator[None]:
+    """Within it the help of `train` leaves out the settings of masks that a method does not use."""
+    hidden = ALL_MASK_SETTINGS.difference(get_method(method).mask_settings)
+    annotations = {kind: inspect.get_annotations(kind) for kind in Config.__mro__}
+    try:
+        for kind, fields in annotations.items():
+            if hidden & fields.keys():
+                suppressed = {name: Annotated[fields[name], tyro.conf.Suppress] for name in hidden & fields.keys()}
+                kind.__annotations__ = fields | suppressed
+        yield
+    finally:
+        for kind, fields in annotations.items():
+            if hidden & fields.keys():
+                kind.__annotations__ = fields
 
 
 def resume(run: Annotated[str, tyro.conf.Positional], quiet: bool = False, notebook: str | None = None) -> None:

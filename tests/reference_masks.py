@@ -126,7 +126,7 @@ def drawn_masks(
 ) -> Draw:
     """The masks of an update; the argmax masks without a `generator`. Random numbers come in the learner's `dtype`."""
     names, decay = layer_names(tensors), torch.zeros((), dtype=torch.float64)
-    if config.method == "magnitude24":
+    if get_method(config.method).masks == "one":
         return magnitude_masks(tensors)
     if not names:
         return Draw({}, None, decay)
@@ -209,7 +209,23 @@ def magnitude_masks(tensors: dict[str, Tensor]) -> Draw:
 
 def effective(tensors: dict[str, Tensor], name: str, k: int, masks: dict[str, list[Tensor]]) -> tuple[Tensor, Tensor]:
     """Matrix and bias with which network k computes this layer."""
+    weight, bias = before_gains(tensors, name, k, masks)
+    if f"gains.{name}.gain" in tensors:
+        gain, own = tensors[f"gains.{name}.gain"][k], tensors[f"gains.{name}.bias"][k]
+        weight = torch.stack([(1 + gain[o]) * weight[o] for o in range(len(weight))])
+        bias = bias + own
+    return weight, bias
+
+
+def before_gains(
+    tensors: dict[str, Tensor], name: str, k: int, masks: dict[str, list[Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """The same without what an agent multiplies a neuron with and adds to it."""
+    if f"layers.{name}.embedding" in tensors:
+        return generated(tensors, f"layers.{name}", k)
     weight, bias = tensors[f"layers.{name}.weight"], tensors[f"layers.{name}.bias"]
+    if f"layers.{name}.ids" in tensors:
+        return torch.cat([weight[0], tensors[f"layers.{name}.ids"][0]], dim=1), bias[0]
     if f"layers.{name}.hetero_alpha" in tensors:
         return weight * masks[name][k], bias
     if f"layers.{name}.threshold" in tensors:
@@ -218,6 +234,18 @@ def effective(tensors: dict[str, Tensor], name: str, k: int, masks: dict[str, li
     if weight.dim() == 2:  # one magnitude mask for all
         return (weight * masks[name][0]).detach() + weight - weight.detach(), bias
     return weight[k if len(weight) > 1 else 0], bias[k if len(bias) > 1 else 0]
+
+
+def generated(tensors: dict[str, Tensor], layer: str, k: int) -> tuple[Tensor, Tensor]:
+    """What a hypernetwork makes of the embedding of agent k."""
+    embedding = tensors["layers.fc2.embedding"][k]  # the first of the layers that share it
+
+    def mlp(hidden: str, head: str) -> Tensor:
+        units = torch.relu(tensors[f"{layer}.{hidden}.weight"] @ embedding + tensors[f"{layer}.{hidden}.bias"])
+        return tensors[f"{layer}.{head}.weight"] @ units + tensors[f"{layer}.{head}.bias"]
+
+    bias = mlp("for_bias", "bias_head")
+    return mlp("for_weight", "weight_head").reshape(len(bias), -1), bias
 
 
 def diversity_loss(probs: list[list[Tensor]]) -> Tensor:

@@ -204,6 +204,14 @@ def test_help_explains_the_fields(k24lab):
     assert "share of t_max" in text
 
 
+def test_help_leaves_out_what_the_method_does_not_use(k24lab):
+    of = {method: k24lab("train", "--method", method, "--help")[1] for method in ("fups", "kaleidoscope", "k24")}
+    assert "--logit-scale" in of["k24"]
+    assert "--logit-scale" not in of["fups"] + of["kaleidoscope"]
+    assert "--reset-interval" in of["kaleidoscope"] and "--reset-interval" not in of["fups"]
+    assert all("--lr " in text for text in of.values())
+
+
 def test_package_is_a_command():
     done = subprocess.run(
         [sys.executable, "-m", "k24lab", "resume", "nowhere"], capture_output=True, text=True, check=False

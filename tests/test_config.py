@@ -127,8 +127,8 @@ def test_every_method_has_defaults_and_they_are_fields():
 def test_methods_say_whether_they_have_and_learn_masks():
     masked = {name for name, method in METHODS.items() if method.masks == "each" and method.pattern == "2:4"}
     learned = {name for name, method in METHODS.items() if method.learns_masks}
-    assert masked == {"k24", "k24-alpha", "k24-literal", "random24"}
-    assert learned == masked - {"random24"} | {"kaleidoscope"}
+    assert masked == {"k24", "k24-alpha", "k24-literal", "k24-gains", "random24"}
+    assert learned == masked - {"random24"} | {"kaleidoscope", "kaleidoscope-id", "kaleidoscope-half"}
 
 
 def test_configuration_is_frozen():

@@ -46,6 +46,10 @@ def test_every_mixer_learner_and_loss_goes_with_every_other(mixer, learner, td_l
 
 OPTIONS = {
     "ids": {"method": "fups-id"},
+    "ids at a rate of their own": {"method": "fups-id", "own_lr_factor": 5.0},
+    "thresholds at a rate of their own": {"method": "kaleidoscope", "own_lr_factor": 20.0},
+    "gains of types": {"method": "gains", "mask_per": "type"},
+    "gains in the first layer": {"method": "gains24", "gain_layers": "fc1"},
     "types": {"mask_per": "type"},
     "separate networks of types": {"method": "nops", "mask_per": "type"},
     "heads of types": {"method": "multih", "mask_per": "type"},

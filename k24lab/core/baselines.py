@@ -81,17 +81,23 @@ class ThresholdLinear(nn.Module):
     """Kaleidoscope's layer: one weight matrix, soft-thresholded for each mask (Li et al., NeurIPS 2024).
 
     Mask m computes with `sign(W) relu(|W| - sigmoid(threshold[m]))`. Thresholds start, and start again after a reset,
-    at `-(5 u + 5)` with u uniform in [0, 1): the masks of an untrained layer drop next to nothing.
+    at `-scale (u + 1)` with u uniform in [0, 1). With the original scale of 5 the masks of an untrained layer drop next
+    to nothing, with 2 about a half.
     """
 
-    def __init__(self, in_features: int, out_features: int, n_masks: int):
+    def __init__(self, in_features: int, out_features: int, n_masks: int, scale: float = 5.0):
         super().__init__()
+        self.scale = scale
         self.weight, self.bias = _fresh_parameters(in_features, out_features)
         self.threshold = nn.Parameter(self._fresh_threshold(torch.rand(n_masks, out_features, in_features)))
 
-    @staticmethod
-    def _fresh_threshold(uniform: Tensor) -> Tensor:
-        return -(5 * uniform + 5)
+    def _fresh_threshold(self, uniform: Tensor) -> Tensor:
+        return -(self.scale * uniform + self.scale)
+
+    @property
+    def own(self) -> list[nn.Parameter]:
+        """Parameters that belong to single agents."""
+        return [self.threshold]
 
     def effective(self) -> tuple[Float[Tensor, "M out in"], Float[Tensor, "1 out"]]:
         """What each mask computes with."""

@@ -1,4 +1,4 @@
-"""Settings of the masks: how they are scored, drawn, kept apart and reset."""
+"""Settings of what makes agents differ: masks, thresholds, gains, ids, hypernetworks; and how fast it learns."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class MaskConfig:
-    """Settings of the masks; docs/method.md has the equations."""
+    """Settings of what makes agents differ, most of them of masks; docs/method.md has the equations."""
 
     score_weight_power: float = 1.0  # p of |W|^p * EMA^q * sigmoid(hetero_alpha), in [0, 1]
     score_ema_power: float = 1.0  # q, in [0, 1]
@@ -48,3 +48,10 @@ class MaskConfig:
     reset_threshold: float = 0.05  # running selection frequency below which an entry counts as unselected
     reset_ema_share: float = 0.5  # how far the EMA moves towards its mean at a reset
     kl_threshold: float = 0.1  # of the adaptive trigger, in nats; never exceeded in our ablation
+    agent_id: bool = False  # append a one-hot agent index to the observation
+    threshold_scale: float = 5.0  # Kaleidoscope's thresholds start at -scale (u + 1), u uniform in [0, 1)
+    gain_layers: Literal["all", "fc1"] = "all"  # layers in which agents have gains and biases of their own
+    embedding_dim: int = 16  # of an agent, from which a hypernetwork makes its weights
+    alpha_lr_factor: float = 20.0  # hetero_alpha learns this many times faster than the weights
+    own_lr_factor: float = 1.0  # thresholds, gains and the columns for ids learn this many times faster
+    lr_factor_ramp: float = 0.0  # share of t_max in which these factors grow from a tenth; 0: they are constant

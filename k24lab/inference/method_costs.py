@@ -6,6 +6,7 @@ import pandas as pd
 
 from k24lab.inference.costs import DTYPE_BYTES, GROUP, KEPT, Layer, agent_layers
 from k24lab.lab.config import build_config
+from k24lab.marl.agent import count_parameters
 from k24lab.methods import METHODS, get_method
 from k24lab.methods.base import LAYERS
 
@@ -22,8 +23,9 @@ def method_costs(
 
     Columns: method; parameters (all that is trained, biases and mask coefficients included); kept (share of the matrix
     weights that an agent computes with, NaN where training decides it); multiply_adds (per agent and env step, as
-    hardware executes them: 2:4 halves them, weights that are zero without structure are multiplied); memory_bytes (of
-    the team's weights and masks at inference in `dtype`: 2:4 packed, other masks one bit per weight and mask).
+    hardware executes them: 2:4 halves them, weights that are zero without structure are multiplied, and a gain is one
+    for its neuron); memory_bytes (of the team's weights, masks and gains at inference in `dtype`: 2:4 packed, other
+    masks one bit per weight and mask, what a hypernetwork makes as it is).
     """
     sizes = (obs_dim, hidden_dim, n_actions, n_agents)
     return pd.DataFrame([_costs(name, *sizes, DTYPE_BYTES[dtype]) for name in methods])
@@ -37,15 +39,18 @@ def _costs(
     input_dim = obs_dim + (n_agents if config.agent_id else 0)
     layers = dict(zip(LAYERS, agent_layers(input_dim, hidden_dim, n_actions), strict=True))
     masked = [layers[layer] for layer in method.masked_layers(config)]
+    gains = LAYERS if method.has_gains else ()
     networks = {layer: n_agents if layer in method.own_layers else 1 for layer in LAYERS}
     n_masks = {"none": 0, "one": 1, "each": n_agents}[method.masks]
     numbers = sum(networks[layer] * (each.weights + each.out_features) for layer, each in layers.items())
+    numbers += sum(2 * n_agents * layers[name].out_features for name in gains)
     two_four = method.pattern == "2:4"
+    executed = sum(x.kept if two_four and x in masked else x.weights for x in layers.values())
     return {
         "method": name,
-        "parameters": numbers + (n_masks * _weights(masked) if method.learns_masks else 0),
+        "parameters": count_parameters(config, input_dim, n_actions, n_agents),
         "kept": _kept(masked, _weights(layers.values()), two_four, method.kept),
-        "multiply_adds": sum(x.kept if two_four and x in masked else x.weights for x in layers.values()),
+        "multiply_adds": executed + sum(layers[name].out_features for name in gains),
         "memory_bytes": numbers * itemsize + _mask_bytes(masked, n_masks, two_four, itemsize),
     }
 

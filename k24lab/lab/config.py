@@ -70,18 +70,27 @@ class Config(TrainingConfig):
 # same experiment, so they share a hash; provenance.jsonl has both, and going on with other ones is a warning.
 NOT_HASHED = frozenset({"n_threads", "n_workers", "tensorboard"})
 # Fields that came later, with what earlier versions did: a run that does the same keeps its hash, and so its name.
-ADDED = {"target_masks": "argmax", "acting_masks": "argmax", "grad_clip": "groups"}
+ADDED: dict[str, Any] = {
+    "target_masks": "argmax",
+    "acting_masks": "argmax",
+    "grad_clip": "groups",
+    "own_lr_factor": 1.0,
+    "lr_factor_ramp": 0.0,
+    "threshold_scale": 5.0,
+    "gain_layers": "all",
+    "embedding_dim": 16,
+}
 
 _POSITIVE = (
     "hidden_dim mixing_embed_dim lr grad_norm_clip batch_size buffer_size target_update_interval n_envs "
     "updates_per_rollout t_max log_interval test_interval test_episodes checkpoint_interval snapshot_interval "
     "n_threads logit_scale temperature_init temperature_mid temperature_min diversity_history reset_interval "
-    "alpha_lr_factor"
+    "alpha_lr_factor own_lr_factor threshold_scale embedding_dim"
 ).split()
 _NOT_NEGATIVE = "hetero_init_scale diversity_coef kl_threshold epsilon_anneal_steps seed n_workers".split()
 _SHARE = (
     "score_weight_power score_ema_power ema_decay anneal_start anneal_end reset_ratio reset_threshold "
-    "reset_ema_share gamma td_lambda polyak epsilon_start epsilon_finish"
+    "reset_ema_share gamma td_lambda polyak epsilon_start epsilon_finish lr_factor_ramp"
 ).split()
 
 

@@ -2,12 +2,13 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
+from k24lab.envs.tasks import canonical_text
 from k24lab.errors import ConfigError, unknown
 from k24lab.lab.config import NOT_HASHED, Config, build_config
 from k24lab.lab.notebooks import parameter_names
@@ -33,14 +34,15 @@ def load_grid(path: Path, check: bool = True) -> Grid:
 
     Args:
         path: of the file.
-        check: also build the environments, and refuse the same run twice and an unknown notebook.
+        check: also build the environments, and refuse the same run twice and an unknown notebook. Without it torch stays
+            unloaded, and a task that repeats a default (`rolenav:n_agents=3`) is spelled as written.
 
     Raises:
         ConfigError: no such file, no YAML, unknown keys, a bad value, task or notebook, the same run twice.
     """
     data = _read(path)
     try:
-        grid = _build(data, path.stem)
+        grid = _build(data, path.stem, _canonical_task if check else canonical_text)
         if check:
             _refuse_repeated(grid.configs)
             _check_environments(grid.configs)
@@ -57,15 +59,15 @@ def _canonical_task(task: str) -> str:
     return canonical_task(task)
 
 
-def _build(data: Mapping[str, Any], stem: str) -> Grid:
+def _build(data: Mapping[str, Any], stem: str, spell: Callable[[str], str]) -> Grid:
     common, per_task = (_mapping(key, data.get(key)) for key in ("common", "per_task"))
-    per_task = _by_task(per_task)
+    per_task = _by_task(per_task, spell)
     configs = []
     for number, entry in enumerate(data["grids"], start=1):
         where = f"grids, entry {number}"
         own = _mapping(where, entry)
         try:
-            configs += expand(common, own, per_task)
+            configs += expand(common, own, per_task, spell)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
     tasks = dict.fromkeys(config.task for config in configs)
@@ -80,12 +82,12 @@ def _build(data: Mapping[str, Any], stem: str) -> Grid:
     return Grid(check_name(str(name)), configs, notebook)
 
 
-def _by_task(per_task: Mapping[Any, Any]) -> dict[Any, dict[str, Any]]:
+def _by_task(per_task: Mapping[Any, Any], spell: Callable[[str], str]) -> dict[Any, dict[str, Any]]:
     """The settings of each task, under the task's one spelling."""
     found: dict[Any, dict[str, Any]] = {}
     given: dict[Any, Any] = {}
     for task, values in per_task.items():
-        key = _canonical_task(task) if isinstance(task, str) else task
+        key = spell(task) if isinstance(task, str) else task
         if key in found:
             raise ConfigError(f"per_task: {given[key]} and {task} are the same task")
         found[key], given[key] = _mapping(f"per_task: {task}", values), task
@@ -93,13 +95,16 @@ def _by_task(per_task: Mapping[Any, Any]) -> dict[Any, dict[str, Any]]:
 
 
 def expand(
-    common: Mapping[str, Any], grid: Mapping[str, Any], per_task: Mapping[str, Mapping[str, Any]] | None = None
+    common: Mapping[str, Any],
+    grid: Mapping[str, Any],
+    per_task: Mapping[str, Mapping[str, Any]] | None = None,
+    spell: Callable[[str], str] = _canonical_task,
 ) -> list[Config]:
     """All combinations of a grid's lists; a single value counts as a list of one.
 
     Under `zip` stand lists of the same length that are walked side by side, under `list` whole sets of parameters;
     each is one axis of the product. A grid's values win over those of its task, and these over the common ones.
-    `per_task` has the tasks in their one spelling.
+    `per_task` has the tasks as `spell` gives them.
 
     Raises:
         ConfigError: an empty list, lists under `zip` of different lengths, or parameters that no run can have.
@@ -112,9 +117,9 @@ def expand(
                 raise ConfigError(f"{key} is given twice")
             own |= part
         task = own.get("task", common.get("task", Config.task))
-        of_task = (per_task or {}).get(_canonical_task(task), {}) if isinstance(task, str) else {}
+        of_task = (per_task or {}).get(spell(task), {}) if isinstance(task, str) else {}
         config = build_config({**common, **of_task, **own})
-        configs.append(dataclasses.replace(config, task=_canonical_task(config.task)))
+        configs.append(dataclasses.replace(config, task=spell(config.task)))
     return configs
 
 

@@ -84,6 +84,8 @@ def print_status(grid: Path) -> None:
 def grid_statuses(file: Path) -> list[RunStatus]:
     """All runs of a grid file, those without a folder as waiting."""
     name, configs, notebook = load_grid(file, check=False)
+    if not all(run_folder(config, name).exists() for config in configs):  # not started, or a task is spelled otherwise
+        name, configs, notebook = load_grid(file)
     runs = [(run_folder(config, name), config) for config in configs]
     return [
         run_status(path, notebook) if path.exists() else RunStatus(path, config, "waiting", 0) for path, config in runs

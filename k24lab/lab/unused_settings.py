@@ -33,6 +33,8 @@ SWITCHES: tuple[Switch, ...] = (
     ({"score_weight_power": (0.0,), "diversity_coef": (0.0,)}, "score_gradient"),
 )
 
+NEUTRAL = {"own_lr_factor": 1.0, "lr_factor_ramp": 0.0}  # as if there were no such setting
+
 
 def unused_fields(config: Mapping[str, Any]) -> set[str]:
     """Fields of a configuration that could have any other value: its run would learn the same, bit for bit.
@@ -59,10 +61,11 @@ def same_run_key(config: Config) -> str:
     For comparisons alone; names and hashes of runs are those of their configurations.
     """
     same = {key: value for key, value in vars(config).items() if key not in NOT_HASHED}
-    same["method"] = get_method(config.method).family or config.method  # a method is its settings
     kind, _, index = config.device.partition(":")
     same["device"] = f"{kind}:{int(index or 0)}" if kind == "cuda" else kind
-    return json.dumps(used_fields(same), sort_keys=True)
+    used = {key: value for key, value in used_fields(same).items() if NEUTRAL.get(key, ()) != value}
+    family = get_method(config.method).family or config.method  # a method is its settings
+    return json.dumps(used | {"method": family}, sort_keys=True)
 
 
 def idle_changes(config: Config) -> list[str]:

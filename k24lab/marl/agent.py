@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from k24lab.core.gains import Gains
 from k24lab.core.layers import SemiStructuredLinear24
 from k24lab.core.masks import argmax_masks
 from k24lab.marl.config import TrainingConfig
@@ -29,9 +30,17 @@ class RNNAgent(nn.Module):
         n_actions: of every agent, after padding.
         hidden_dim: of all layers.
         layer: makes the layer of a name, from its input and output size.
+        gains: makes the gains of a layer, from its name and output size; None where it has none.
     """
 
-    def __init__(self, input_dim: int, n_actions: int, hidden_dim: int, layer: Callable[[str, int, int], nn.Module]):
+    def __init__(
+        self,
+        input_dim: int,
+        n_actions: int,
+        hidden_dim: int,
+        layer: Callable[[str, int, int], nn.Module],
+        gains: Callable[[str, int], Gains | None] = lambda *_: None,
+    ):
         super().__init__()
         self.hidden_dim = hidden_dim
         sizes = {
@@ -43,6 +52,8 @@ class RNNAgent(nn.Module):
             "fc4": (hidden_dim, n_actions),
         }
         self.layers = nn.ModuleDict({name: layer(name, *sizes[name]) for name in LAYERS})
+        each = {name: gains(name, sizes[name][1]) for name in LAYERS}
+        self.gains = nn.ModuleDict({name: module for name, module in each.items() if module is not None})
 
     @property
     def masked_layers(self) -> dict[str, SemiStructuredLinear24]:
@@ -51,13 +62,18 @@ class RNNAgent(nn.Module):
 
     def weights(self, masks: Mapping[str, Float[Tensor, "M out in"]] | None = None) -> dict[str, LayerWeights]:
         """What all layers compute with, under a mask for each of the `masked_layers` (None: there are none)."""
-        masks = masks or {}
-        return {
-            name: sparse_weights(*layer.effective(masks[name]))  # type: ignore[operator]
-            if name in masks
-            else LayerWeights(*layer.effective())  # type: ignore[operator]
-            for name, layer in self.layers.items()
-        }
+        weights, masks = {}, masks or {}
+        for name, layer in self.layers.items():
+            effective = layer.effective(*([masks[name]] if name in masks else []))  # type: ignore[operator]
+            if name in self.gains:
+                effective = self.gains[name](*effective)
+            weights[name] = sparse_weights(*effective) if name in masks else LayerWeights(*effective)
+        return weights
+
+    @property
+    def own_parameters(self) -> list[nn.Parameter]:
+        """Parameters of single agents that may learn at a rate of their own; mask coefficients belong to the scheme."""
+        return [parameter for module in self.modules() for parameter in getattr(module, "own", ())]
 
     @torch.no_grad()
     def argmax_weights(self) -> dict[str, LayerWeights]:
@@ -82,10 +98,17 @@ def build_agent(config: TrainingConfig, input_dim: int, n_actions: int, n_masks:
     """
     method = get_method(config.method)
 
-    def layer(name: str, in_features: int, out_features: int) -> nn.Module:
-        return method.layer(config, name, in_features, out_features, n_masks)
+    def gains(name: str, out_features: int) -> Gains | None:
+        return method.gains(config, name, out_features, n_masks)
 
-    return RNNAgent(input_dim, n_actions, config.hidden_dim, layer)
+    return RNNAgent(input_dim, n_actions, config.hidden_dim, method.layer_factory(config, n_masks), gains)
+
+
+def count_parameters(config: TrainingConfig, input_dim: int, n_actions: int, n_masks: int) -> int:
+    """Numbers that are trained in the network of `build_agent`, biases and all masks included; nothing is allocated."""
+    with torch.device("meta"):
+        agent = build_agent(config, input_dim, n_actions, n_masks)
+    return sum(parameter.numel() for parameter in agent.parameters() if parameter.requires_grad)
 
 
 class Unrolled(NamedTuple):

@@ -16,15 +16,14 @@ class LearnerConfig:
     learner: Learner = "q"  # q: 1-step double Q; nq: TD(lambda) double Q with pymarl2's settings
     td_lambda: float = 0.6  # of learner="nq"
     hidden_dim: int = 64
-    agent_id: bool = False  # append a one-hot agent index to the observation
     mixer: Literal["vdn", "qmix", "none"] = "vdn"  # none: independent Q-learning
     mixing_embed_dim: int = 32  # QMIX only
     lr: float = 3e-3
     # Reached linearly at t_max (None: lr is constant); a network that goes on moving goes on flipping masks.
     lr_final: float | None = 0.0
-    alpha_lr_factor: float = 20.0  # hetero_alpha learns this many times faster
     grad_norm_clip: float = 10.0
-    grad_clip: Literal["groups", "all"] = "groups"  # clip hetero_alpha's gradient apart from the rest, or all together
+    # Clip the gradients of what learns at a rate of its own apart from the rest, or all together.
+    grad_clip: Literal["groups", "all"] = "groups"
     td_loss: Literal["huber", "mse"] = "huber"
     gamma: float = 0.95
     batch_size: int = 32  # episodes

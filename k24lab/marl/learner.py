@@ -104,16 +104,24 @@ class K24QLearner:
 
     @functools.cached_property
     def optimizer(self) -> torch.optim.Optimizer:
-        """Adam; the mask coefficients in a group of their own, whose rate is `alpha_lr_factor` times higher.
+        """Adam; what learns at a rate of its own is in a group of its own.
 
         Built for the first update: torch.optim then loads torch's compiler, which takes nearly as long as torch itself.
         """
-        alphas = set(self.scheme.alphas)
-        others = [p for m in (self.agent, self.mixer) for p in m.parameters() if p.requires_grad and p not in alphas]
-        groups: list[dict[str, Any]] = [{"params": others}]
-        if alphas:
-            groups.append({"params": self.scheme.alphas, "lr": self.config.lr * self.config.alpha_lr_factor})
+        apart = [group for group, _ in self._faster]
+        seen = {p for group in apart for p in group}
+        others = [p for m in (self.agent, self.mixer) for p in m.parameters() if p.requires_grad and p not in seen]
+        groups: list[dict[str, Any]] = [{"params": group} for group in (others, *apart)]
         return torch.optim.Adam(groups, lr=self.config.lr, fused=True)
+
+    @functools.cached_property
+    def _faster(self) -> list[tuple[list[nn.Parameter], float]]:
+        """Parameters that learn at a rate of their own, and how many times faster than the weights."""
+        c = self.config
+        groups = [(self.scheme.alphas, c.alpha_lr_factor)]
+        if c.own_lr_factor != 1 or c.lr_factor_ramp:
+            groups.append((self.agent.own_parameters, c.own_lr_factor))
+        return [(parameters, factor) for parameters, factor in groups if parameters]
 
     def update(self, batch: EpisodeBatch, t_env: int, log: bool = False) -> dict[str, float]:
         """One gradient step on a batch of episodes; returns its metrics (more of them if `log`)."""
@@ -224,7 +232,9 @@ class K24QLearner:
         """Learning rates after `t_env` env steps."""
         c = self.config
         lr = c.lr if c.lr_final is None else schedules.linear(c.lr, c.lr_final, t_env / c.t_max)
-        for group, factor in zip(self.optimizer.param_groups, (1.0, self.config.alpha_lr_factor), strict=False):
+        grown = schedules.linear(0.1, 1.0, t_env / (c.lr_factor_ramp * c.t_max)) if c.lr_factor_ramp else 1.0
+        factors = [1.0, *(factor * grown for _, factor in self._faster)]
+        for group, factor in zip(self.optimizer.param_groups, factors, strict=True):
             group["lr"] = lr * factor
 
     def _update_target(self) -> None:

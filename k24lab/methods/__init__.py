@@ -4,10 +4,16 @@ from k24lab.errors import ConfigError, unknown
 from k24lab.methods.base import Method
 from k24lab.methods.fups import Fups
 from k24lab.methods.fups_id import FupsId
+from k24lab.methods.gains import GainsMethod
+from k24lab.methods.gains24 import Gains24
+from k24lab.methods.hyper import Hyper
 from k24lab.methods.k24 import K24
 from k24lab.methods.k24_alpha import K24Alpha
+from k24lab.methods.k24_gains import K24Gains
 from k24lab.methods.k24_literal import K24Literal
 from k24lab.methods.kaleidoscope import Kaleidoscope
+from k24lab.methods.kaleidoscope_half import KaleidoscopeHalf
+from k24lab.methods.kaleidoscope_id import KaleidoscopeId
 from k24lab.methods.magnitude24 import Magnitude24
 from k24lab.methods.multih import MultiHead
 from k24lab.methods.nops import Nops
@@ -26,6 +32,12 @@ METHODS: dict[str, Method] = {
         Magnitude24(),
         Kaleidoscope(),
         MultiHead(),
+        KaleidoscopeId(),
+        KaleidoscopeHalf(),
+        Hyper(),
+        GainsMethod(),
+        Gains24(),
+        K24Gains(),
     )
 }
 

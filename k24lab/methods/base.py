@@ -7,13 +7,15 @@ when they are built.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import functools
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
     from torch import nn
 
     from k24lab.core.config import MaskConfig
+    from k24lab.core.gains import Gains
     from k24lab.core.schemes import MaskScheme
 
 LAYERS = ("fc1", "rnn_input", "rnn_hidden", "fc2", "fc3", "fc4")  # of every agent network, in this order
@@ -22,6 +24,9 @@ HEAD = "fc4"  # the layer whose outputs are the Q-values
 
 # Settings and the values under which other settings have no effect, and which these are.
 Switch = tuple[Mapping[str, tuple[object, ...]], str]
+
+
+Search = tuple[Mapping[str, Any], ...]
 
 
 class Method:
@@ -40,6 +45,9 @@ class Method:
         own_layers: layers of which every agent (or unit type) has one of its own.
         masks_rnn: whether the GRU's matrices may be masked (with the setting `mask_rnn`).
         kept: share of the weights that an unstructured mask keeps; None where training decides.
+        has_gains: whether every agent (or unit type) has a gain and a bias of its own in each neuron.
+        search: values of its own setting that the study tries with each learning rate (docs/protocol.md). A method
+            without one is tuned in how fast its target network moves.
     """
 
     name: ClassVar[str]
@@ -57,11 +65,13 @@ class Method:
     own_layers: ClassVar[Collection[str]] = ()
     masks_rnn: ClassVar[bool] = True
     kept: ClassVar[float | None] = None
+    has_gains: ClassVar[bool] = False
+    search: ClassVar[Search] = tuple({"polyak": share} for share in (0.003, 0.01, 0.03))
 
     @property
     def separate(self) -> bool:
         """Whether agents (or unit types) have masks or layers of their own, instead of one network for all."""
-        return self.masks == "each" or bool(self.own_layers)
+        return self.masks == "each" or bool(self.own_layers) or self.has_gains
 
     def masked_layers(self, config: MaskConfig) -> tuple[str, ...]:
         """Names of the layers that have masks."""
@@ -78,6 +88,18 @@ class Method:
         from k24lab.core.layers import DenseLinear
 
         return DenseLinear(in_features, out_features, n_masks if name in self.own_layers else 1)
+
+    def layer_factory(self, config: MaskConfig, n_masks: int) -> Callable[[str, int, int], nn.Module]:
+        """What makes the layers of one network, from name, input and output size."""
+        return functools.partial(self.layer, config, n_masks=n_masks)
+
+    def gains(self, config: MaskConfig, name: str, out_features: int, n_agents: int) -> Gains | None:
+        """The gains of a layer, if it has any."""
+        if not self.has_gains or config.gain_layers not in ("all", name):
+            return None
+        from k24lab.core.gains import Gains
+
+        return Gains(n_agents, out_features)
 
     def mask_scheme(self, layers: Mapping[str, nn.Module], config: MaskConfig, t_max: int) -> MaskScheme:
         """How the masks of a network with these layers are sampled and learned."""

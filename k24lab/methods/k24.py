@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from k24lab.core.config import MaskConfig
-from k24lab.methods.base import Method
+from k24lab.methods.base import Method, Search
 
 if TYPE_CHECKING:
     from torch import nn
 
     from k24lab.core.schemes import MaskScheme
 
-# All settings of masks, and those of the learner that treat mask coefficients apart.
-ALL_MASK_SETTINGS = frozenset(
-    {field.name for field in dataclasses.fields(MaskConfig)} | {"alpha_lr_factor", "grad_clip"}
-)
+# All settings that some methods do not use: of what makes agents differ, and one of the learner that treats it apart.
+ALL_MASK_SETTINGS = frozenset({field.name for field in dataclasses.fields(MaskConfig)} - {"agent_id"} | {"grad_clip"})
+OTHERS_SETTINGS = frozenset({"threshold_scale", "gain_layers", "embedding_dim", "own_lr_factor"})
+SEARCH = tuple({"alpha_lr_factor": factor} for factor in (1.0, 5.0, 20.0))
 
 
 class K24(Method):
@@ -26,7 +26,8 @@ class K24(Method):
     name = "k24"
     label = "K-2:4"
     color = "#0072B2"
-    mask_settings = ALL_MASK_SETTINGS
+    mask_settings = ALL_MASK_SETTINGS - OTHERS_SETTINGS
+    search: ClassVar[Search] = SEARCH
     masks = "each"
     learns_masks = True
 

@@ -1,6 +1,7 @@
 """A fixed random 2:4 mask for each agent over one shared network."""
 
 from k24lab.core.config import MaskConfig
+from k24lab.methods.base import Method
 from k24lab.methods.k24 import K24
 
 
@@ -15,6 +16,7 @@ class Random24(K24):
     settings = {"score_weight_power": 0.0, "score_ema_power": 0.0}
     mask_settings = frozenset({"hetero_init_scale", "mask_rnn", "mask_per", "score_weight_power", "score_ema_power"})
     learns_masks = False
+    search = Method.search
 
     def problems(self, config: MaskConfig) -> list[str]:
         """Scores must not depend on what is trained."""

@@ -1,0 +1,30 @@
+"""`python -m study tune`: the runs of the study. What is finished, here or in figures/, is not trained again."""
+
+import argparse
+
+from k24lab.lab.backends import Resources, build_backend
+from k24lab.methods import METHODS
+from study.protocol import TUNING_TASKS
+from study.references import TABLE, reference_table
+from study.tuning import tune
+
+
+def main() -> None:
+    """Read the command line and train."""
+    parser = argparse.ArgumentParser(prog="python -m study", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("tune", help="both rounds of the tuning")
+    one.add_argument("--tasks", nargs="+", choices=TUNING_TASKS, default=list(TUNING_TASKS))
+    one.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    one.add_argument("--jobs", type=int, help="runs at a time; by default what the machine has room for")
+    commands.add_parser("references", help="returns of random actions and of scripted controllers")
+    given = parser.parse_args()
+    if given.command == "references":
+        TABLE.parent.mkdir(parents=True, exist_ok=True)
+        reference_table().to_csv(TABLE, index=False)
+        return
+    tune(given.tasks, given.methods, build_backend("local", Resources(jobs=given.jobs), "tuning"))
+
+
+if __name__ == "__main__":
+    main()

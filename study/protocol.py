@@ -1,0 +1,87 @@
+"""What the study fixes before its runs: tasks and their settings, search spaces, budgets and seeds.
+
+docs/protocol.md explains the choices; its tables are checked against this file by tests/test_study.py.
+"""
+
+from typing import Any
+
+from k24lab.lab.config import Config, build_config
+from k24lab.methods import METHODS
+
+LEARNING_RATES = (1e-3, 3e-3, 1e-2)  # of every method
+TUNING_TASKS = ("rolenav8", "vmas_navigation", "tag")
+TUNING_SEEDS = (100, 101)  # the report never uses them
+FIRST_SHARE = 0.5  # of the env steps, in the first round
+SURVIVORS = 2  # of a task, and of all tasks together
+
+# A task of the study: its name in the package, and all settings that are the same for every method.
+TASKS: dict[str, dict[str, Any]] = {
+    "rolenav3": {"task": "rolenav"},
+    "rolenav8": {"task": "rolenav:n_agents=8"},
+    "rolenav16": {"task": "rolenav:n_agents=16"},
+    "vmas_navigation": {"task": "vmas/navigation", "t_max": 307_200, "updates_per_rollout": 16},
+    "vmas_dispersion": {
+        "task": "vmas/dispersion",
+        "t_max": 128_000,
+        "learner": "nq",
+        "mixer": "vdn",
+        "gamma": 0.97,
+        "td_lambda": 0.9,
+        "lr_final": 0.0,
+        "target_update": "polyak",
+        "batch_size": 16,
+        "buffer_size": 300,
+        "updates_per_rollout": 64,
+        "epsilon_anneal_steps": 30_000,
+    },
+    "vmas_het_mass": {"task": "vmas/het_mass", "t_max": 102_400, "updates_per_rollout": 128, "batch_size": 8},
+    "vmas_give_way": {"task": "vmas/give_way", "t_max": 153_600, "updates_per_rollout": 16},
+    "vmas_asym_joint": {"task": "vmas/asym_joint", "t_max": 153_600, "updates_per_rollout": 16},
+    "spread": {
+        "task": "mpe2/simple_spread",
+        "mixer": "qmix",
+        "t_max": 70_000,
+        "n_envs": 8,
+        "updates_per_rollout": 8,
+    },
+    "tag": {
+        "task": "mpe2/simple_tag:prey=random",
+        "t_max": 100_000,
+        "learner": "nq",
+        "mixer": "vdn",
+        "gamma": 0.95,
+        "td_lambda": 0.8,
+        "lr_final": 0.0,
+        "target_update": "polyak",
+        "batch_size": 16,
+        "buffer_size": 500,
+        "n_envs": 16,
+        "updates_per_rollout": 32,
+        "epsilon_anneal_steps": 30_000,
+    },
+}
+
+
+def candidates(method: str) -> list[dict[str, float]]:
+    """The nine settings of a method that tuning chooses from: each learning rate with each value of its own setting."""
+    return [{"lr": lr, **own} for lr in LEARNING_RATES for own in METHODS[method].search]
+
+
+def tuning_run(task: str, method: str, candidate: dict[str, Any], seed: int, share: float = 1.0) -> Config:
+    """A run of the tuning, with a share of the task's env steps; exploration ends at the same share of the run."""
+    full = build_config({**TASKS[task], "method": method, **candidate, "seed": seed})
+    if share == 1.0:
+        return full
+    steps = {key: int(share * getattr(full, key)) for key in ("t_max", "epsilon_anneal_steps")}
+    return build_config({**TASKS[task], "method": method, **candidate, "seed": seed, **steps})
+
+
+def first_round(task: str, method: str) -> list[Config]:
+    """All candidates once, with half of the env steps."""
+    return [tuning_run(task, method, each, TUNING_SEEDS[0], FIRST_SHARE) for each in candidates(method)]
+
+
+def second_round(task: str, method: str, chosen: list[int]) -> list[Config]:
+    """The candidates that are left, with all env steps and both seeds."""
+    left = [candidates(method)[k] for k in chosen]
+    return [tuning_run(task, method, each, seed) for each in left for seed in TUNING_SEEDS]

@@ -1,0 +1,82 @@
+"""The protocol of the study: its search spaces, and what its tuning chooses from returns."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from k24lab.lab.unused_settings import same_run_key, unused_fields
+from k24lab.methods import METHODS
+from study import tuning
+from study.protocol import LEARNING_RATES, TASKS, TUNING_SEEDS, TUNING_TASKS, candidates, first_round, second_round
+
+PAGE = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text(encoding="utf-8")
+A = np.array([1.0, 2, 3, 4, 5, 6, 7, 8, 9])
+B = np.array([9.0, 2, 3, 4, 5, 6, 7, 1, 8])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_nine_candidates_that_are_nine_different_runs(method):
+    assert len(candidates(method)) == 9 and {each["lr"] for each in candidates(method)} == set(LEARNING_RATES)
+    for task in TUNING_TASKS:
+        runs = first_round(task, method)
+        assert len({same_run_key(run) for run in runs}) == 9
+        assert not unused_fields(vars(runs[0])) & set().union(*METHODS[method].search)
+        assert {run.seed for run in runs} == {TUNING_SEEDS[0]}
+
+
+def test_the_first_round_has_half_of_the_steps_and_the_second_all_of_them():
+    (half, *_), (whole, again) = first_round("tag", "fups"), second_round("tag", "fups", [0])
+    assert (half.t_max, half.epsilon_anneal_steps) == (50_000, 15_000)
+    assert (whole.t_max, whole.epsilon_anneal_steps) == (100_000, 30_000)
+    assert (whole.seed, again.seed) == TUNING_SEEDS and whole.lr == half.lr == LEARNING_RATES[0]
+
+
+def test_the_page_names_every_method_with_its_values_and_every_task():
+    for name, method in METHODS.items():
+        (row,) = [line for line in PAGE.splitlines() if line.startswith("|") and f"`{name}`" in line]
+        for setting in {key for own in method.search for key in own}:
+            assert f"`{setting}`" in row
+        for value in {value for own in method.search for value in own.values()}:
+            assert re.search(rf"\b{value:g}\b", row), (name, value)
+    for name, settings in TASKS.items():
+        (row,) = [line for line in PAGE.splitlines() if f"`{name}`" in line and line.endswith("|")]
+        assert f"{settings.get('t_max', 128_000):,}" in row
+
+
+def test_the_best_of_each_task_and_the_best_of_all_go_on():
+    assert tuning.best_overall({"a": A, "b": B}) == [8, 6]
+    assert tuning.survivors({"a": A, "b": B}) == {"a": [6, 7, 8], "b": [0, 6, 8]}
+
+
+def test_a_run_that_failed_is_the_worst():
+    failed = np.where(np.arange(9) == 8, -np.inf, A)
+    assert tuning.survivors({"a": failed}) == {"a": [6, 7]}
+
+
+def test_the_choice_is_the_best_of_a_task_and_the_best_score_of_all():
+    nan = np.full(9, np.nan)
+    a, b = nan.copy(), nan.copy()
+    a[[6, 7, 8]], b[[0, 6, 8]] = [4.0, 9.0, 5.0], [9.0, 8.0, 1.0]
+    choice = tuning.choose({"a": A, "b": B}, {"a": a, "b": b}, {"a": (0.0, 10.0), "b": (0.0, 10.0)})
+    assert choice == ({"a": 7, "b": 0}, 6)
+
+
+def test_finished_runs_go_to_a_file_and_come_back_in_another_checkout(tmp_path, monkeypatch, home):
+    monkeypatch.setattr(tuning, "FOLDER", tmp_path / "summaries")
+    monkeypatch.setattr(tuning, "TUNING_TASKS", ("rolenav8",))
+    config = first_round("rolenav8", "fups")[0]
+    tuning.collect("rolenav8")
+    assert not tuning.FOLDER.exists() and np.isnan(tuning.final_return(config, "rolenav8"))
+    folder = tuning.run_folder(config, tuning.group("rolenav8"))
+    line = {**vars(config), "run": folder.name, "variant": "fups", "test_return_mean": 2.5, "t_env": 64_000}
+    line["evaluations"] = {"t_env": [64_000], "test_return_mean": [2.5]}
+    tuning.FOLDER.mkdir()
+    text = tuning.pd.Series(line).to_json() + "\n"
+    (tuning.FOLDER / "rolenav8_runs.jsonl").write_text(text)
+    tuning.restore("rolenav8")
+    assert tuning.final_return(config, "rolenav8") == 2.5
+    tuning.collect("rolenav8")
+    (tuning.FOLDER / "rolenav8_runs.jsonl").rename(tmp_path / "again.jsonl")
+    assert tuning.import_runs([tmp_path / "again.jsonl"], "elsewhere")[0].name == folder.name
