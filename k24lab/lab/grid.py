@@ -34,8 +34,8 @@ def load_grid(path: Path, check: bool = True) -> Grid:
 
     Args:
         path: of the file.
-        check: also build the environments, and refuse the same run twice and an unknown notebook. Without it torch stays
-            unloaded, and a task that repeats a default (`rolenav:n_agents=3`) is spelled as written.
+        check: also build the environments, and refuse the same run twice and an unknown notebook. Without it torch is
+            not loaded, and a task that repeats a default (`rolenav:n_agents=3`) is spelled as written.
 
     Raises:
         ConfigError: no such file, no YAML, unknown keys, a bad value, task or notebook, the same run twice.
