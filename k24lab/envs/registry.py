@@ -31,6 +31,7 @@ def _builder(name: str) -> TaskBuilder:
     from k24lab.envs.rolenav import RoleNav
     from k24lab.envs.smacv2 import smacv2_builder
     from k24lab.envs.smax import smax_builder
+    from k24lab.envs.tuple_envs import PREFIXES, tuple_builder
     from k24lab.envs.vmas import vmas_builder
 
     if name == "rolenav":
@@ -38,6 +39,8 @@ def _builder(name: str) -> TaskBuilder:
     library, _, own_name = name.partition("/")
     if library == "pettingzoo":
         return import_builder(own_name)
+    if library in PREFIXES:  # as many as their ids have sizes
+        return tuple_builder(library, own_name)
     if library == "smacv2":
         return smacv2_builder(own_name)  # any size, not only the published ones
     if name not in task_names():

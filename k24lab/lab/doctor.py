@@ -114,6 +114,8 @@ PARTS: dict[str, Callable[[], list[Check]]] = {
     "onnx": _of_extra("onnx", "onnx", "onnxruntime"),
     "video": _video,
     "vmas": _of_extra("vmas", "vmas"),
+    "lbforaging": _of_extra("lbforaging", "lbforaging"),
+    "rware": _of_extra("rware", "rware"),
     "smax": _of_extra("smax", "jax", "jaxmarl"),
     "smacv2": _smacv2,
 }

@@ -155,6 +155,6 @@ def env_spec(scheme: Mapping[str, Any], args: SimpleNamespace, settings: Setting
         obs_dims=(obs_dim + args.n_actions * settings.last_action,) * args.n_agents,
         n_actions=(args.n_actions,) * args.n_agents,
         state_dim=int(np.prod(args.state_shape)),
-        episode_limit=0,  # the checkout's runner and buffer know it, a learner does not ask
+        episode_limit=1,  # any: the checkout's runner and buffer know it, a learner does not ask
         n_unit_types=settings.n_unit_types,
     )
