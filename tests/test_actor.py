@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from gains import WITH_GAINS, spread_gains
 from test_kernels import build, needs_kernels  # noqa: F401
 
 from k24lab.errors import ConfigError
@@ -15,7 +16,7 @@ from k24lab.ops import library as kernels
 def make_team(tiny_config):
     def make(n=3, **changes):
         config = tiny_config(**{"method": "k24", "hidden_dim": 16} | changes)
-        return freeze(build_agent(config, 10, 5, n), config, 10, n, t_env=0)
+        return freeze(spread_gains(build_agent(config, 10, 5, n)), config, 10, n, t_env=0)
 
     return make
 
@@ -42,7 +43,7 @@ def test_inputs_that_do_not_fit_are_refused(make_team, backend):
 
 
 @needs_kernels
-@pytest.mark.parametrize("changes", [{}, {"method": "magnitude24"}, {"mask_rnn": False}])
+@pytest.mark.parametrize("changes", [{}, {"method": "magnitude24"}, {"mask_rnn": False}, *WITH_GAINS])
 @pytest.mark.parametrize("backend", ["auto", "kernel", "columns"])
 @pytest.mark.parametrize("games", [1, 70, 3000])
 def test_every_backend_is_the_team_for_any_number_of_games(build, make_team, backend, games, changes):  # noqa: F811
@@ -68,7 +69,7 @@ def test_an_actor_takes_what_suits_the_number_of_games(build, make_team, monkeyp
 
 @needs_kernels
 @pytest.mark.parametrize("sparse", [True, False])
-@pytest.mark.parametrize("changes", [{}, {"mask_rnn": False}, {"method": "magnitude24"}])
+@pytest.mark.parametrize("changes", [{}, {"mask_rnn": False}, {"method": "magnitude24"}, *WITH_GAINS])
 def test_backends_agree_and_forget_when_told(build, make_team, changes, sparse):  # noqa: F811
     team = make_team(**changes)
     kernel, plain = Actor(team, "kernel", sparse), Actor(team, "torch")
@@ -93,3 +94,15 @@ def test_backend_that_is_not_there(make_team, monkeypatch):
     with pytest.raises(ConfigError, match="kernels are not built"):
         Actor(team, "kernel")
     assert Actor(team).q_values(torch.randn(3, 1, 10)).shape == (3, 1, 5)
+
+
+@needs_kernels
+@pytest.mark.parametrize(("changes", "matrices"), [({"method": "gains24"}, 1), ({"method": "k24-gains"}, 3)])
+def test_a_team_that_differs_in_gains_alone_has_one_matrix(make_team, changes, matrices):
+    team = make_team(**changes)
+    assert team.one_matrix == (matrices == 1) and team.n_masks == 3
+    kernel = Actor(team, "kernel")._kernel
+    assert {len(layer.values) for layer in kernel._held.values()} == {matrices}
+    if matrices == 1:
+        with pytest.raises(ValueError, match="expected one network, and as many rows of each of 3"):
+            kernel(torch.randn(1, 4, 10), kernel.initial_hidden(1, 4))

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from gains import WITH_GAINS, spread_gains
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -27,13 +28,13 @@ def make_team(tiny_config):
 
     def make(**changes):
         config = tiny_config(**{"method": "k24", "hidden_dim": 12} | changes)
-        agent = build_agent(config, 10, 5, 3)
+        agent = spread_gains(build_agent(config, 10, 5, 3))
         return teams.freeze(agent, config, 10, 3, t_env=7), agent
 
     return make
 
 
-@pytest.mark.parametrize("changes", [*({"method": m} for m in METHODS), {"mask_rnn": False}])
+@pytest.mark.parametrize("changes", [*({"method": m} for m in METHODS), {"mask_rnn": False}, *WITH_GAINS])
 def test_frozen_weights_are_those_that_act(make_team, changes):
     team, agent = make_team(**changes)
     masks = dict(zip(agent.masked_layers, argmax_masks(list(agent.masked_layers.values())), strict=True))
@@ -46,7 +47,7 @@ def test_frozen_weights_are_those_that_act(make_team, changes):
 
 
 @pytest.mark.parametrize("dtype", teams.DTYPES)
-@pytest.mark.parametrize("changes", [{}, {"mask_rnn": False}, {"method": "magnitude24"}])
+@pytest.mark.parametrize("changes", [{}, {"mask_rnn": False}, {"method": "magnitude24"}, *WITH_GAINS])
 def test_a_file_holds_the_team_in_the_precision_asked_for(make_team, tmp_path, dtype, changes):
     team, _ = make_team(**changes)
     teams.save_team(team, tmp_path / "new" / "team.safetensors", dtype)
@@ -58,6 +59,8 @@ def test_a_file_holds_the_team_in_the_precision_asked_for(make_team, tmp_path, d
         most = layer.weight.abs().amax(dim=1, keepdim=True)
         assert ((ours.weight - layer.weight).abs() <= rounding * most * 1.001).all()
         assert torch.equal(ours.bias, layer.bias)
+        assert (ours.own is None) == (layer.own is None)
+        assert all(torch.equal(*pair) for pair in zip(ours.own or (), layer.own or (), strict=True))
         assert (ours.patterns is None) == (layer.patterns is None)
         if layer.patterns is not None:
             assert torch.equal(ours.patterns, layer.patterns)
@@ -222,7 +225,7 @@ def test_runs_that_cannot_be_frozen(tiny_config, make_team, tmp_path):
 
 def test_a_frozen_team_does_not_follow_the_network_it_comes_from(tiny_config):
     config = tiny_config(method="k24")
-    agent = build_agent(config, 10, 5, 3)
+    agent = spread_gains(build_agent(config, 10, 5, 3))
     team = teams.freeze(agent, config, 10, 3, t_env=0)
     before = {name: layer.weight.clone() for name, layer in team.layers.items()}
     with torch.no_grad():

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from gains import WITH_GAINS, spread_gains
 
 from k24lab.errors import ConfigError
 from k24lab.inference import freeze as teams, gpu
@@ -18,12 +19,12 @@ AVAILABLE, REASON = gpu.sparse24_available()
 def make_team(tiny_config):
     def make(obs=10, hidden=20, n_actions=5, **changes):
         config = tiny_config(**{"method": "k24", "hidden_dim": hidden} | changes)
-        return teams.freeze(build_agent(config, obs, n_actions, 3), config, obs, 3, t_env=0)
+        return teams.freeze(spread_gains(build_agent(config, obs, n_actions, 3)), config, obs, 3, t_env=0)
 
     return make
 
 
-@pytest.mark.parametrize("changes", [{}, {"mask_rnn": False}, {"method": "magnitude24"}])
+@pytest.mark.parametrize("changes", [{}, {"mask_rnn": False}, {"method": "magnitude24"}, *WITH_GAINS])
 @pytest.mark.parametrize("sizes", SIZES)
 def test_both_implementations_are_the_team_for_every_padding(make_team, changes, sizes):
     team = make_team(*sizes, **changes)
@@ -31,7 +32,8 @@ def test_both_implementations_are_the_team_for_every_padding(make_team, changes,
     for weight, _ in layers.values():
         assert [n % 16 for n in weight.shape[1:]] == [0, 0]
     masked = [name for name, layer in team.layers.items() if layer.patterns is not None]
-    implementations = batched(layers), gpu.sparse_calls(layers, masked, lambda weight: weight)
+    gains = gpu.padded_gains(team)
+    implementations = batched(layers, gains), gpu.sparse_calls(layers, masked, lambda weight: weight, gains)
     actor = Actor(team, "torch")
     _, size, width = layers["fc1"][0].shape
     hidden = [torch.zeros(3, 4, size) for _ in implementations]
@@ -79,7 +81,7 @@ def pretended_gpu(monkeypatch):
 
 
 @pytest.mark.parametrize("implementation", ["dense", "sparse", "auto"])
-@pytest.mark.parametrize("changes", [{}, {"method": "magnitude24"}])
+@pytest.mark.parametrize("changes", [{}, {"method": "magnitude24"}, *WITH_GAINS])
 def test_an_actor_keeps_hidden_states_pads_and_forgets(pretended_gpu, make_team, implementation, changes):
     team = make_team(30, 64, 9, **changes)
     actor, reference = gpu.GPUActor(team, 8, "bfloat16", implementation), Actor(team, "torch")
@@ -107,7 +109,7 @@ def test_without_a_gpu_there_is_one_clear_error(make_team):
 @pytest.mark.gpu
 @pytest.mark.skipif(not AVAILABLE, reason=REASON)
 @pytest.mark.parametrize("implementation", ["dense", "sparse", "auto"])
-@pytest.mark.parametrize("changes", [{}, {"mask_rnn": False}, {"method": "magnitude24"}])
+@pytest.mark.parametrize("changes", [{}, {"mask_rnn": False}, {"method": "magnitude24"}, *WITH_GAINS])
 def test_gpu_acts_as_the_cpu(make_team, implementation, changes):
     team = make_team(30, 64, 9, **changes)
     actor, reference = gpu.GPUActor(team, 8, implementation=implementation), Actor(team, "torch")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from gains import WITH_GAINS, spread_gains
 
 from k24lab.errors import ConfigError
 from k24lab.inference import freeze as teams, onnx as export
@@ -17,7 +18,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
 def make_team(tiny_config):
     def make(**changes):
         config = tiny_config(**{"method": "k24", "hidden_dim": 16} | changes)
-        return teams.freeze(build_agent(config, 10, 5, 3), config, 10, 3, t_env=0)
+        return teams.freeze(spread_gains(build_agent(config, 10, 5, 3)), config, 10, 3, t_env=0)
 
     return make
 
@@ -27,7 +28,7 @@ def run(path, obs, hidden):
     return [torch.from_numpy(x).float() for x in session.run(None, {"obs": obs.numpy(), "hidden": hidden.numpy()})]
 
 
-@pytest.mark.parametrize("changes", [{}, {"mask_rnn": False}, {"method": "magnitude24"}])
+@pytest.mark.parametrize("changes", [{}, {"mask_rnn": False}, {"method": "magnitude24"}, *WITH_GAINS])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float16", 1e-2)])
 def test_graph_is_the_team(make_team, tmp_path, changes, dtype, tolerance):
     team = make_team(**changes)

@@ -31,7 +31,7 @@ def test_a_cut_group_takes_a_pattern_that_agrees():
     for kept in ([1.0, 1.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]):
         index = packing.patterns_of(torch.tensor([[[1.0, 1.0, 0.0, 0.0, *kept]]]), "fc1")
         layer = FrozenLayer(torch.ones(1, 6), torch.zeros(1), index)
-        assert layer.folded()[0, 0, 4:].tolist() == kept
+        assert layer.masked()[0, 0, 4:].tolist() == kept
 
 
 @given(n_masks=st.integers(1, 4), rows=st.integers(1, 9), groups=st.integers(1, 9))

@@ -4,15 +4,16 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from k24lab.errors import ConfigError, unknown
-from k24lab.inference.freeze import FrozenTeam
+from k24lab.inference.freeze import FrozenTeam, Own
 from k24lab.marl.agent import Weights, step
 from k24lab.marl.targets import greedy_actions
 from k24lab.ops import acting, library as kernels
-from k24lab.ops.linear import sparse_weights
+from k24lab.ops.linear import LayerWeights, sparse_weights
 
 BACKENDS = ("auto", "kernel", "columns", "torch")
 # With AVX2 `columns` is faster than `kernel` from here on, measured for 1 to 16 masks and hidden sizes 32 to 256. Two
@@ -34,15 +35,26 @@ def team_step(
     return apply("fc4", apply("fc3", apply("fc2", after).relu_()).relu_()), after
 
 
-def batched(matrices: Mapping[str, tuple[Float[Tensor, "Kw out in"], Float[Tensor, " out"]]]) -> Apply:
-    """One batched product a layer for all networks; one matrix may serve any number of them."""
-    transposed = {name: (weight.mT.contiguous(), bias) for name, (weight, bias) in matrices.items()}
+def batched(
+    matrices: Mapping[str, tuple[Float[Tensor, "Kw out in"], Float[Tensor, "Kb out"]]],
+    gains: Mapping[str, Own] | None = None,
+) -> Apply:
+    """One batched product a layer for all networks; one matrix may serve any number of them. Then gains."""
+    transposed = {name: (weight.mT.contiguous(), bias.unsqueeze(1)) for name, (weight, bias) in matrices.items()}
 
     def apply(name: str, x: Tensor) -> Tensor:
         weight, bias = transposed[name]
+        if gains and name in gains:  # agents' rows are those of one product
+            return with_gains(F.linear(x.flatten(0, 1), weight[0].T).unflatten(0, x.shape[:2]), gains[name])
         return torch.baddbmm(bias, x, weight.expand(len(x), -1, -1))
 
     return apply
+
+
+def with_gains(y: Float[Tensor, "N B out"], own: Own) -> Float[Tensor, "N B out"]:
+    """What the agents make of their rows of a common product."""
+    gain, own_bias = own
+    return torch.addcmul(own_bias.unsqueeze(1), gain.unsqueeze(1), y)
 
 
 class Actor:
@@ -69,16 +81,19 @@ class Actor:
     # Each backend has the matrices in a layout of its own, made when it is first needed.
     @cached_property
     def _kernel(self) -> acting.TeamStep:
-        return acting.pack_team(self.team.weights(), self.team.n_actions, self._masked if self.sparse else ())
+        common = {name: LayerWeights(*parts) for name, parts in self.team.common().items()}
+        kept = self._masked if self.sparse else ()
+        return acting.pack_team(common, self.team.n_actions, kept, self.team.gains())
 
     @cached_property
     def _columns(self) -> Weights:
-        weights = self.team.weights()
-        return weights | {name: sparse_weights(weights[name].weight, weights[name].bias) for name in self._masked}
+        weights, n = self.team.weights(), self.team.n_masks  # a packed matrix for each network, also if all have one
+        each = {name: weights[name].weight.expand(n, -1, -1).contiguous() for name in self._masked}
+        return weights | {name: sparse_weights(weight, weights[name].bias) for name, weight in each.items()}
 
     @cached_property
     def _torch(self) -> Apply:
-        return batched(self.team.folded())
+        return batched(self.team.common(), self.team.gains())
 
     def backend_for(self, networks: int, games: int) -> str:
         """What computes one step of this size: kernel, columns or torch."""
@@ -116,7 +131,8 @@ class Actor:
         networks, games = self._rows(networks, games)
         backend, size = self.backend_for(networks, games), self.team.config.hidden_dim
         if backend == "kernel":
-            return self._kernel.initial_hidden(networks, games)
+            one = self.team.one_matrix
+            return self._kernel.initial_hidden(*(1, networks * games) if one else (networks, games))
         return torch.zeros(networks, size, games) if backend == "columns" else torch.zeros(networks, games, size)
 
     def act(self, inputs: Float[Tensor, "K I R"], hidden: Tensor) -> tuple[Float[Tensor, "K A R"], Tensor]:
@@ -136,7 +152,8 @@ class Actor:
         one = self.team.n_masks == 1
         x = inputs.reshape(1, -1, inputs.shape[2]) if one else inputs
         if backend == "kernel":
-            q_values = self._kernel(x, hidden)  # changes the hidden state in place
+            one = one or self.team.one_matrix  # the rows of all agents, one after the other
+            q_values = self._kernel(inputs.reshape(1, -1, inputs.shape[2]) if one else x, hidden)  # in place: hidden
         elif backend == "columns":
             columns, hidden = step(self._columns, x.mT.contiguous(), hidden)
             q_values = columns.mT

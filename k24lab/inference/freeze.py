@@ -1,7 +1,8 @@
 """A trained team with constant masks: what acts after training, in memory and in one file.
 
-The file (safetensors) holds the shared weights once, three bits per mask and group of four weights, the biases, and
-where the team comes from. Nothing in it is executed when it is read, and its checksum is compared.
+The file (safetensors) holds the shared weights once, three bits per mask and group of four weights, the biases, gains
+where agents have some, and where the team comes from. Nothing in it is executed when it is read, and its checksum is
+compared.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from k24lab.core.baselines import MagnitudeLinear24
+from k24lab.core.gains import Gains
 from k24lab.core.layers import SemiStructuredLinear24
 from k24lab.core.masks import argmax_masks
 from k24lab.core.patterns import N_PATTERNS, masks_from_index, n_groups, ungroup
@@ -28,30 +30,48 @@ from k24lab.lab.files import atomic_write
 from k24lab.lab.runs import RunFolder, read_config
 from k24lab.marl.agent import RNNAgent
 from k24lab.marl.learner import K24QLearner, build_learner
-from k24lab.methods import METHODS
+from k24lab.methods import METHODS, get_method
 from k24lab.methods.base import LAYERS
 from k24lab.ops.linear import LayerWeights
 
 FORMAT = "k24lab-team-1"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
 SIZES = ("obs_dim", "n_agents", "n_masks", "t_env")
+Own = tuple[Float[Tensor, "N out"], Float[Tensor, "N out"]]  # what an agent multiplies each output with, and adds to it
 MASKED_METHODS = tuple(name for name, method in METHODS.items() if method.masks != "none" and method.pattern == "2:4")
 
 
 @dataclass(frozen=True)
 class FrozenLayer:
-    """One layer: weights that all agents share, and which two of each four every mask keeps."""
+    """One layer: weights that all agents share, and which two of each four every mask keeps.
+
+    With gains agent i computes `gain[i] * (W x) + own_bias[i]`, and `bias` is part of that.
+    """
 
     weight: Float[Tensor, "out in"]
     bias: Float[Tensor, " out"]
     patterns: UInt8[Tensor, "M out G"] | None  # None: a dense layer
+    gain: Float[Tensor, "N out"] | None = None
+    own_bias: Float[Tensor, "N out"] | None = None
 
-    def folded(self) -> Float[Tensor, "M out in"]:
+    @property
+    def own(self) -> Own | None:
+        """Gains and biases of the agents, if they have some."""
+        return None if self.gain is None or self.own_bias is None else (self.gain, self.own_bias)
+
+    def masked(self) -> Float[Tensor, "M out in"]:
         """The matrix under each mask; one for all where there are no masks."""
         if self.patterns is None:
             return self.weight.unsqueeze(0)
         grouped = masks_from_index(self.patterns.flatten(1).long(), self.weight)
         return self.weight * ungroup(grouped, *self.weight.shape)
+
+    def folded(self) -> tuple[Float[Tensor, "K out in"], Float[Tensor, "Kb out"]]:
+        """Matrix and bias of each mask or agent, gains multiplied in; one for all where nothing differs."""
+        if self.own is None:
+            return self.masked(), self.bias.unsqueeze(0)
+        gain, own_bias = self.own
+        return self.masked() * gain.unsqueeze(2), own_bias
 
 
 @dataclass(frozen=True)
@@ -62,7 +82,7 @@ class FrozenTeam:
     config: Config
     obs_dim: int  # of the observation alone, without ids
     n_agents: int
-    n_masks: int  # agents, or unit types with mask_per = "type"
+    n_masks: int  # networks that differ: agents, or unit types with mask_per = "type"; 1: one for all
     t_env: int  # env steps that the team was trained for
     dtype: str = "float32"  # of the weights in the file
 
@@ -76,13 +96,30 @@ class FrozenTeam:
         """Outputs."""
         return self.layers["fc4"].weight.shape[0]
 
-    def folded(self) -> dict[str, tuple[Float[Tensor, "M out in"], Float[Tensor, " out"]]]:
-        """Of each layer the matrix under each mask (or one for all), and the bias."""
-        return {name: (layer.folded(), layer.bias) for name, layer in self.layers.items()}
+    @property
+    def one_matrix(self) -> bool:
+        """Whether agents differ in gains alone: their inputs are columns of one product, whose matrix is read once."""
+        gains = any(layer.own for layer in self.layers.values())
+        return gains and all(layer.patterns is None or len(layer.patterns) == 1 for layer in self.layers.values())
+
+    def folded(self) -> dict[str, tuple[Float[Tensor, "K out in"], Float[Tensor, "Kb out"]]]:
+        """Of each layer the matrix and bias of each network, or one for all."""
+        return {name: layer.folded() for name, layer in self.layers.items()}
+
+    def common(self) -> dict[str, tuple[Float[Tensor, "K out in"], Float[Tensor, "Kb out"]]]:
+        """Of each layer what comes before gains (`gains` has these); without `one_matrix` the same as `folded`."""
+        if not self.one_matrix:
+            return self.folded()
+        zero = {name: layer.bias * (layer.own is None) for name, layer in self.layers.items()}  # part of own_bias
+        return {name: (layer.masked(), zero[name].unsqueeze(0)) for name, layer in self.layers.items()}
+
+    def gains(self) -> dict[str, Own]:
+        """What comes after `common`, of the layers that have it."""
+        return {name: layer.own for name, layer in self.layers.items() if layer.own} if self.one_matrix else {}
 
     def weights(self) -> dict[str, LayerWeights]:
         """For `k24lab.marl.agent.step`, in float32."""
-        return {name: LayerWeights(weight, bias.unsqueeze(0)) for name, (weight, bias) in self.folded().items()}
+        return {name: LayerWeights(*parts) for name, parts in self.folded().items()}
 
 
 def freeze(agent: RNNAgent, config: Config, obs_dim: int, n_agents: int, t_env: int) -> FrozenTeam:
@@ -102,8 +139,14 @@ def freeze(agent: RNNAgent, config: Config, obs_dim: int, n_agents: int, t_env: 
         weight, bias = (p.detach().float().cpu().clone() for p in (layer.weight, layer.bias))  # of the live network
         if patterns is None:  # one dense network for all
             weight, bias = weight[0], bias[0]
-        layers[name] = FrozenLayer(weight, bias, patterns)
-    n_masks = max((len(layer.patterns) for layer in layers.values() if layer.patterns is not None), default=1)
+        own: tuple[Tensor, ...] = ()
+        if name in agent.gains:
+            gains = agent.gains[name]
+            assert isinstance(gains, Gains)
+            own = 1 + gains.gain, layer.bias + gains.bias
+        layers[name] = FrozenLayer(weight, bias, patterns, *(x.detach().float().cpu().clone() for x in own))
+    each = (x for layer in layers.values() for x in (layer.patterns, layer.gain) if x is not None)
+    n_masks = max(map(len, each), default=1)
     return FrozenTeam(layers, config, obs_dim, n_agents, n_masks, t_env)
 
 
@@ -152,6 +195,8 @@ def save_team(team: FrozenTeam, path: Path, dtype: str = "float32") -> None:
         tensors[f"{name}/bias"] = layer.bias
         if layer.patterns is not None:
             tensors[f"{name}/patterns"] = pack_patterns(layer.patterns)
+        if layer.own is not None:
+            tensors[f"{name}/gain"], tensors[f"{name}/own_bias"] = layer.own
     about = {
         "format": FORMAT,
         "config": json.dumps(dataclasses.asdict(team.config)),
@@ -179,7 +224,8 @@ def _team(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> FrozenTeam
     if dtype not in DTYPES or config.method not in MASKED_METHODS:
         raise ValueError(f"dtype {dtype!r} or method {config.method!r} that no team has")
     input_dim = sizes["obs_dim"] + sizes["n_agents"] * config.agent_id
-    _check(tensors, dtype, sizes["n_masks"], input_dim, config.hidden_dim)
+    n_masks = sizes["n_masks"] if get_method(config.method).masks == "each" else 1
+    _check(tensors, dtype, (sizes["n_masks"], n_masks), input_dim, config.hidden_dim)
     layers = {}
     for name in LAYERS:
         weight = tensors[f"{name}/weight"].float()
@@ -189,11 +235,12 @@ def _team(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> FrozenTeam
         patterns = None if packed is None else unpack_patterns(packed, len(weight), n_groups(weight.shape[1]))
         if patterns is not None and int(patterns.max()) >= N_PATTERNS:
             raise ValueError(f"layer {name!r} has a pattern {int(patterns.max())}, there are {N_PATTERNS}")
-        layers[name] = FrozenLayer(weight, tensors[f"{name}/bias"], patterns)
+        own = {key: tensors.get(f"{name}/{key}") for key in ("gain", "own_bias")}
+        layers[name] = FrozenLayer(weight, tensors[f"{name}/bias"], patterns, **own)
     return FrozenTeam(layers, config, **sizes, dtype=dtype)
 
 
-def _check(tensors: Mapping[str, Tensor], dtype: str, n_masks: int, input_dim: int, hidden: int) -> None:
+def _check(tensors: Mapping[str, Tensor], dtype: str, networks: tuple[int, int], input_dim: int, hidden: int) -> None:
     """Only what `save_team` writes, finite; the kernels would read past the end of layers that do not fit together."""
     outputs = {"rnn_input": 3 * hidden, "rnn_hidden": 3 * hidden, "fc4": len(tensors["fc4/bias"])}
     expected: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
@@ -203,8 +250,10 @@ def _check(tensors: Mapping[str, Tensor], dtype: str, n_masks: int, input_dim: i
         expected[f"{name}/bias"] = torch.float32, (rows,)
         if dtype == "int8":
             expected[f"{name}/scale"] = torch.float32, (rows,)
+        if f"{name}/gain" in tensors:
+            expected |= {f"{name}/{key}": (torch.float32, (networks[0], rows)) for key in ("gain", "own_bias")}
         if f"{name}/patterns" in tensors:
-            expected[f"{name}/patterns"] = torch.uint8, (n_masks, -(-rows * n_groups(columns) * PATTERN_BITS // 8))
+            expected[f"{name}/patterns"] = torch.uint8, (networks[1], -(-rows * n_groups(columns) * PATTERN_BITS // 8))
     if wrong := set(tensors) ^ set(expected):
         raise ValueError(f"tensors {sorted(wrong)} are missing or belong to no team")
     for name, (kind, shape) in expected.items():

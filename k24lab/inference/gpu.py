@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.sparse import SparseSemiStructuredTensorCUSPARSELT
 
 from k24lab.errors import ConfigError, unknown
-from k24lab.inference.actor import Apply, batched, team_step
+from k24lab.inference.actor import Apply, batched, team_step, with_gains
 from k24lab.inference.costs import kernel_shape
-from k24lab.inference.freeze import FrozenTeam
+from k24lab.inference.freeze import FrozenTeam, Own
 from k24lab.ops.acting import GATES
 
 Call = Callable[[], object]
-Layers = Mapping[str, tuple[Float[Tensor, "M rows columns"], Float[Tensor, " rows"]]]  # matrices and biases
+Layers = Mapping[str, tuple[Float[Tensor, "M rows columns"], Float[Tensor, "Mb rows"]]]  # matrices and biases
 IMPLEMENTATIONS = ("auto", "dense", "sparse")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 MIN_CAPABILITY = (8, 0)  # Ampere, the first generation with sparse tensor cores
@@ -76,28 +76,47 @@ def gpu_time(call: Call) -> float:
 
 
 def padded_layers(team: FrozenTeam) -> Layers:
-    """`team.folded()` with zeros up to what 2:4 kernels accept: every layer's output stays the next one's input."""
+    """`team.common()` with zeros up to what 2:4 kernels accept: every layer's output stays the next one's input."""
     layers = {}
-    for name, (weight, bias) in team.folded().items():
+    for name, (weight, bias) in team.common().items():
         gates = GATES.get(name, 1)
         out, inputs = weight.shape[1] // gates, weight.shape[2]
         rows, columns = kernel_shape(out, inputs)
         grown = F.pad(weight.unflatten(1, (gates, out)), (0, columns - inputs, 0, rows - out)).flatten(1, 2)
-        layers[name] = grown, F.pad(bias.unflatten(0, (gates, out)), (0, rows - out)).flatten()
+        layers[name] = grown, _padded(bias, gates, rows)
     return layers
 
 
-def sparse_calls(layers: Layers, masked: Iterable[str], pack: Callable[[Tensor], Tensor]) -> Apply:
-    """A call of the 2:4 kernel for each mask; what is not masked is one product for all."""
+def padded_gains(team: FrozenTeam) -> dict[str, Own]:
+    """`team.gains()` with zeros in the same places."""
+    padded = {}
+    for name, (gain, own_bias) in team.gains().items():
+        gates = GATES.get(name, 1)
+        rows, _ = kernel_shape(gain.shape[1] // gates, 1)
+        padded[name] = _padded(gain, gates, rows), _padded(own_bias, gates, rows)
+    return padded
+
+
+def _padded(each: Float[Tensor, "K out"], gates: int, rows: int) -> Float[Tensor, "K rows"]:
+    parts = each.unflatten(1, (gates, -1))
+    return F.pad(parts, (0, rows - parts.shape[2])).flatten(1)
+
+
+def sparse_calls(
+    layers: Layers, masked: Iterable[str], pack: Callable[[Tensor], Tensor], gains: Mapping[str, Own] | None = None
+) -> Apply:
+    """A call of the 2:4 kernel for each mask; what is not masked is one product for all. Then gains."""
     packed = {name: [pack(matrix) for matrix in layers[name][0]] for name in masked}
 
     def apply(name: str, x: Tensor) -> Tensor:
         weight, bias = layers[name]
-        if name not in packed:
-            return F.linear(x, weight[0], bias)
-        if len(weight) == 1:  # one mask for all networks: one call
-            return F.linear(x.flatten(0, 1), packed[name][0], bias).unflatten(0, x.shape[:2])
-        return torch.stack([F.linear(rows, matrix, bias) for rows, matrix in zip(x, packed[name], strict=True)])
+        if len(weight) > 1:
+            own = bias.expand(len(x), -1)
+            return torch.stack([F.linear(*parts) for parts in zip(x, packed[name], own, strict=True)])
+        # One matrix for all networks: one call.
+        y = F.linear(x.flatten(0, 1), packed[name][0] if name in packed else weight[0], bias[0])
+        y = y.unflatten(0, x.shape[:2])
+        return with_gains(y, gains[name]) if gains and name in gains else y
 
     return apply
 
@@ -119,6 +138,7 @@ class GPUActor:
             raise ConfigError(found)
         kind = DTYPES[dtype]
         layers = {name: (w.cuda().to(kind), bias.cuda().to(kind)) for name, (w, bias) in padded_layers(team).items()}
+        gains = {name: (g.cuda().to(kind), own.cuda().to(kind)) for name, (g, own) in padded_gains(team).items()}
         first, _ = layers["fc1"]
         self.team = team
         self._x = first.new_zeros(team.n_masks, batch, first.shape[2])
@@ -126,10 +146,11 @@ class GPUActor:
         self._q_values: dict[str, Tensor] = {}
         replays: dict[str, Call] = {}
         if implementation != "sparse":
-            replays["dense"] = self._captured("dense", batched(layers))
+            replays["dense"] = self._captured("dense", batched(layers, gains))
         if implementation != "dense":
             masked = [name for name, layer in team.layers.items() if layer.patterns is not None]
-            sparse = sparse_calls(layers, masked, lambda weight: pack_for_gpu(weight, batch))
+            rows = batch * (team.n_masks if team.one_matrix else 1)  # of one product
+            sparse = sparse_calls(layers, masked, lambda weight: pack_for_gpu(weight, rows), gains)
             replays["sparse"] = self._captured("sparse", sparse)
         self.implementation = _fastest(replays) if implementation == "auto" else implementation
         self.replay = replays[self.implementation]  # a step on the inputs of the last one

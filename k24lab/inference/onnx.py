@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from k24lab.errors import ConfigError, unknown
 from k24lab.inference.freeze import FrozenTeam
@@ -82,9 +83,12 @@ class _Graph:
 
         def linear(name: str, x: str, output: str | None = None) -> str:
             matrix, bias = self.matrices[name]
-            own = len(matrix) > 1  # a dense matrix is one constant for all agents
-            weight = self._constant(f"{prefix if own else ''}{name}.weight", matrix[k if own else 0].numpy())
-            inputs = [x, weight, self._constant(f"{name}.bias", bias.numpy())]
+
+            def own(kind: str, each: Tensor) -> str:  # what is the same for all agents is one constant
+                several = len(each) > 1
+                return self._constant(f"{prefix if several else ''}{name}.{kind}", each[k if several else 0].numpy())
+
+            inputs = [x, own("weight", matrix), own("bias", bias)]
             return self._op("Gemm", inputs, [output or prefix + name], transB=1)[0]
 
         def op(kind: str, *inputs: str, output: str | None = None) -> str:

@@ -29,6 +29,7 @@ class _Matrix(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("values", "words", "bias")),
         *((name, ctypes.c_int64) for name in ("rows", "groups", "per_values", "per_words", "per_bias")),
+        *((name, ctypes.c_void_p) for name in ("gain", "own_bias")),
     ]
 
 
@@ -48,13 +49,19 @@ class PackedLinear:
         bias: likewise.
         gates: parts of the rows that begin at a full block each: 3 for the matrices of a GRU.
         sparse: False keeps every weight, dropped ones too.
+        own: a gain and a bias of each agent for each row, of one matrix for all agents (only for `TeamStep`).
 
     Raises:
         NotSparse: a group of four inputs with more than two values.
     """
 
     def __init__(
-        self, weight: Float[Tensor, "K out in"], bias: Float[Tensor, "Kb out"], gates: int = 1, sparse: bool = True
+        self,
+        weight: Float[Tensor, "K out in"],
+        bias: Float[Tensor, "Kb out"],
+        gates: int = 1,
+        sparse: bool = True,
+        own: tuple[Float[Tensor, "N out"], Float[Tensor, "N out"]] | None = None,
     ):
         (k, rows, inputs), per = weight.shape, weight.shape[1] // gates
         if weight.dtype != torch.float32 or bias.dtype != torch.float32 or bias.shape not in ((1, rows), (k, rows)):
@@ -64,7 +71,9 @@ class PackedLinear:
         # Of this many networks there are matrices and biases: one serves any number.
         self.most_networks = min([n for n in (len(weight), len(bias)) if n > 1], default=2**62)
         # Held here: the kernel only has their addresses.
-        self.bias = F.pad(bias.reshape(-1, gates, per), (0, self.rows // gates - per)).flatten(1).contiguous()
+        each = (bias, *own) if own else (bias,)
+        padded = [F.pad(x.reshape(-1, gates, per), (0, self.rows // gates - per)).flatten(1).contiguous() for x in each]
+        self.bias, self.own = padded[0], padded[1:]
         self.values = weight.new_zeros(k, blocks, groups, 2 if sparse else FOUR, LANES)
         self.words = torch.zeros(k, blocks, -(-groups // WORD), LANES, dtype=torch.int32) if sparse else None
         sizes = (k, gates, per, inputs, weight.contiguous(), self.values)
@@ -77,7 +86,7 @@ class PackedLinear:
         parts = (self.values, self.words, self.bias)
         addresses = (None if part is None else part.data_ptr() for part in parts)
         strides = (0 if part is None or len(part) == 1 else part[0].numel() for part in parts)  # 0: one serves all
-        self.matrix = _Matrix(*addresses, self.rows, groups, *strides)
+        self.matrix = _Matrix(*addresses, self.rows, groups, *strides, *(x.data_ptr() for x in self.own))
         self._call, self._address = _function("k24_act_linear", "iippip"), ctypes.addressof(self.matrix)
         self._seen: tuple[torch.Size, Tensor | None] = torch.Size(), None  # the last input's shape and its `out`
 
@@ -111,12 +120,13 @@ class TeamStep:
 
     def __init__(self, layers: Mapping[str, PackedLinear], n_actions: int):
         self._most_networks = min(layer.most_networks for layer in layers.values())
+        self.n_agents = max((len(layer.own[0]) for layer in layers.values() if layer.own), default=0)  # with gains
         self._held = dict(layers)  # the kernel only has their addresses
         self._layers = (_Matrix * len(LAYERS))(*(layers[name].matrix for name in LAYERS))
         first, last = layers["fc1"], layers["fc4"]
         self.inputs, self.n_actions, self.hidden_rows = first.inputs, n_actions, first.rows
         self._scratch = torch.empty(TILE * (first.columns + 8 * first.rows + last.rows))
-        self._call, self._address = _function("k24_act_step", "iiiippppp"), ctypes.addressof(self._layers)
+        self._call, self._address = _function("k24_act_step", "iiiiippppp"), ctypes.addressof(self._layers)
 
     def initial_hidden(self, n_networks: int, batch: int) -> Float[Tensor, "K B H"]:
         """Zeros."""
@@ -132,16 +142,26 @@ class TeamStep:
             raise ValueError(
                 f"hidden {tuple(hidden.shape)}, expected {(networks, batch, self.hidden_rows)}, contiguous"
             )
+        if self.n_agents and (networks != 1 or batch % self.n_agents):
+            raise ValueError(f"x {tuple(x.shape)}: expected one network, and as many rows of each of {self.n_agents}")
+        per_agent = batch // self.n_agents if self.n_agents else batch
         q_values = x.new_empty(networks, batch, self.n_actions)
         addresses = (x.data_ptr(), hidden.data_ptr(), q_values.data_ptr(), self._scratch.data_ptr())
-        self._call(networks, batch, inputs, self.n_actions, self._address, *addresses)
+        self._call(networks, batch, inputs, self.n_actions, per_agent, self._address, *addresses)
         return q_values
 
 
-def pack_team(weights: Mapping[str, Any], n_actions: int, sparse: Container[str]) -> TeamStep:
-    """Pack a team (`k24lab.marl.agent.Weights`); of layers not in `sparse` every weight is kept."""
+def pack_team(
+    weights: Mapping[str, Any], n_actions: int, sparse: Container[str], gains: Mapping[str, Any] | None = None
+) -> TeamStep:
+    """Pack a team (`k24lab.marl.agent.Weights`); of layers not in `sparse` every weight is kept.
+
+    With `gains`, a gain and a bias of each agent by layer, there is one matrix for all agents, and the rows of all
+    agents are the columns of one product.
+    """
+    gains = gains or {}
     layers = {
-        name: PackedLinear(layer.weight, layer.bias, GATES.get(name, 1), sparse=name in sparse)
+        name: PackedLinear(layer.weight, layer.bias, GATES.get(name, 1), name in sparse, gains.get(name))
         for name, layer in weights.items()
     }
     return TeamStep(layers, n_actions)

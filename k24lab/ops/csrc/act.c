@@ -31,6 +31,7 @@ typedef struct {
     const float *bias;    /* [rows] */
     int64_t rows, groups; /* multiples of 8 outputs; of 4 inputs */
     int64_t per_values, per_words, per_bias; /* from network to network; 0: one for all */
+    const float *gain, *own_bias;            /* [agents, rows], NULL: none; an agent's outputs are gain * (W x + b) + own_bias */
 } matrix24;
 
 INLINE int64_t words_of(int64_t groups) { return (groups + WORD - 1) / WORD; }
@@ -76,11 +77,17 @@ void k24_act_pack_dense(int64_t networks, int64_t gates, int64_t rows, int64_t i
         }
 }
 
-INLINE void finish(float *y, vec sum, int relu) { store(y, relu ? either(sum < all(0.0f), all(0.0f), sum) : sum); }
+/* `own` is where the outputs of an agent's gain and bias lie in those of all agents; negative: there are none. */
+INLINE void finish(const matrix24 *m, float *y, vec sum, int64_t own, int relu) {
+    if (own >= 0) sum = sum * load(m->gain + own) + load(m->own_bias + own);
+    store(y, relu ? either(sum < all(0.0f), all(0.0f), sum) : sum);
+}
 
 /* `blocks` blocks of rows times `n` activations x[c][ldx] to y[c][ldy]. */
-INLINE void sparse_blocks(const float *values, const int32_t *words, const float *bias, int64_t groups, const float *x,
-                          int64_t ldx, float *y, int64_t ldy, int relu, const int blocks, const int n) {
+INLINE void sparse_blocks(const matrix24 *m, const float *values, const int32_t *words, const float *bias, const float *x,
+                          int64_t ldx, float *y, int64_t ldy, const int64_t *own, int64_t b, int relu, const int blocks,
+                          const int n) {
+    const int64_t groups = m->groups;
     vec first[8], second[8];
     for (int j = 0; j < blocks; j++)
         for (int c = 0; c < n; c++) first[j * n + c] = load(bias + j * LANES), second[j * n + c] = all(0.0f);
@@ -107,11 +114,14 @@ INLINE void sparse_blocks(const float *values, const int32_t *words, const float
         }
     }
     for (int j = 0; j < blocks; j++)
-        for (int c = 0; c < n; c++) finish(y + c * ldy + j * LANES, first[j * n + c] + second[j * n + c], relu);
+        for (int c = 0; c < n; c++)
+            finish(m, y + c * ldy + j * LANES, first[j * n + c] + second[j * n + c],
+                   m->gain ? own[c] * m->rows + (b + j) * LANES : -1, relu);
 }
 
-INLINE void dense_blocks(const float *values, const float *bias, int64_t groups, const float *x, int64_t ldx, float *y,
-                         int64_t ldy, int relu, const int blocks, const int n) {
+INLINE void dense_blocks(const matrix24 *m, const float *values, const float *bias, const float *x, int64_t ldx, float *y,
+                         int64_t ldy, const int64_t *own, int64_t b, int relu, const int blocks, const int n) {
+    const int64_t groups = m->groups;
     vec first[8], second[8];
     for (int j = 0; j < blocks; j++)
         for (int c = 0; c < n; c++) first[j * n + c] = load(bias + j * LANES), second[j * n + c] = all(0.0f);
@@ -126,50 +136,55 @@ INLINE void dense_blocks(const float *values, const float *bias, int64_t groups,
             }
         }
     for (int j = 0; j < blocks; j++)
-        for (int c = 0; c < n; c++) finish(y + c * ldy + j * LANES, first[j * n + c] + second[j * n + c], relu);
+        for (int c = 0; c < n; c++)
+            finish(m, y + c * ldy + j * LANES, first[j * n + c] + second[j * n + c],
+                   m->gain ? own[c] * m->rows + (b + j) * LANES : -1, relu);
 }
 
 INLINE void blocks_of(const matrix24 *m, const float *values, const int32_t *words, const float *bias, int64_t b,
-                      const float *x, int64_t ldx, float *y, int64_t ldy, int relu, const int blocks, const int n) {
+                      const float *x, int64_t ldx, float *y, int64_t ldy, const int64_t *own, int relu, const int blocks,
+                      const int n) {
     if (m->words)
-        sparse_blocks(values + b * m->groups * 2 * LANES, words + b * words_of(m->groups) * LANES, bias + b * LANES,
-                      m->groups, x, ldx, y + b * LANES, ldy, relu, blocks, n);
+        sparse_blocks(m, values + b * m->groups * 2 * LANES, words + b * words_of(m->groups) * LANES, bias + b * LANES, x,
+                      ldx, y + b * LANES, ldy, own, b, relu, blocks, n);
     else
-        dense_blocks(values + b * m->groups * FOUR * LANES, bias + b * LANES, m->groups, x, ldx, y + b * LANES, ldy,
-                     relu, blocks, n);
+        dense_blocks(m, values + b * m->groups * FOUR * LANES, bias + b * LANES, x, ldx, y + b * LANES, ldy, own, b, relu,
+                     blocks, n);
 }
 
-/* y[c] = W[k] x[c] + bias for `n` activations. */
-INLINE void linear(const matrix24 *m, int64_t k, const float *x, int64_t ldx, float *y, int64_t ldy, int relu, const int n) {
+/* y[c] = W[k] x[c] + bias for `n` activations, of which `own` has the agents. */
+INLINE void linear(const matrix24 *m, int64_t k, const float *x, int64_t ldx, float *y, int64_t ldy, const int64_t *own,
+                   int relu, const int n) {
     const float *values = m->values + k * m->per_values, *bias = m->bias + k * m->per_bias;
     const int32_t *words = m->words + k * m->per_words;
     const int64_t blocks = m->rows / LANES;
     const int most = n > 2 ? 1 : n == 2 ? 2 : 4;
     int64_t b = 0;
-    for (; b + most <= blocks; b += most) blocks_of(m, values, words, bias, b, x, ldx, y, ldy, relu, most, n);
-    for (; b < blocks; b++) blocks_of(m, values, words, bias, b, x, ldx, y, ldy, relu, 1, n);
+    for (; b + most <= blocks; b += most) blocks_of(m, values, words, bias, b, x, ldx, y, ldy, own, relu, most, n);
+    for (; b < blocks; b++) blocks_of(m, values, words, bias, b, x, ldx, y, ldy, own, relu, 1, n);
 }
 
-static void linear_any(const matrix24 *m, int64_t k, const float *x, int64_t ldx, float *y, int64_t ldy, int relu, int64_t n) {
-    if (n == 4) linear(m, k, x, ldx, y, ldy, relu, 4);
-    else if (n == 2) linear(m, k, x, ldx, y, ldy, relu, 2);
-    else for (int64_t c = 0; c < n; c++) linear(m, k, x + c * ldx, ldx, y + c * ldy, ldy, relu, 1);
+static void linear_any(const matrix24 *m, int64_t k, const float *x, int64_t ldx, float *y, int64_t ldy,
+                       const int64_t *own, int relu, int64_t n) {
+    if (n == 4) linear(m, k, x, ldx, y, ldy, own, relu, 4);
+    else if (n == 2) linear(m, k, x, ldx, y, ldy, own, relu, 2);
+    else for (int64_t c = 0; c < n; c++) linear(m, k, x + c * ldx, ldx, y + c * ldy, ldy, own + c, relu, 1);
 }
 
-/* x [K, batch, inputs] -> y [K, batch, rows] (padded sizes). */
+/* x [K, batch, inputs] -> y [K, batch, rows] (padded sizes), of a matrix without gains. */
 void k24_act_linear(int64_t networks, int64_t batch, const matrix24 *m, const float *x, int64_t relu, float *y) {
-    const int64_t ldx = m->groups * FOUR;
+    const int64_t ldx = m->groups * FOUR, own[TILE] = {0};
     for (int64_t k = 0; k < networks; k++)
         for (int64_t c = 0; c < batch; c += TILE) {
             const int64_t at = k * batch + c, n = batch - c < TILE ? batch - c : TILE;
-            linear_any(m, k, x + at * ldx, ldx, y + at * m->rows, m->rows, (int)relu, n);
+            linear_any(m, k, x + at * ldx, ldx, y + at * m->rows, m->rows, own, (int)relu, n);
         }
 }
 
 /* One time step: x [K, batch, inputs], h [K, batch, H] in place, q [K, batch, actions], all without padding but h, whose H is
- * the padded one. Layers: fc1, GRU input, GRU hidden (three gates of H rows), fc2, fc3, fc4. `scratch`: TILE * (inputs + 8 H + rows of fc4). */
-void k24_act_step(int64_t networks, int64_t batch, int64_t inputs, int64_t actions, const matrix24 *layers, const float *x,
-                  float *h, float *q, float *scratch) {
+ * the padded one. With gains K is 1 and the batch holds `per_agent` rows of each agent. Layers: fc1, GRU input, GRU hidden (three gates of H rows), fc2, fc3, fc4. `scratch`: TILE * (inputs + 8 H + rows of fc4). */
+void k24_act_step(int64_t networks, int64_t batch, int64_t inputs, int64_t actions, int64_t per_agent,
+                  const matrix24 *layers, const float *x, float *h, float *q, float *scratch) {
     const int64_t size = layers[0].rows, padded = layers[0].groups * FOUR, outputs = layers[5].rows;
     float *in = scratch, *a = in + TILE * padded, *gx = a + TILE * size, *gh = gx + TILE * 3 * size, *b = gh + TILE * 3 * size,
           *out = b + TILE * size;
@@ -177,13 +192,15 @@ void k24_act_step(int64_t networks, int64_t batch, int64_t inputs, int64_t actio
         for (int64_t c = 0; c < batch; c += TILE) {
             const int64_t at = k * batch + c, n = batch - c < TILE ? batch - c : TILE;
             float *state = h + at * size;
+            int64_t own[TILE];
+            for (int64_t i = 0; i < n; i++) own[i] = (c + i) / per_agent;
             for (int64_t i = 0; i < n; i++) {
                 memcpy(in + i * padded, x + (at + i) * inputs, inputs * sizeof(float));
                 memset(in + i * padded + inputs, 0, (padded - inputs) * sizeof(float));
             }
-            linear_any(layers, k, in, padded, a, size, 1, n);
-            linear_any(layers + 1, k, a, size, gx, 3 * size, 0, n);
-            linear_any(layers + 2, k, state, size, gh, 3 * size, 0, n);
+            linear_any(layers, k, in, padded, a, size, own, 1, n);
+            linear_any(layers + 1, k, a, size, gx, 3 * size, own, 0, n);
+            linear_any(layers + 2, k, state, size, gh, 3 * size, own, 0, n);
             for (int64_t i = 0; i < n; i++)
                 for (int64_t j = 0; j < size; j += LANES) {
                     const float *s = gx + i * 3 * size + j, *t = gh + i * 3 * size + j;
@@ -191,9 +208,9 @@ void k24_act_step(int64_t networks, int64_t batch, int64_t inputs, int64_t actio
                     const vec g = tangent(load(s + 2 * size) + r * load(t + 2 * size)), old = load(state + i * size + j);
                     store(state + i * size + j, g + z * (old - g));
                 }
-            linear_any(layers + 3, k, state, size, a, size, 1, n);
-            linear_any(layers + 4, k, a, size, b, size, 1, n);
-            linear_any(layers + 5, k, b, size, out, outputs, 0, n);
+            linear_any(layers + 3, k, state, size, a, size, own, 1, n);
+            linear_any(layers + 4, k, a, size, b, size, own, 1, n);
+            linear_any(layers + 5, k, b, size, out, outputs, own, 0, n);
             for (int64_t i = 0; i < n; i++) memcpy(q + (at + i) * actions, out + i * outputs, actions * sizeof(float));
         }
 }
