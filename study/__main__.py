@@ -6,7 +6,8 @@ from k24lab.lab.backends import Resources, build_backend
 from k24lab.methods import METHODS
 from study.protocol import TUNING_TASKS
 from study.references import TABLE, reference_table
-from study.tuning import tune
+from study.store import restore
+from study.tuning import group, summaries, tune, write_choices
 
 
 def main() -> None:
@@ -17,11 +18,17 @@ def main() -> None:
     one.add_argument("--tasks", nargs="+", choices=TUNING_TASKS, default=list(TUNING_TASKS))
     one.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     one.add_argument("--jobs", type=int, help="runs at a time; by default what the machine has room for")
+    commands.add_parser("choose", help="write what the tuning chose into figures/tuning/candidates.csv")
     commands.add_parser("references", help="returns of random actions and of scripted controllers")
     given = parser.parse_args()
     if given.command == "references":
         TABLE.parent.mkdir(parents=True, exist_ok=True)
         reference_table().to_csv(TABLE, index=False)
+        return
+    if given.command == "choose":
+        for task in TUNING_TASKS:
+            restore(group(task), summaries(task))
+        print("complete:", ", ".join(write_choices(list(METHODS))) or "no method yet")
         return
     tune(given.tasks, given.methods, build_backend("local", Resources(jobs=given.jobs), "tuning"))
 

@@ -1,28 +1,20 @@
 """Tuning by successive halving: every candidate at half of the budget, then the best ones twice at the whole one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from k24lab.analysis.export import run_lines
-from k24lab.analysis.load import RETURN, load_metrics, load_summaries
-from k24lab.errors import RunError
 from k24lab.lab.backends import Backend
-from k24lab.lab.config import Config
-from k24lab.lab.files import atomic_write
-from k24lab.lab.find_runs import find_runs, read_json
-from k24lab.lab.grid import Grid
-from k24lab.lab.importer import import_runs
-from k24lab.lab.paths import runs_dir
-from k24lab.lab.runs import FAILED, run_folder
-from k24lab.lab.sweep import sweep
+from study import store
 from study.protocol import SURVIVORS, TUNING_SEEDS, TUNING_TASKS, candidates, first_round, second_round
+from study.references import TABLE
 
 FOLDER = Path(__file__).resolve().parents[1] / "figures" / "tuning"
 Returns = Mapping[str, np.ndarray]  # task -> a return of each candidate of a method, NaN where it has no run
+Scale = Mapping[str, tuple[float, float]]  # task -> the returns that count as 0 and as 1
 
 
 class Choice(NamedTuple):
@@ -37,44 +29,47 @@ def group(task: str) -> str:
     return f"tuning_{task}"
 
 
-def collect(task: str) -> None:
-    """Write the summaries of all finished runs of a task, so that another checkout can go on from them."""
-    if not any(runs_dir().glob(f"{group(task)}/*/DONE")):
-        return
-    runs = find_runs(group(task), finished_only=False)
-    runs = [run for run in runs if run.finished]
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with atomic_write(FOLDER / f"{task}_runs.jsonl") as file:
-        file.write(run_lines(load_metrics(runs), load_summaries(runs)).encode())
+def summaries(task: str) -> Path:
+    """The file with the summaries of a task's tuning."""
+    return FOLDER / f"{task}_runs.jsonl"
 
 
-def restore(task: str) -> None:
-    """Make run folders of the summaries that are committed; what is there already stays."""
-    if (FOLDER / f"{task}_runs.jsonl").is_file():
-        import_runs([FOLDER / f"{task}_runs.jsonl"], group(task))
-
-
-def final_return(config: Config, task: str) -> float:
-    """The last test of a run; NaN if it has not ended, and below all others if its training failed."""
-    folder = run_folder(config, group(task))
-    if (folder / FAILED).exists():
-        return -np.inf
-    return float(read_json(folder / "summary.json")[RETURN]) if (folder / "DONE").exists() else np.nan
+def tune(tasks: Sequence[str], methods: Sequence[str], backend: Backend) -> None:
+    """Train what is missing: first rounds of the tasks, then, for methods with a whole first round, second rounds."""
+    for task in TUNING_TASKS:
+        store.restore(group(task), summaries(task))
+    for task in tasks:
+        runs = [config for method in methods for config in first_round(task, method)]
+        store.train(group(task), runs, backend, summaries(task))
+    for method in methods:
+        first = first_returns(method)
+        if is_whole(first):
+            for task in tasks:
+                runs = second_round(task, method, survivors(first)[task])
+                store.train(group(task), runs, backend, summaries(task))
 
 
 def first_returns(method: str) -> dict[str, np.ndarray]:
     """Of every task, the returns of the nine candidates in the first round."""
-    return {task: np.array([final_return(c, task) for c in first_round(task, method)]) for task in TUNING_TASKS}
+    return {
+        task: np.array([store.final_return(config, group(task)) for config in first_round(task, method)])
+        for task in TUNING_TASKS
+    }
 
 
 def second_returns(method: str, left: Mapping[str, list[int]]) -> dict[str, np.ndarray]:
     """Of every task, the mean returns of the candidates that are left in the second round."""
     returns = {}
     for task in TUNING_TASKS:
-        runs = [final_return(config, task) for config in second_round(task, method, left[task])]
+        runs = [store.final_return(config, group(task)) for config in second_round(task, method, left[task])]
         returns[task] = np.full(len(candidates(method)), np.nan)
         returns[task][left[task]] = np.reshape(runs, (-1, len(TUNING_SEEDS))).mean(axis=1)
     return returns
+
+
+def is_whole(returns: Returns) -> bool:
+    """Whether all runs behind these returns have ended."""
+    return not any(np.isnan(values).any() for values in returns.values())
 
 
 def best_overall(first: Returns) -> list[int]:
@@ -90,7 +85,7 @@ def survivors(first: Returns) -> dict[str, list[int]]:
     return {task: sorted({*map(int, best), *overall}) for task, best in own.items()}
 
 
-def choose(first: Returns, second: Returns, scale: Mapping[str, tuple[float, float]]) -> Choice:
+def choose(first: Returns, second: Returns, scale: Scale) -> Choice:
     """The best candidate of each task, and of the two that are best overall the one with the higher mean score.
 
     Args:
@@ -106,37 +101,45 @@ def choose(first: Returns, second: Returns, scale: Mapping[str, tuple[float, flo
     return Choice(per_task, best_overall(first)[int(np.argmax(scores))])
 
 
-def tune(tasks: list[str], methods: list[str], backend: Backend) -> None:
-    """Train what is missing: first rounds of the tasks, then, for methods with a whole first round, second rounds."""
-    for task in TUNING_TASKS:
-        restore(task)
-    for task in tasks:
-        _sweep(task, [config for method in methods for config in first_round(task, method)], backend)
+def tuned(methods: Sequence[str]) -> dict[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+    """Returns of both rounds, of the methods whose tuning is complete."""
+    found = {}
     for method in methods:
         first = first_returns(method)
-        if any(np.isnan(values).any() for values in first.values()):
+        if not is_whole(first):
             continue
         left = survivors(first)
-        for task in tasks:
-            _sweep(task, second_round(task, method, left[task]), backend)
+        second = second_returns(method, left)
+        if is_whole({task: second[task][left[task]] for task in TUNING_TASKS}):
+            found[method] = first, second
+    return found
 
 
-def _sweep(task: str, configs: list[Config], backend: Backend) -> None:
-    try:
-        sweep(Grid(group(task), configs), backend)
-    except RunError as error:  # runs whose training failed; the others go on
-        print(error)
-    finally:
-        collect(task)
+def task_scales(second: Sequence[Returns]) -> dict[str, tuple[float, float]]:
+    """0 is the return of random actions, 1 the best mean of the second round of any method."""
+    table = pd.read_csv(TABLE)
+    low = table[table["reference"] == "random"].set_index("task")["mean"]
+    best = {task: max(float(np.nanmax(each[task])) for each in second) for task in TUNING_TASKS}
+    return {task: (float(low[task]), high) for task, high in best.items()}
 
 
-def table(method: str) -> pd.DataFrame:
-    """A row for each candidate and task: its settings, and its returns in both rounds."""
-    first = first_returns(method)
-    second = second_returns(method, survivors(first))
-    rows = [
-        {"method": method, "task": task, "candidate": k, **settings, "half": first[task][k], "whole": second[task][k]}
-        for task in TUNING_TASKS
-        for k, settings in enumerate(candidates(method))
-    ]
-    return pd.DataFrame(rows)
+def write_choices(methods: Sequence[str]) -> list[str]:
+    """Write every candidate with its returns, and what was chosen; returns the methods whose tuning is complete."""
+    found = tuned(methods)
+    if not found:
+        return []
+    scale = task_scales([second for _, second in found.values()])
+    rows = []
+    for method, (first, second) in found.items():
+        choice = choose(first, second, scale)
+        for task in TUNING_TASKS:
+            for k, settings in enumerate(candidates(method)):
+                returns = {"half": first[task][k], "whole": second[task][k]}
+                chosen = {"of_task": k == choice.per_task[task], "one": k == choice.one}
+                own = {key: value for key, value in settings.items() if key != "lr"}
+                setting = ", ".join(f"{key}={value:g}" for key, value in own.items())
+                lr = settings["lr"]
+                rows.append({"method": method, "task": task, "lr": lr, "setting": setting, **returns, **chosen})
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_csv(FOLDER / "candidates.csv", index=False)
+    return list(found)

@@ -1,14 +1,17 @@
 """The protocol of the study: its search spaces, and what its tuning chooses from returns."""
 
+import json
 import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from k24lab.lab.runs import run_folder
 from k24lab.lab.unused_settings import same_run_key, unused_fields
 from k24lab.methods import METHODS
-from study import tuning
+from study import store, tuning
 from study.protocol import LEARNING_RATES, TASKS, TUNING_SEEDS, TUNING_TASKS, candidates, first_round, second_round
 
 PAGE = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -63,20 +66,51 @@ def test_the_choice_is_the_best_of_a_task_and_the_best_score_of_all():
     assert choice == ({"a": 7, "b": 0}, 6)
 
 
-def test_finished_runs_go_to_a_file_and_come_back_in_another_checkout(tmp_path, monkeypatch, home):
-    monkeypatch.setattr(tuning, "FOLDER", tmp_path / "summaries")
-    monkeypatch.setattr(tuning, "TUNING_TASKS", ("rolenav8",))
+def test_finished_runs_go_to_a_file_and_come_back_in_another_checkout(tmp_path, home):
+    config, file = first_round("rolenav8", "fups")[0], tmp_path / "summaries" / "rolenav8_runs.jsonl"
+    store.collect("tuning", file)
+    assert not file.exists() and np.isnan(store.final_return(config, "tuning"))
+    finished(config, 2.5, file)
+    store.restore("tuning", file)
+    assert store.final_return(config, "tuning") == 2.5
+    written = file.read_text()
+    store.collect("tuning", file)
+    assert json.loads(file.read_text()).keys() == json.loads(written).keys() | {"training"}
+    store.restore("elsewhere", file)
+    assert store.final_return(config, "elsewhere") == 2.5
+
+
+def finished(config, value: float, file: Path) -> None:
+    """Add the summary of a run to a file."""
+    line = {**vars(config), "run": run_folder(config, "any").name, "variant": "-", "test_return_mean": value}
+    line["evaluations"] = {"t_env": [config.t_max], "test_return_mean": [value]}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as opened:
+        opened.write(json.dumps(line) + "\n")
+
+
+def test_a_run_that_failed_counts_as_the_worst(home):
     config = first_round("rolenav8", "fups")[0]
-    tuning.collect("rolenav8")
-    assert not tuning.FOLDER.exists() and np.isnan(tuning.final_return(config, "rolenav8"))
-    folder = tuning.run_folder(config, tuning.group("rolenav8"))
-    line = {**vars(config), "run": folder.name, "variant": "fups", "test_return_mean": 2.5, "t_env": 64_000}
-    line["evaluations"] = {"t_env": [64_000], "test_return_mean": [2.5]}
-    tuning.FOLDER.mkdir()
-    text = tuning.pd.Series(line).to_json() + "\n"
-    (tuning.FOLDER / "rolenav8_runs.jsonl").write_text(text)
-    tuning.restore("rolenav8")
-    assert tuning.final_return(config, "rolenav8") == 2.5
-    tuning.collect("rolenav8")
-    (tuning.FOLDER / "rolenav8_runs.jsonl").rename(tmp_path / "again.jsonl")
-    assert tuning.import_runs([tmp_path / "again.jsonl"], "elsewhere")[0].name == folder.name
+    folder = run_folder(config, "tuning")
+    folder.mkdir(parents=True)
+    (folder / "FAILED").write_text("diverged")
+    assert store.final_return(config, "tuning") == -np.inf
+
+
+def test_choices_are_written_once_a_method_is_complete(tmp_path, monkeypatch, home):
+    monkeypatch.setattr(tuning, "FOLDER", tmp_path / "tuning")
+    for task in TUNING_TASKS:
+        for k, config in enumerate(first_round(task, "fups")):
+            finished(config, float(k), tuning.summaries(task))
+        store.restore(tuning.group(task), tuning.summaries(task))
+    assert tuning.write_choices(["fups", "nops"]) == []
+    for task in TUNING_TASKS:
+        for config in second_round(task, "fups", [7, 8]):
+            finished(config, 100.0 + config.polyak + config.seed, tuning.summaries(task))
+        store.restore(tuning.group(task), tuning.summaries(task))
+    assert tuning.write_choices(["fups", "nops"]) == ["fups"]
+    table = pd.read_csv(tuning.FOLDER / "candidates.csv")
+    assert len(table) == 27 and set(table["method"]) == {"fups"}
+    best = table[table["one"]]
+    assert len(best) == 3 and set(best["setting"]) == {"polyak=0.03"} and best["of_task"].all()
+    assert best["whole"].tolist() == pytest.approx([200.53] * 3) and best["half"].tolist() == [8.0] * 3
