@@ -33,6 +33,7 @@ KINDS = {
     "kaleidoscope, qmix, periodic": {"method": "kaleidoscope", "mixer": "qmix", "reset_interval": 400},
     "magnitude24, vdn": {"method": "magnitude24"},
     "multih, vdn": {"method": "multih"},
+    "k24, vdn, mpe": {"task": "mpe/simple_tag:prey=random,max_cycles=10"},
 }
 
 

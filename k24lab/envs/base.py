@@ -13,8 +13,8 @@ from k24lab.envs.scene import Scene
 from k24lab.errors import ConfigError
 
 NO_SCENE = (
-    "cannot be drawn: its adapter has no scene (rolenav, mpe2, vmas and smax have one, and environments of PettingZoo "
-    "that take render_mode='rgb_array' draw themselves)"
+    "cannot be drawn: its adapter has no scene (rolenav, mpe, mpe2, vmas and smax have one, and environments of "
+    "PettingZoo that take render_mode='rgb_array' draw themselves)"
 )
 
 

@@ -1,7 +1,7 @@
 """Environments by the name of their task: `make_env("rolenav:n_agents=8", n_envs=32)`."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from inspect import Parameter
 
 from k24lab.envs.base import TaskBuilder, VecEnv
@@ -17,16 +17,24 @@ NO_OPTIONS = {"n_envs", "workers", "device"}  # what a builder takes besides the
 def task_names() -> list[str]:
     """Every task that can be named; `pettingzoo/<import path>` stands for any other parallel environment."""
     from k24lab.envs.mpe2 import MPE2_TASKS
+    from k24lab.envs.mpe_tasks import MPE_TASKS
     from k24lab.envs.smacv2 import SMACV2_TASKS
     from k24lab.envs.smax import SCENARIOS
     from k24lab.envs.vmas import VMAS_TASKS
 
-    libraries = {"mpe2": MPE2_TASKS, "smacv2": SMACV2_TASKS, "smax": SCENARIOS, "vmas": VMAS_TASKS}
+    libraries: dict[str, Iterable[str]] = {
+        "mpe": MPE_TASKS,
+        "mpe2": MPE2_TASKS,
+        "smacv2": SMACV2_TASKS,
+        "smax": SCENARIOS,
+        "vmas": VMAS_TASKS,
+    }
     return sorted(["rolenav", *(f"{library}/{name}" for library, names in libraries.items() for name in names)])
 
 
 def _builder(name: str) -> TaskBuilder:
     from k24lab.envs.mpe2 import mpe2_builder
+    from k24lab.envs.mpe_tasks import mpe_builder
     from k24lab.envs.pettingzoo_import import import_builder
     from k24lab.envs.rolenav import RoleNav
     from k24lab.envs.smacv2 import smacv2_builder
@@ -45,7 +53,7 @@ def _builder(name: str) -> TaskBuilder:
         return smacv2_builder(own_name)  # any size, not only the published ones
     if name not in task_names():
         raise ConfigError(unknown("task", name, [*task_names(), "pettingzoo/<import path>"]))
-    return {"mpe2": mpe2_builder, "smax": smax_builder, "vmas": vmas_builder}[library](own_name)
+    return {"mpe": mpe_builder, "mpe2": mpe2_builder, "smax": smax_builder, "vmas": vmas_builder}[library](own_name)
 
 
 def make_env(task: str, n_envs: int, workers: int = 0, device: str = "cpu") -> VecEnv:
@@ -55,7 +63,7 @@ def make_env(task: str, n_envs: int, workers: int = 0, device: str = "cpu") -> V
         task: name and options.
         n_envs: E.
         workers: processes for environments that are stepped one at a time; 0: all in this one.
-        device: of environments in torch (RoleNav, VMAS), whose steps then never leave it; others step on the CPU.
+        device: of environments in torch (RoleNav, MPE, VMAS), whose steps then never leave it; others step on the CPU.
 
     Raises:
         ConfigError: unknown task or option, one that the environment refuses, or workers for a task that steps

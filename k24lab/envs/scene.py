@@ -1,6 +1,6 @@
 """What an environment looks like at one moment: the data that animations are drawn from.
 
-RoleNav makes its scenes itself; those of mpe2, VMAS and SMAX are read here from the objects of these packages.
+RoleNav makes its scenes itself; those of MPE, VMAS and SMAX are read here from the objects of these packages.
 """
 
 import re

@@ -44,6 +44,8 @@ PLAN = (
     _part("inference/packing.py", "packing"),
     _part("envs/rolenav.py", "envs_rolenav"),
     _part("envs/base.py", "envs_base types"),
+    _part("envs/mpe.py", "mpe"),
+    _part("envs/mpe_tasks.py", "mpe"),
     _part("envs/mpe2.py", "scripted_prey envs_pettingzoo"),
     _part("envs/pettingzoo.py", "envs_pettingzoo pettingzoo_answers odd_environments task_doctor animation"),
     _part("envs/pettingzoo_spaces.py", "pettingzoo_spaces odd_environments task_doctor envs_pettingzoo"),
