@@ -9,6 +9,8 @@ from k24lab.lab.config import Config, build_config
 from k24lab.methods import METHODS
 
 LEARNING_RATES = (1e-3, 3e-3, 1e-2)  # of every method
+# Of methods without a setting of their own: as many candidates as the others, in the same range.
+MORE_LEARNING_RATES = (1e-3, 1.3e-3, 1.8e-3, 2.4e-3, 3e-3, 4e-3, 5.5e-3, 7.5e-3, 1e-2)
 TUNING_TASKS = ("rolenav8", "vmas_navigation", "tag")
 TUNING_SEEDS = (100, 101)  # the report never uses them
 FIRST_SHARE = 0.5  # of the env steps, in the first round
@@ -64,7 +66,10 @@ TASKS: dict[str, dict[str, Any]] = {
 
 def candidates(method: str) -> list[dict[str, float]]:
     """The nine settings of a method that tuning chooses from: each learning rate with each value of its own setting."""
-    return [{"lr": lr, **own} for lr in LEARNING_RATES for own in METHODS[method].search]
+    search = METHODS[method].search
+    if not search:
+        return [{"lr": lr} for lr in MORE_LEARNING_RATES]
+    return [{"lr": lr, **own} for lr in LEARNING_RATES for own in search]
 
 
 def tuning_run(task: str, method: str, candidate: dict[str, Any], seed: int, share: float = 1.0) -> Config:

@@ -12,7 +12,16 @@ from k24lab.lab.runs import run_folder
 from k24lab.lab.unused_settings import same_run_key, unused_fields
 from k24lab.methods import METHODS
 from study import store, tuning
-from study.protocol import LEARNING_RATES, TASKS, TUNING_SEEDS, TUNING_TASKS, candidates, first_round, second_round
+from study.protocol import (
+    LEARNING_RATES,
+    MORE_LEARNING_RATES,
+    TASKS,
+    TUNING_SEEDS,
+    TUNING_TASKS,
+    candidates,
+    first_round,
+    second_round,
+)
 
 PAGE = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text(encoding="utf-8")
 A = np.array([1.0, 2, 3, 4, 5, 6, 7, 8, 9])
@@ -21,7 +30,9 @@ B = np.array([9.0, 2, 3, 4, 5, 6, 7, 1, 8])
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_nine_candidates_that_are_nine_different_runs(method):
-    assert len(candidates(method)) == 9 and {each["lr"] for each in candidates(method)} == set(LEARNING_RATES)
+    rates = LEARNING_RATES if METHODS[method].search else MORE_LEARNING_RATES
+    assert len(candidates(method)) == 9 and {each["lr"] for each in candidates(method)} == set(rates)
+    assert (min(rates), max(rates)) == (1e-3, 1e-2)
     for task in TUNING_TASKS:
         runs = first_round(task, method)
         assert len({same_run_key(run) for run in runs}) == 9
@@ -41,7 +52,7 @@ def test_the_page_names_every_method_with_its_values_and_every_task():
         (row,) = [line for line in PAGE.splitlines() if line.startswith("|") and f"`{name}`" in line]
         for setting in {key for own in method.search for key in own}:
             assert f"`{setting}`" in row
-        for value in {value for own in method.search for value in own.values()}:
+        for value in {value for own in method.search for value in own.values()} or MORE_LEARNING_RATES:
             assert re.search(rf"\b{value:g}\b", row), (name, value)
     for name, settings in TASKS.items():
         (row,) = [line for line in PAGE.splitlines() if f"`{name}`" in line and line.endswith("|")]
@@ -106,11 +117,11 @@ def test_choices_are_written_once_a_method_is_complete(tmp_path, monkeypatch, ho
     assert tuning.write_choices(["fups", "nops"]) == []
     for task in TUNING_TASKS:
         for config in second_round(task, "fups", [7, 8]):
-            finished(config, 100.0 + config.polyak + config.seed, tuning.summaries(task))
+            finished(config, 100.0 + config.lr + config.seed, tuning.summaries(task))
         store.restore(tuning.group(task), tuning.summaries(task))
     assert tuning.write_choices(["fups", "nops"]) == ["fups"]
     table = pd.read_csv(tuning.FOLDER / "candidates.csv")
     assert len(table) == 27 and set(table["method"]) == {"fups"}
     best = table[table["one"]]
-    assert len(best) == 3 and set(best["setting"]) == {"polyak=0.03"} and best["of_task"].all()
-    assert best["whole"].tolist() == pytest.approx([200.53] * 3) and best["half"].tolist() == [8.0] * 3
+    assert len(best) == 3 and set(best["lr"]) == {0.01} and best["of_task"].all()
+    assert best["whole"].tolist() == pytest.approx([200.51] * 3) and best["half"].tolist() == [8.0] * 3

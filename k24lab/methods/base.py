@@ -46,8 +46,8 @@ class Method:
         masks_rnn: whether the GRU's matrices may be masked (with the setting `mask_rnn`).
         kept: share of the weights that an unstructured mask keeps; None where training decides.
         has_gains: whether every agent (or unit type) has a gain and a bias of its own in each neuron.
-        search: values of its own setting that the study tries with each learning rate (docs/protocol.md). A method
-            without one is tuned in how fast its target network moves.
+        search: values of its own setting that the study tries with each learning rate (docs/protocol.md); empty for a
+            method that has no setting of its own.
     """
 
     name: ClassVar[str]
@@ -66,7 +66,7 @@ class Method:
     masks_rnn: ClassVar[bool] = True
     kept: ClassVar[float | None] = None
     has_gains: ClassVar[bool] = False
-    search: ClassVar[Search] = tuple({"polyak": share} for share in (0.003, 0.01, 0.03))
+    search: ClassVar[Search] = ()
 
     @property
     def separate(self) -> bool:
