@@ -2,10 +2,12 @@
 
 import argparse
 
+from k24lab.cli import one_line_errors
 from k24lab.lab.backends import Resources, build_backend
 from k24lab.methods import METHODS
-from study.protocol import TUNING_TASKS
+from study.protocol import TASKS, TUNING_TASKS
 from study.references import TABLE, reference_table
+from study.report import report
 from study.store import restore
 from study.tuning import group, summaries, tune, write_choices
 
@@ -18,9 +20,17 @@ def main() -> None:
     one.add_argument("--tasks", nargs="+", choices=TUNING_TASKS, default=list(TUNING_TASKS))
     one.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     one.add_argument("--jobs", type=int, help="runs at a time; by default what the machine has room for")
+    two = commands.add_parser("report", help="the runs of the report, of all methods whose tuning is complete")
+    two.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    two.add_argument("--jobs", type=int, help="as of tune")
     commands.add_parser("choose", help="write what the tuning chose into figures/tuning/candidates.csv")
     commands.add_parser("references", help="returns of random actions and of scripted controllers")
     given = parser.parse_args()
+    with one_line_errors():
+        _run(given)
+
+
+def _run(given: argparse.Namespace) -> None:
     if given.command == "references":
         TABLE.parent.mkdir(parents=True, exist_ok=True)
         reference_table().to_csv(TABLE, index=False)
@@ -29,6 +39,9 @@ def main() -> None:
         for task in TUNING_TASKS:
             restore(group(task), summaries(task))
         print("complete:", ", ".join(write_choices(list(METHODS))) or "no method yet")
+        return
+    if given.command == "report":
+        report(given.tasks, build_backend("local", Resources(jobs=given.jobs), "report"))
         return
     tune(given.tasks, given.methods, build_backend("local", Resources(jobs=given.jobs), "tuning"))
 

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from k24lab.errors import RunError
 from k24lab.lab.runs import run_folder
 from k24lab.lab.unused_settings import same_run_key, unused_fields
 from k24lab.methods import METHODS
-from study import store, tuning
+from study import report, store, tuning
 from study.protocol import (
     LEARNING_RATES,
     MORE_LEARNING_RATES,
@@ -122,6 +123,25 @@ def test_choices_are_written_once_a_method_is_complete(tmp_path, monkeypatch, ho
     assert tuning.write_choices(["fups", "nops"]) == ["fups"]
     table = pd.read_csv(tuning.FOLDER / "candidates.csv")
     assert len(table) == 27 and set(table["method"]) == {"fups"}
+    monkeypatch.setattr(report, "TUNING", tuning.FOLDER)
+    assert report.settings("rolenav3") == report.settings("tag") == [("fups", 8)]
     best = table[table["one"]]
     assert len(best) == 3 and set(best["lr"]) == {0.01} and best["of_task"].all()
     assert best["whole"].tolist() == pytest.approx([200.51] * 3) and best["half"].tolist() == [8.0] * 3
+
+
+def test_the_report_has_the_one_setting_and_that_of_the_task_on_fresh_seeds(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "TUNING", tmp_path)
+    with pytest.raises(RunError, match=r"python -m study tune"):
+        report.report_runs("rolenav8")
+    rows = [
+        {"method": "k24", "task": task, "one": k == 2, "of_task": k == (5 if task == "rolenav8" else 2)}
+        for task in TUNING_TASKS
+        for k in range(9)
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "candidates.csv", index=False)
+    assert report.settings("rolenav8") == [("k24", 2), ("k24", 5)] and report.settings("rolenav3") == [("k24", 2)]
+    runs = report.report_runs("rolenav8")
+    assert len(runs) == 20 and {run.seed for run in runs} == set(range(10)) and not {100, 101} & {r.seed for r in runs}
+    assert {(run.lr, run.alpha_lr_factor) for run in runs} == {(1e-3, 20.0), (3e-3, 20.0)}
+    assert {run.t_max for run in runs} == {128_000}
