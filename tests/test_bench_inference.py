@@ -22,8 +22,9 @@ def small(monkeypatch):
     """A few cases, each timed once."""
     monkeypatch.setattr(speedup_plots, "SHOWN_BATCHES", (1,))
     monkeypatch.setattr(timing, "SHORTEST", 1e-6)
-    cases = {"WIDTHS": (16, 32), "BATCHES": (1, 2), "HIDDEN": (8,), "TEAMS": (1, 2), "TEAM_BATCHES": (1, 2)}
-    for name, value in (cases | {"GPU_TEAM_BATCHES": (1, 2)}).items():
+    cases = {"WIDTHS": (16, 32), "BATCHES": (1, 2), "TEAMS": (1, 2), "TEAM_BATCHES": (1, 2)}
+    cases |= {"GPU_TEAM_BATCHES": (1, 2), "GAIN_TEAMS": (2,), "GAIN_BATCHES": (1, 3)}
+    for name, value in (cases | {"HIDDEN": (8, 16)}).items():
         monkeypatch.setattr(bench, name, value)
 
 
@@ -32,7 +33,7 @@ def test_the_ways_to_compute_a_step_in_torch_agree():
     matrices = freeze(build_agent(config, 10, 5, 3), config, 10, 3, t_env=0).folded()
     x, hidden = torch.randn(3, 4, 10), torch.randn(3, 4, 12)
     together, _ = team_step(batched(matrices), x, hidden)
-    agents = [{name: (weight[k], bias) for name, (weight, bias) in matrices.items()} for k in range(3)]
+    agents = [{name: (weight[k], bias[0]) for name, (weight, bias) in matrices.items()} for k in range(3)]
     torch.testing.assert_close(torch.stack(bench.agent_by_agent(agents, x, hidden)), together, rtol=1e-5, atol=1e-6)
     one = batched({name: (weight[:1], bias) for name, (weight, bias) in matrices.items()})
     shared, _ = team_step(one, x.view(1, 12, 10), hidden.view(1, 12, 12))
@@ -57,7 +58,10 @@ def test_benchmark_prints_and_stores_every_case(build, small, capsys):  # noqa: 
     paths = bench.bench_inference(2)
     table = pd.read_csv(paths[0])
     layers, teams = table[table["level"] == "layer"], table[table["level"] == "team"]
-    assert len(layers) == 2 * 2 * 5 and len(teams) == 2 * 2 * 6
+    assert len(layers) == 2 * 2 * 5 and len(teams) == 2 * 2 * 2 * 6
+    gains = table[table["level"] == "gains"]
+    assert len(gains) == 2 * 4 and set(gains["width"]) == {16} and gains["speedup"].gt(0).all()
+    teams = teams[teams["width"] == 8]
     assert table[["device", "kernels", "torch", "date"]].notna().all(axis=None)
     out = capsys.readouterr().out
     assert "one thread" in out and "GPU: " in out and "One step of a team" in out
@@ -98,7 +102,7 @@ def test_gpu_table_is_measured_and_drawn(pretended_gpu, small, monkeypatch, caps
     times = iter([10.0, 20.0] * 1000)  # of the calls that a round begins with, and of the others
     monkeypatch.setattr(bench, "gpu_time", lambda call: (call(), next(times))[1])
     table = bench.measure_gpu(2)
-    assert len(table) == 2 * 2 * 2 and table["max_error"].lt(0.05).all()
+    assert len(table) == 2 * 2 * 2 * 2 and table["max_error"].lt(0.05).all()
     assert table["dense_us"].eq(15).all() and table["speedup"].eq(1).all()
     assert "GPU (microseconds" in capsys.readouterr().out
     with style.paper_style():

@@ -39,6 +39,7 @@ BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
 HIDDEN = (32, 64, 128, 256)
 TEAMS = (1, 3, 8, 16, 64)
 TEAM_BATCHES, GPU_TEAM_BATCHES = (1, 8, 32, 256), (1, 32, 256, 1024, 4096)
+GAIN_TEAMS, GAIN_BATCHES = (8, 32, 100), (1, 32)
 OBS_DIM, N_ACTIONS = 30, 10
 MOST_MULTIPLY_ADDS = 2e9  # larger cases would take seconds a call on a CPU and are left out
 ROUNDS = 20
@@ -88,7 +89,9 @@ def measure_cpu(rounds: int) -> pd.DataFrame:
     layers, teams = measure_layers(WIDTHS, BATCHES, rounds), measure_teams(HIDDEN, TEAMS, TEAM_BATCHES, rounds)
     show(f"Square layers of one network (microseconds: median and quartiles of {rounds} rounds)", layers)
     show("One step of a team (the same)", teams)
-    return pd.concat([layers, teams]).assign(
+    gains = measure_gains(HIDDEN[1:], GAIN_TEAMS, GAIN_BATCHES, rounds)
+    show("One step of a team with gains (the same)", gains)
+    return pd.concat([layers, teams, gains]).assign(
         kind="measured", **about, date=datetime.date.today().isoformat(), rounds=rounds
     )
 
@@ -138,7 +141,7 @@ def measure_teams(
         actors = {"2:4": Actor(team, "kernel"), "packed dense": Actor(team, "kernel", sparse=False)}
         actors["2:4, columns"] = Actor(team, "columns")
         matrices = team.folded()
-        agents = [{name: (weight[k], bias) for name, (weight, bias) in matrices.items()} for k in range(n)]
+        agents = [{name: (weight[k], bias[0]) for name, (weight, bias) in matrices.items()} for k in range(n)]
         shared = batched({name: (weight[:1], bias) for name, (weight, bias) in matrices.items()})
         for batch in batches:
             if n * batch * size * size * 9 > MOST_MULTIPLY_ADDS:
@@ -153,6 +156,31 @@ def measure_teams(
             calls["torch, one shared network"] = partial(team_step, shared, *together)
             about = {"level": "team", "width": size, "batch": batch, "n_agents": n}
             rows += _rows(interleaved(calls, rounds), ["torch, batched", "torch, agent by agent"], about)
+    return pd.DataFrame(rows)
+
+
+@torch.inference_mode()
+def measure_gains(
+    hidden: Sequence[int], teams: Sequence[int], batches: Sequence[int], rounds: int = ROUNDS
+) -> pd.DataFrame:
+    """A step of a team of `gains24`, whose agents are columns of one 2:4 product, beside a mask for each agent.
+
+    `speedup` is over the faster implementation of one dense network whose observations have a one-hot id.
+    """
+    rows = []
+    for size, n, batch in product(hidden, teams, batches):
+        dense = _random_team(size, n, "magnitude24", ids=True)
+        kernel = Actor(dense, "kernel", sparse=False)
+        x, with_ids = torch.randn(n, batch, OBS_DIM), torch.randn(n, batch, OBS_DIM + n)
+        together = with_ids.view(1, n * batch, -1), torch.zeros(1, n * batch, size)
+        calls: dict[str, Call] = {
+            "2:4 with gains": partial(Actor(_random_team(size, n, "gains24")).q_values, x),
+            "2:4, a mask each": partial(Actor(_random_team(size, n)).q_values, x),
+            "dense with ids, kernel": partial(kernel.q_values, with_ids),
+            "dense with ids, torch": partial(team_step, batched(dense.folded()), *together),
+        }
+        about = {"level": "gains", "width": size, "batch": batch, "n_agents": n}
+        rows += _rows(interleaved(calls, rounds), ["dense with ids, kernel", "dense with ids, torch"], about)
     return pd.DataFrame(rows)
 
 
@@ -200,9 +228,13 @@ def random_24_weight(width: int, generator: torch.Generator) -> Float[Tensor, "w
     return weight * masks_from_index(index, weight).reshape(width, width)
 
 
-def _random_team(hidden_dim: int, n_agents: int) -> FrozenTeam:
-    config = build_config({"method": "random24", "hidden_dim": hidden_dim})
-    return freeze(build_agent(config, OBS_DIM, N_ACTIONS, n_agents), config, OBS_DIM, n_agents, t_env=0)
+def _random_team(hidden_dim: int, n_agents: int, method: str = "random24", ids: bool = False) -> FrozenTeam:
+    config = build_config({"method": method, "hidden_dim": hidden_dim, "agent_id": ids})
+    agent = build_agent(config, OBS_DIM + n_agents * ids, N_ACTIONS, n_agents)
+    with torch.no_grad():
+        for parameter in agent.gains.parameters():
+            parameter.normal_(std=0.1)
+    return freeze(agent, config, OBS_DIM, n_agents, t_env=0)
 
 
 def _rows(times: Mapping[str, Sequence[float]], plain: Sequence[str], about: Mapping[str, Any]) -> list[dict[str, Any]]:
