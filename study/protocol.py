@@ -13,15 +13,15 @@ LEARNING_RATES = (1e-3, 3e-3, 1e-2)  # of every method
 MORE_LEARNING_RATES = (1e-3, 1.3e-3, 1.8e-3, 2.4e-3, 3e-3, 4e-3, 5.5e-3, 7.5e-3, 1e-2)
 TUNING_TASKS = ("rolenav8", "vmas_navigation", "tag")
 TUNING_SEEDS = (100, 101)  # the report never uses them
-FIRST_SHARE = 0.5  # of the env steps, in the first round
+POLYAK = 0.03  # share of the online network that the target network takes at each update, in RoleNav and VMAS
 SURVIVORS = 2  # of a task, and of all tasks together
 
 # A task of the study: its name in the package, and all settings that are the same for every method.
 TASKS: dict[str, dict[str, Any]] = {
-    "rolenav3": {"task": "rolenav"},
-    "rolenav8": {"task": "rolenav:n_agents=8"},
-    "rolenav16": {"task": "rolenav:n_agents=16"},
-    "vmas_navigation": {"task": "vmas/navigation", "t_max": 307_200, "updates_per_rollout": 16},
+    "rolenav3": {"task": "rolenav", "polyak": POLYAK},
+    "rolenav8": {"task": "rolenav:n_agents=8", "polyak": POLYAK},
+    "rolenav16": {"task": "rolenav:n_agents=16", "polyak": POLYAK},
+    "vmas_navigation": {"task": "vmas/navigation", "t_max": 307_200, "updates_per_rollout": 16, "polyak": POLYAK},
     "vmas_dispersion": {
         "task": "vmas/dispersion",
         "t_max": 128_000,
@@ -36,18 +36,24 @@ TASKS: dict[str, dict[str, Any]] = {
         "updates_per_rollout": 64,
         "epsilon_anneal_steps": 30_000,
     },
-    "vmas_het_mass": {"task": "vmas/het_mass", "t_max": 102_400, "updates_per_rollout": 128, "batch_size": 8},
-    "vmas_give_way": {"task": "vmas/give_way", "t_max": 153_600, "updates_per_rollout": 16},
-    "vmas_asym_joint": {"task": "vmas/asym_joint", "t_max": 153_600, "updates_per_rollout": 16},
+    "vmas_het_mass": {
+        "task": "vmas/het_mass",
+        "t_max": 102_400,
+        "updates_per_rollout": 128,
+        "batch_size": 8,
+        "polyak": POLYAK,
+    },
+    "vmas_give_way": {"task": "vmas/give_way", "t_max": 153_600, "updates_per_rollout": 16, "polyak": POLYAK},
+    "vmas_asym_joint": {"task": "vmas/asym_joint", "t_max": 153_600, "updates_per_rollout": 16, "polyak": POLYAK},
     "spread": {
-        "task": "mpe2/simple_spread",
+        "task": "mpe/simple_spread",
         "mixer": "qmix",
         "t_max": 70_000,
         "n_envs": 8,
         "updates_per_rollout": 8,
     },
     "tag": {
-        "task": "mpe2/simple_tag:prey=random",
+        "task": "mpe/simple_tag:prey=random",
         "t_max": 100_000,
         "learner": "nq",
         "mixer": "vdn",
@@ -75,21 +81,16 @@ def candidates(method: str) -> list[dict[str, float]]:
     return [{"lr": lr, **own} for lr in LEARNING_RATES for own in search]
 
 
-def tuning_run(task: str, method: str, candidate: dict[str, Any], seed: int, share: float = 1.0) -> Config:
-    """A run of the tuning, with a share of the task's env steps; exploration ends at the same share of the run."""
-    full = build_config({**TASKS[task], "method": method, **candidate, "seed": seed})
-    if share == 1.0:
-        return full
-    steps = {key: int(share * getattr(full, key)) for key in ("t_max", "epsilon_anneal_steps")}
-    return build_config({**TASKS[task], "method": method, **candidate, "seed": seed, **steps})
+def tuning_run(task: str, method: str, candidate: dict[str, Any], seed: int) -> Config:
+    """A run of the tuning, with all env steps of the task."""
+    return build_config({**TASKS[task], "method": method, **candidate, "seed": seed})
 
 
 def first_round(task: str, method: str) -> list[Config]:
-    """All candidates once, with half of the env steps."""
-    return [tuning_run(task, method, each, TUNING_SEEDS[0], FIRST_SHARE) for each in candidates(method)]
+    """All candidates once."""
+    return [tuning_run(task, method, each, TUNING_SEEDS[0]) for each in candidates(method)]
 
 
 def second_round(task: str, method: str, chosen: list[int]) -> list[Config]:
-    """The candidates that are left, with all env steps and both seeds."""
-    left = [candidates(method)[k] for k in chosen]
-    return [tuning_run(task, method, each, seed) for each in left for seed in TUNING_SEEDS]
+    """The candidates that are left, with the other seed."""
+    return [tuning_run(task, method, candidates(method)[k], TUNING_SEEDS[1]) for k in chosen]

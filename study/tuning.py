@@ -1,4 +1,4 @@
-"""Tuning by successive halving: every candidate at half of the budget, then the best ones twice at the whole one."""
+"""Tuning by successive halving: every candidate with one seed, then the best ones with another."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ import pandas as pd
 
 from k24lab.lab.backends import Backend
 from study import store
-from study.protocol import SURVIVORS, TUNING_SEEDS, TUNING_TASKS, candidates, first_round, second_round
+from study.protocol import SURVIVORS, TUNING_TASKS, candidates, first_round, second_round
 from study.references import TABLE
 
 FOLDER = Path(__file__).resolve().parents[1] / "figures" / "tuning"
@@ -57,13 +57,13 @@ def first_returns(method: str) -> dict[str, np.ndarray]:
     }
 
 
-def second_returns(method: str, left: Mapping[str, list[int]]) -> dict[str, np.ndarray]:
-    """Of every task, the mean returns of the candidates that are left in the second round."""
+def second_returns(method: str, first: Returns) -> dict[str, np.ndarray]:
+    """Of every task, the mean returns over both rounds of the candidates that are left."""
     returns = {}
-    for task in TUNING_TASKS:
-        runs = [store.final_return(config, group(task)) for config in second_round(task, method, left[task])]
+    for task, left in survivors(first).items():
+        runs = [store.final_return(config, group(task)) for config in second_round(task, method, left)]
         returns[task] = np.full(len(candidates(method)), np.nan)
-        returns[task][left[task]] = np.reshape(runs, (-1, len(TUNING_SEEDS))).mean(axis=1)
+        returns[task][left] = (first[task][left] + np.array(runs)) / 2
     return returns
 
 
@@ -90,7 +90,7 @@ def choose(first: Returns, second: Returns, scale: Scale) -> Choice:
 
     Args:
         first: returns of the first round.
-        second: mean returns of the second round.
+        second: mean returns over both rounds.
         scale: of each task the returns that count as 0 and as 1.
     """
     per_task = {task: int(np.nanargmax(values)) for task, values in second.items()}
@@ -108,15 +108,14 @@ def tuned(methods: Sequence[str]) -> dict[str, tuple[dict[str, np.ndarray], dict
         first = first_returns(method)
         if not is_whole(first):
             continue
-        left = survivors(first)
-        second = second_returns(method, left)
-        if is_whole({task: second[task][left[task]] for task in TUNING_TASKS}):
+        second = second_returns(method, first)
+        if is_whole({task: second[task][left] for task, left in survivors(first).items()}):
             found[method] = first, second
     return found
 
 
 def task_scales(second: Sequence[Returns]) -> dict[str, tuple[float, float]]:
-    """0 is the return of random actions, 1 the best mean of the second round of any method."""
+    """0 is the return of random actions, 1 the best mean over both rounds of any method."""
     table = pd.read_csv(TABLE)
     low = table[table["reference"] == "random"].set_index("task")["mean"]
     best = {task: max(float(np.nanmax(each[task])) for each in second) for task in TUNING_TASKS}
@@ -134,7 +133,7 @@ def write_choices(methods: Sequence[str]) -> list[str]:
         choice = choose(first, second, scale)
         for task in TUNING_TASKS:
             for k, settings in enumerate(candidates(method)):
-                returns = {"half": first[task][k], "whole": second[task][k]}
+                returns = {"first": first[task][k], "mean": second[task][k]}
                 chosen = {"of_task": k == choice.per_task[task], "one": k == choice.one}
                 own = {key: value for key, value in settings.items() if key != "lr"}
                 setting = ", ".join(f"{key}={value:g}" for key, value in own.items())
