@@ -1,4 +1,4 @@
-"""The multi-agent particle environments in batches: what all tasks share. The tasks are in `mpe_tasks`.
+"""The multi-agent particle environments in batches: what all tasks share. `mpe_tasks` lists the tasks.
 
 They are those of mpe2 (Lowe et al. 2017; Terry et al. 2021), stepped E at once in PyTorch. From equal states, equal
 actions lead to the numbers of `mpe2/<name>`; only the random states that episodes begin with are others.
@@ -18,6 +18,7 @@ from torch.nn.functional import embedding, one_hot, pad
 from k24lab.envs.base import EnvSpec, Step, VecEnv, check_actions
 from k24lab.envs.mpe2 import MOVES
 from k24lab.envs.scene import Scene, mpe_action, mpe_scene
+from k24lab.errors import ConfigError
 
 TIME_STEP = 0.1  # seconds
 DAMPING = 0.25  # share of the velocity that is lost in an env step
@@ -210,7 +211,7 @@ class MpeEnv(VecEnv):
             self._words = (said * self._speaks[:, None]).to(EXACT)
 
     def _look(self) -> None:
-        """Where every agent sees everything."""
+        """Measure where every agent sees everything."""
         bodies = torch.cat([self._position, self._marks], dim=1)
         self._relative = bodies.unsqueeze(1) - self._position.unsqueeze(2)
         self._distance = torch.linalg.vector_norm(self._relative, dim=3).add_(self._itself)
@@ -269,3 +270,24 @@ class MpeEnv(VecEnv):
     def _uniform(self, generator: torch.Generator, n: int, bound: float) -> Float[Tensor, "E n 2"]:
         """Points in a square [-bound, bound]^2, on the CPU."""
         return bound * (2 * torch.rand(self.spec.n_envs, n, 2, dtype=EXACT, generator=generator) - 1)
+
+
+def check_least(task: str, least: int, **numbers: int) -> None:
+    """Raises ConfigError for an option whose number is below `least`."""
+    for option, number in numbers.items():
+        if number < least:
+            raise ConfigError(f"mpe/{task}: {option} = {number} must be at least {least}")
+
+
+def check_share(task: str, **shares: float) -> None:
+    """Raises ConfigError for an option that is no share."""
+    for option, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ConfigError(f"mpe/{task}: {option} = {share} must be in 0 … 1")
+
+
+def n_nearest(task: str, option: str, n: object) -> int | None:
+    """How many of the nearest an agent sees, None for all; raises ConfigError for anything but a whole number."""
+    if n is None or (isinstance(n, int) and n > 0):
+        return n
+    raise ConfigError(f"mpe/{task}: {option} = {n!r} must be a whole number, at least 1, or None")
