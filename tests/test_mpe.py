@@ -344,6 +344,13 @@ def test_the_best_assignment_has_the_smallest_sum(n):
         np.testing.assert_allclose(mine, costs[linear_sum_assignment(costs)])
 
 
+@pytest.mark.parametrize("name", MPE_TASKS)
+def test_there_is_no_step_before_the_first_reset(name):
+    env = make_env(f"mpe/{name}", 1)
+    with pytest.raises(ValueError, match="step before the first reset"):
+        env.step(torch.zeros(1, env.spec.n_agents, dtype=torch.int64))
+
+
 @pytest.mark.parametrize("action", [5, -1])
 def test_an_action_that_does_not_exist_is_refused(action):
     env = make_env("mpe/simple_spread", 2)

@@ -24,6 +24,7 @@ TIME_STEP = 0.1  # seconds
 DAMPING = 0.25  # share of the velocity that is lost in an env step
 STIFFNESS = 100.0  # of a contact: force per overlap
 SOFTNESS = 0.001  # distance over which a contact sets in
+NOT_BEGUN = -1  # env steps before the first reset
 EXACT = torch.float64  # of all physics, as in mpe2: contacts make small differences grow
 
 
@@ -89,17 +90,17 @@ class MpeEnv(VecEnv):
         )
         self._device, self._n_words = torch.device(device), max(agent.n_words for agent in agents)
         self._set_constants()
-        self._t = 0  # env steps
-        self._terminated = self._nowhere
-        self._place(self._zeros(len(agents) + len(landmarks), 2))
+        self._t = NOT_BEGUN
+        self._terminated = self._none
 
     def _set_constants(self) -> None:
         agents, bodies = self._agents, [*self._agents, *self._landmarks]
+        n_agents, n_bodies = len(agents), len(bodies)
         size, collides = self._constant([b.size for b in bodies]), self._constant([b.collides for b in bodies]) > 0
-        itself = torch.eye(len(agents), len(bodies), dtype=torch.bool, device=self._device)
+        itself = torch.eye(n_agents, n_bodies, dtype=torch.bool, device=self._device)
         self._itself = torch.zeros_like(itself, dtype=EXACT).masked_fill_(itself, inf)
-        self._reach = size[: len(agents), None] + size  # [I, K]: nearer bodies overlap
-        solid = collides[: len(agents), None] & collides & ~itself
+        self._reach = size[:n_agents, None] + size  # [I, K]: nearer bodies overlap
+        solid = collides[:n_agents, None] & collides & ~itself
         self._touch = torch.where(solid, self._reach, -inf)  # [I, K]: as `_reach`, of bodies that push each other
         self._any_contact, self._any_limit = bool(solid.any()), any(a.max_speed < inf for a in agents)
         self._zero, self._max_speed = self._constant([0.0]), self._constant([[a.max_speed] for a in agents])
@@ -108,8 +109,7 @@ class MpeEnv(VecEnv):
         accel = self._constant([[a.accel] for a in agents])
         self._moves = torch.from_numpy(MOVES).to(self._device)
         self._pushes = ((gain * accel)[:, None] * self._moves).flatten(0, 1)  # [I * moves, 2]
-        self._first_push = torch.arange(len(agents), device=self._device) * len(MOVES)
-        n_agents, n_bodies = len(agents), len(bodies)
+        self._first_push = torch.arange(n_agents, device=self._device) * len(MOVES)
         self._others = self._pairs([[j for j in range(n_agents) if j != i] for i in range(self.spec.n_agents)])
         self._to_marks = self._pairs([range(n_agents, n_bodies)] * self.spec.n_agents)
         self._n_moves = torch.tensor([len(MOVES) if a.movable else 1 for a in agents], device=self._device)
@@ -118,16 +118,22 @@ class MpeEnv(VecEnv):
         legal = torch.arange(self.spec.action_dim, device=self._device) < n_actions[:, None]
         self._available = legal.expand(self.spec.n_envs, -1, -1).clone()
         self._first_action, self._last_action = torch.zeros_like(n_actions), n_actions - 1
-        self._nowhere = torch.zeros(self.spec.n_envs, dtype=torch.bool, device=self._device)
+        self._none = torch.zeros(self.spec.n_envs, dtype=torch.bool, device=self._device)
 
     def reset(self, seed: int) -> Step:
         """Start E new episodes, the same on every device."""
-        self._t, self._terminated = 0, self._nowhere
+        self._t, self._terminated = 0, self._none
         self._place(self._start(torch.Generator().manual_seed(seed)).to(self._device))
         return self._step(self._no_reward())
 
     def step(self, actions: Int[Tensor, "E N"]) -> Step:
-        """Move everything by one env step. Raises ValueError for an action that its agent does not have."""
+        """Move everything by one env step; environments that have ended ignore their actions.
+
+        Raises:
+            ValueError: there was no reset yet, or an agent does not have its action.
+        """
+        if self._t == NOT_BEGUN:
+            raise ValueError("step before the first reset")
         if self._t >= self.spec.episode_limit or (self._ends_early and bool(self._terminated.all())):
             return self._step(self._no_reward())
         actions, ended = actions.to(self._device).long(), self._terminated
@@ -141,8 +147,8 @@ class MpeEnv(VecEnv):
             self._position = torch.where(ended[:, None, None], before[0], self._position)
             self._velocity = torch.where(ended[:, None, None], before[1], self._velocity)
         self._t += 1
-        self._look()
-        self._happen()
+        self._measure()
+        self._apply_rules()
         reward = self._reward()
         if self._ends_early:
             reward = reward.masked_fill(ended, 0)
@@ -175,7 +181,7 @@ class MpeEnv(VecEnv):
         """Actions of the agents that are not in the team."""
         raise NotImplementedError
 
-    def _happen(self) -> None:
+    def _apply_rules(self) -> None:
         """What an env step changes beyond the physics."""
 
     def _success(self) -> Bool[Tensor, " E"]:
@@ -191,7 +197,7 @@ class MpeEnv(VecEnv):
         n_agents = len(self._agents)
         self._position, self._marks = bodies[:, :n_agents], bodies[:, n_agents:]
         self._velocity, self._words = self._zeros(n_agents, 2), self._zeros(n_agents, self._n_words)
-        self._look()
+        self._measure()
 
     def _move(self, actions: Int[Tensor, "E I"]) -> None:
         """New positions from the old velocities; new velocities from moves and from contacts at the old positions."""
@@ -210,8 +216,8 @@ class MpeEnv(VecEnv):
             said = one_hot((actions // self._n_moves) * self._speaks, self._n_words)
             self._words = (said * self._speaks[:, None]).to(EXACT)
 
-    def _look(self) -> None:
-        """Measure where every agent sees everything."""
+    def _measure(self) -> None:
+        """Set `_relative` and `_distance`."""
         bodies = torch.cat([self._position, self._marks], dim=1)
         self._relative = bodies.unsqueeze(1) - self._position.unsqueeze(2)
         self._distance = torch.linalg.vector_norm(self._relative, dim=3).add_(self._itself)
@@ -228,17 +234,18 @@ class MpeEnv(VecEnv):
         return near.flatten(2)
 
     def _step(self, reward: Float[Tensor, " E"]) -> Step:
-        seen = [group.float() for group in self._observe()]
-        state = torch.cat([group.flatten(1) for group in seen], dim=1) if len(seen) > 1 else seen[0].flatten(1)
-        size = self.spec.obs_dim
-        padded = [pad(g, (0, size - g.shape[2])) if g.shape[2] < size else g for g in seen]
+        groups, size = [group.float() for group in self._observe()], self.spec.obs_dim
+        obs, state = groups[0], groups[0].flatten(1)
+        if len(groups) > 1:
+            obs = torch.cat([pad(group, (0, size - group.shape[2])) for group in groups], dim=1)
+            state = torch.cat([group.flatten(1) for group in groups], dim=1)
         return Step(
-            obs=torch.cat(padded, dim=1) if len(padded) > 1 else padded[0],
+            obs=obs,
             state=state,
             avail_actions=self._available,
             reward=reward.float(),
             terminated=self._terminated,
-            truncated=~self._terminated if self._t >= self.spec.episode_limit else self._nowhere,
+            truncated=~self._terminated if self._t >= self.spec.episode_limit else self._none,
         )
 
     def _as_world(self, e: int) -> SimpleNamespace:

@@ -50,9 +50,6 @@ class CollectTreasure(MpeEnv):
         )
         self._n_collectors, self._n_kinds = num_collectors, num_deposits
         seen = (num_collectors + num_deposits - 1) * (4 + 2 * num_deposits) + num_treasures * (2 + num_deposits)
-        self._kind = torch.zeros(n_envs, num_treasures, dtype=torch.int64, device=device)
-        self._there = torch.ones(n_envs, num_treasures, dtype=torch.bool, device=device)
-        self._carries = torch.full((n_envs, num_collectors), NOTHING, device=device)
         self._deposits = torch.arange(num_deposits, device=device)
         self._deposit_codes = pad(
             torch.eye(num_deposits, dtype=torch.int64, device=device), (0, num_deposits, num_collectors, 0)
@@ -71,17 +68,17 @@ class CollectTreasure(MpeEnv):
         )
 
     def _start(self, generator: torch.Generator) -> Float[Tensor, "E K 2"]:
-        limit, (n_envs, n_treasures) = self.spec.episode_limit, self._kind.shape
+        n_envs, n_treasures = self.spec.n_envs, len(self._landmarks)
         agents = self._uniform(generator, len(self._agents), 1.0)
-        size = (limit + 1, n_envs, n_treasures)  # at the start, and where each appears if it is taken
+        size = (1 + self.spec.episode_limit, n_envs, n_treasures)  # one for the start, and one for each env step
         places = BOUND * (2 * torch.rand(*size, 2, dtype=EXACT, generator=generator) - 1)
         self._next_kinds = torch.randint(self._n_kinds, size, generator=generator).to(self._device)
         self._next_places = places.to(self._device)
-        self._kind, self._there = self._next_kinds[0], torch.ones_like(self._there)
-        self._carries = torch.full_like(self._carries, NOTHING)
+        self._kind, self._there = self._next_kinds[0], torch.ones_like(self._next_kinds[0], dtype=torch.bool)
+        self._carries = torch.full((n_envs, self._n_collectors), NOTHING, device=self._device)
         return torch.cat([agents, places[0]], dim=1)
 
-    def _happen(self) -> None:
+    def _apply_rules(self) -> None:
         """Treasures are taken or appear again, then those of the right kind are delivered."""
         n, n_agents = self._n_collectors, len(self._agents)
         missing = ~self._there
@@ -90,7 +87,7 @@ class CollectTreasure(MpeEnv):
         self._there = self._there & ~taken | missing
         self._kind = torch.where(missing, self._next_kinds[self._t], self._kind)
         self._marks = torch.where(missing[..., None], self._next_places[self._t], self._marks)
-        self._look()
+        self._measure()
         at_deposit = self._distance[:, :n, n:n_agents] < self._reach[:n, n:n_agents]
         delivered = (at_deposit & (self._carries[..., None] == self._deposits)).any(dim=2)
         self._carries = self._carries.masked_fill(delivered, NOTHING)
@@ -108,8 +105,8 @@ class CollectTreasure(MpeEnv):
             taken[:, k] = able.any(dim=1)
         return taken
 
-    def _look(self) -> None:
-        super()._look()
+    def _measure(self) -> None:
+        super()._measure()
         self._distance[:, :, len(self._agents) :].masked_fill_(~self._there[:, None], inf)
 
     def _observe(self) -> list[Float[Tensor, "E n O"]]:
