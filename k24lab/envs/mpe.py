@@ -35,7 +35,7 @@ class Body:
     name: str
     size: float = 0.05  # radius
     collides: bool = True
-    movable: bool = True
+    movable: bool = True  # an agent that is not has no move but to stay, and must not collide
     mass: float = 1.0
     accel: float = 5.0  # force of a move
     max_speed: float = inf
@@ -61,7 +61,7 @@ class MpeEnv(VecEnv):
 
     _position: Float[Tensor, "E I 2"]
     _velocity: Float[Tensor, "E I 2"]
-    _words: Float[Tensor, "E I W"]  # one-hot; zero after a reset and of agents that are silent
+    _words: Float[Tensor, "E I W"]  # of those that speak, one-hot; zero after a reset
     _marks: Float[Tensor, "E L 2"]  # positions of landmarks
     _relative: Float[Tensor, "E I K 2"]  # positions of all bodies, agents first, as each agent sees them
     _distance: Float[Tensor, "E I K"]  # infinite of an agent from itself
@@ -104,7 +104,7 @@ class MpeEnv(VecEnv):
         self._touch = torch.where(solid, self._reach, -inf)  # [I, K]: as `_reach`, of bodies that push each other
         self._any_contact, self._any_limit = bool(solid.any()), any(a.max_speed < inf for a in agents)
         self._zero, self._max_speed = self._constant([0.0]), self._constant([[a.max_speed] for a in agents])
-        gain = self._constant([[TIME_STEP / a.mass if a.movable else 0.0] for a in agents])  # velocity from a force
+        gain = self._constant([[TIME_STEP / a.mass] for a in agents])  # of velocity, from a force
         self._contact_gain = -STIFFNESS * SOFTNESS * gain
         accel = self._constant([[a.accel] for a in agents])
         self._moves = torch.from_numpy(MOVES).to(self._device)
@@ -113,7 +113,6 @@ class MpeEnv(VecEnv):
         self._others = self._pairs([[j for j in range(n_agents) if j != i] for i in range(self.spec.n_agents)])
         self._to_marks = self._pairs([range(n_agents, n_bodies)] * self.spec.n_agents)
         self._n_moves = torch.tensor([len(MOVES) if a.movable else 1 for a in agents], device=self._device)
-        self._speaks = torch.tensor([a.n_words > 0 for a in agents], device=self._device)
         n_actions = torch.tensor(self.spec.n_actions, device=self._device)
         legal = torch.arange(self.spec.action_dim, device=self._device) < n_actions[:, None]
         self._available = legal.expand(self.spec.n_envs, -1, -1).clone()
@@ -213,8 +212,7 @@ class MpeEnv(VecEnv):
         self._position = self._position.add(self._velocity, alpha=TIME_STEP)
         self._velocity = velocity
         if self._n_words:
-            said = one_hot((actions // self._n_moves) * self._speaks, self._n_words)
-            self._words = (said * self._speaks[:, None]).to(EXACT)
+            self._words = one_hot(actions // self._n_moves, self._n_words).to(EXACT)
 
     def _measure(self) -> None:
         """Set `_relative` and `_distance`."""
