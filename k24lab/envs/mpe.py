@@ -1,4 +1,4 @@
-"""The multi-agent particle environments in batches: what all tasks share. The tasks are in `mpe_tasks`.
+"""The multi-agent particle environments in batches: what all tasks share. `mpe_tasks` lists the tasks.
 
 They are those of mpe2 (Lowe et al. 2017; Terry et al. 2021), stepped E at once in PyTorch. From equal states, equal
 actions lead to the numbers of `mpe2/<name>`; only the random states that episodes begin with are others.
@@ -18,11 +18,13 @@ from torch.nn.functional import embedding, one_hot, pad
 from k24lab.envs.base import EnvSpec, Step, VecEnv, check_actions
 from k24lab.envs.mpe2 import MOVES
 from k24lab.envs.scene import Scene, mpe_action, mpe_scene
+from k24lab.errors import ConfigError
 
 TIME_STEP = 0.1  # seconds
 DAMPING = 0.25  # share of the velocity that is lost in an env step
 STIFFNESS = 100.0  # of a contact: force per overlap
 SOFTNESS = 0.001  # distance over which a contact sets in
+NOT_BEGUN = -1  # env steps before the first reset
 EXACT = torch.float64  # of all physics, as in mpe2: contacts make small differences grow
 
 
@@ -33,7 +35,7 @@ class Body:
     name: str
     size: float = 0.05  # radius
     collides: bool = True
-    movable: bool = True
+    movable: bool = True  # an agent that is not has no move but to stay, and must not collide
     mass: float = 1.0
     accel: float = 5.0  # force of a move
     max_speed: float = inf
@@ -59,7 +61,7 @@ class MpeEnv(VecEnv):
 
     _position: Float[Tensor, "E I 2"]
     _velocity: Float[Tensor, "E I 2"]
-    _words: Float[Tensor, "E I W"]  # one-hot; zero after a reset and of agents that are silent
+    _words: Float[Tensor, "E I W"]  # of those that speak, one-hot; zero after a reset
     _marks: Float[Tensor, "E L 2"]  # positions of landmarks
     _relative: Float[Tensor, "E I K 2"]  # positions of all bodies, agents first, as each agent sees them
     _distance: Float[Tensor, "E I K"]  # infinite of an agent from itself
@@ -88,45 +90,49 @@ class MpeEnv(VecEnv):
         )
         self._device, self._n_words = torch.device(device), max(agent.n_words for agent in agents)
         self._set_constants()
-        self._t = 0  # env steps
-        self._terminated = self._nowhere
-        self._place(self._zeros(len(agents) + len(landmarks), 2))
+        self._t = NOT_BEGUN
+        self._terminated = self._none
 
     def _set_constants(self) -> None:
         agents, bodies = self._agents, [*self._agents, *self._landmarks]
+        n_agents, n_bodies = len(agents), len(bodies)
         size, collides = self._constant([b.size for b in bodies]), self._constant([b.collides for b in bodies]) > 0
-        itself = torch.eye(len(agents), len(bodies), dtype=torch.bool, device=self._device)
+        itself = torch.eye(n_agents, n_bodies, dtype=torch.bool, device=self._device)
         self._itself = torch.zeros_like(itself, dtype=EXACT).masked_fill_(itself, inf)
-        self._reach = size[: len(agents), None] + size  # [I, K]: nearer bodies overlap
-        solid = collides[: len(agents), None] & collides & ~itself
+        self._reach = size[:n_agents, None] + size  # [I, K]: nearer bodies overlap
+        solid = collides[:n_agents, None] & collides & ~itself
         self._touch = torch.where(solid, self._reach, -inf)  # [I, K]: as `_reach`, of bodies that push each other
         self._any_contact, self._any_limit = bool(solid.any()), any(a.max_speed < inf for a in agents)
         self._zero, self._max_speed = self._constant([0.0]), self._constant([[a.max_speed] for a in agents])
-        gain = self._constant([[TIME_STEP / a.mass if a.movable else 0.0] for a in agents])  # velocity from a force
+        gain = self._constant([[TIME_STEP / a.mass] for a in agents])  # of velocity, from a force
         self._contact_gain = -STIFFNESS * SOFTNESS * gain
         accel = self._constant([[a.accel] for a in agents])
         self._moves = torch.from_numpy(MOVES).to(self._device)
         self._pushes = ((gain * accel)[:, None] * self._moves).flatten(0, 1)  # [I * moves, 2]
-        self._first_push = torch.arange(len(agents), device=self._device) * len(MOVES)
-        n_agents, n_bodies = len(agents), len(bodies)
+        self._first_push = torch.arange(n_agents, device=self._device) * len(MOVES)
         self._others = self._pairs([[j for j in range(n_agents) if j != i] for i in range(self.spec.n_agents)])
         self._to_marks = self._pairs([range(n_agents, n_bodies)] * self.spec.n_agents)
         self._n_moves = torch.tensor([len(MOVES) if a.movable else 1 for a in agents], device=self._device)
-        self._speaks = torch.tensor([a.n_words > 0 for a in agents], device=self._device)
         n_actions = torch.tensor(self.spec.n_actions, device=self._device)
         legal = torch.arange(self.spec.action_dim, device=self._device) < n_actions[:, None]
         self._available = legal.expand(self.spec.n_envs, -1, -1).clone()
         self._first_action, self._last_action = torch.zeros_like(n_actions), n_actions - 1
-        self._nowhere = torch.zeros(self.spec.n_envs, dtype=torch.bool, device=self._device)
+        self._none = torch.zeros(self.spec.n_envs, dtype=torch.bool, device=self._device)
 
     def reset(self, seed: int) -> Step:
         """Start E new episodes, the same on every device."""
-        self._t, self._terminated = 0, self._nowhere
+        self._t, self._terminated = 0, self._none
         self._place(self._start(torch.Generator().manual_seed(seed)).to(self._device))
         return self._step(self._no_reward())
 
     def step(self, actions: Int[Tensor, "E N"]) -> Step:
-        """Move everything by one env step. Raises ValueError for an action that its agent does not have."""
+        """Move everything by one env step; environments that have ended ignore their actions.
+
+        Raises:
+            ValueError: there was no reset yet, or an agent does not have its action.
+        """
+        if self._t == NOT_BEGUN:
+            raise ValueError("step before the first reset")
         if self._t >= self.spec.episode_limit or (self._ends_early and bool(self._terminated.all())):
             return self._step(self._no_reward())
         actions, ended = actions.to(self._device).long(), self._terminated
@@ -140,8 +146,8 @@ class MpeEnv(VecEnv):
             self._position = torch.where(ended[:, None, None], before[0], self._position)
             self._velocity = torch.where(ended[:, None, None], before[1], self._velocity)
         self._t += 1
-        self._look()
-        self._happen()
+        self._measure()
+        self._apply_rules()
         reward = self._reward()
         if self._ends_early:
             reward = reward.masked_fill(ended, 0)
@@ -174,7 +180,7 @@ class MpeEnv(VecEnv):
         """Actions of the agents that are not in the team."""
         raise NotImplementedError
 
-    def _happen(self) -> None:
+    def _apply_rules(self) -> None:
         """What an env step changes beyond the physics."""
 
     def _success(self) -> Bool[Tensor, " E"]:
@@ -190,7 +196,7 @@ class MpeEnv(VecEnv):
         n_agents = len(self._agents)
         self._position, self._marks = bodies[:, :n_agents], bodies[:, n_agents:]
         self._velocity, self._words = self._zeros(n_agents, 2), self._zeros(n_agents, self._n_words)
-        self._look()
+        self._measure()
 
     def _move(self, actions: Int[Tensor, "E I"]) -> None:
         """New positions from the old velocities; new velocities from moves and from contacts at the old positions."""
@@ -206,11 +212,10 @@ class MpeEnv(VecEnv):
         self._position = self._position.add(self._velocity, alpha=TIME_STEP)
         self._velocity = velocity
         if self._n_words:
-            said = one_hot((actions // self._n_moves) * self._speaks, self._n_words)
-            self._words = (said * self._speaks[:, None]).to(EXACT)
+            self._words = one_hot(actions // self._n_moves, self._n_words).to(EXACT)
 
-    def _look(self) -> None:
-        """Where every agent sees everything."""
+    def _measure(self) -> None:
+        """Set `_relative` and `_distance`."""
         bodies = torch.cat([self._position, self._marks], dim=1)
         self._relative = bodies.unsqueeze(1) - self._position.unsqueeze(2)
         self._distance = torch.linalg.vector_norm(self._relative, dim=3).add_(self._itself)
@@ -227,17 +232,18 @@ class MpeEnv(VecEnv):
         return near.flatten(2)
 
     def _step(self, reward: Float[Tensor, " E"]) -> Step:
-        seen = [group.float() for group in self._observe()]
-        state = torch.cat([group.flatten(1) for group in seen], dim=1) if len(seen) > 1 else seen[0].flatten(1)
-        size = self.spec.obs_dim
-        padded = [pad(g, (0, size - g.shape[2])) if g.shape[2] < size else g for g in seen]
+        groups, size = [group.float() for group in self._observe()], self.spec.obs_dim
+        obs, state = groups[0], groups[0].flatten(1)
+        if len(groups) > 1:
+            obs = torch.cat([pad(group, (0, size - group.shape[2])) for group in groups], dim=1)
+            state = torch.cat([group.flatten(1) for group in groups], dim=1)
         return Step(
-            obs=torch.cat(padded, dim=1) if len(padded) > 1 else padded[0],
+            obs=obs,
             state=state,
             avail_actions=self._available,
             reward=reward.float(),
             terminated=self._terminated,
-            truncated=~self._terminated if self._t >= self.spec.episode_limit else self._nowhere,
+            truncated=~self._terminated if self._t >= self.spec.episode_limit else self._none,
         )
 
     def _as_world(self, e: int) -> SimpleNamespace:
@@ -269,3 +275,24 @@ class MpeEnv(VecEnv):
     def _uniform(self, generator: torch.Generator, n: int, bound: float) -> Float[Tensor, "E n 2"]:
         """Points in a square [-bound, bound]^2, on the CPU."""
         return bound * (2 * torch.rand(self.spec.n_envs, n, 2, dtype=EXACT, generator=generator) - 1)
+
+
+def check_least(task: str, least: int, **numbers: int) -> None:
+    """Raises ConfigError for an option whose number is below `least`."""
+    for option, number in numbers.items():
+        if number < least:
+            raise ConfigError(f"mpe/{task}: {option} = {number} must be at least {least}")
+
+
+def check_share(task: str, **shares: float) -> None:
+    """Raises ConfigError for an option that is no share."""
+    for option, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ConfigError(f"mpe/{task}: {option} = {share} must be in 0 … 1")
+
+
+def n_nearest(task: str, option: str, n: object) -> int | None:
+    """How many of the nearest an agent sees, None for all; raises ConfigError for anything but a whole number."""
+    if n is None or (isinstance(n, int) and n > 0):
+        return n
+    raise ConfigError(f"mpe/{task}: {option} = {n!r} must be a whole number, at least 1, or None")

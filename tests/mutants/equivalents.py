@@ -6,6 +6,8 @@ PINNED = "PINNED_ALPHA = -60.0  # its sigmoid, 1e-26, lies below every score of 
 SMALLEST = "SMALLEST_WEIGHT = 1e-30  # smaller ones score as this does, without a gradient"
 POWER = "scores = scores * (size if p == 1 else size.clamp_min(SMALLEST_WEIGHT).pow(p))"
 DISTANCE = "distance = np.sqrt((away**2).sum(axis=1, keepdims=True)) + 1e-6  # on top of a predator: no division by 0"
+LEGAL = "self._first_action, self._last_action = torch.zeros_like(n_actions), n_actions - 1"
+OVERLAP = "overlap = torch.logaddexp(self._zero, self._touch.sub(self._distance).div_(SOFTNESS))  # of SOFTNESS"
 
 EQUIVALENTS: dict[tuple[str, str, str], str] = {
     (
@@ -63,4 +65,14 @@ EQUIVALENTS: dict[tuple[str, str, str], str] = {
         "self._rng = np.random.default_rng(0)",
         "self._rng = np.random.default_rng(1)",
     ): "Until a reset seeds it anew, it is only asked which agents a script plays, whatever they do.",
+    (
+        "k24lab/envs/mpe.py",
+        LEGAL,
+        LEGAL.replace("zeros_like", "ones_like"),
+    ): "Actions outside of these are looked at by check_actions, which refuses none that is available.",
+    (
+        "k24lab/envs/mpe.py",
+        OVERLAP,
+        "overlap = torch.logaddexp(self._touch.sub(self._distance).div_(SOFTNESS), self._zero)  # of SOFTNESS",
+    ): "The function is symmetric.",
 }
