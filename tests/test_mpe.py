@@ -38,6 +38,7 @@ CASES = [
     "simple_world_comm:num_forests=0,max_cycles=10",
     "simple_reference:local_ratio=0.1,max_cycles=20",
     "simple_formation:N=6,max_cycles=30",
+    "simple_formation:N=3",
     "simple_formation:N=2,terminate_on_success=True",
     "simple_line:N=2,terminate_on_success=True",
     "simple_line:N=7",
@@ -121,6 +122,7 @@ def test_a_thousand_steps_are_those_of_mpe2(task):
     assert pair.ours.spec.obs_dims == pair.theirs.spec.obs_dims
     assert pair.ours.spec.n_actions == pair.theirs.spec.n_actions
     assert pair.ours.spec.episode_limit == pair.theirs.spec.episode_limit
+    assert pair.ours.spec.shortest_episode == (1 if "terminate" in task else pair.ours.spec.episode_limit)
     assert pair.ours.spec.state_dim == pair.theirs.spec.state_dim
     episode = 0
     while n_steps < 1000:

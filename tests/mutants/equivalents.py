@@ -8,6 +8,19 @@ POWER = "scores = scores * (size if p == 1 else size.clamp_min(SMALLEST_WEIGHT).
 DISTANCE = "distance = np.sqrt((away**2).sum(axis=1, keepdims=True)) + 1e-6  # on top of a predator: no division by 0"
 LEGAL = "self._first_action, self._last_action = torch.zeros_like(n_actions), n_actions - 1"
 OVERLAP = "overlap = torch.logaddexp(self._zero, self._touch.sub(self._distance).div_(SOFTNESS))  # of SOFTNESS"
+CHECK = "if not torch.equal(actions.clamp(self._first_action, self._last_action), actions):"
+LIMIT = "self._any_contact, self._any_limit = bool(solid.any()), any(a.max_speed < inf for a in agents)"
+FEW = "MOST_PERMUTATIONS = 5  # agents: for more, scipy finds the best assignment of one environment after the other"
+NEAR = (
+    "distance = torch.linalg.vector_norm(away, dim=-1, keepdim=True) + 1e-6  # on top of a predator: no division by 0"
+)
+SPEAKER = 'Body("speaker_0", size=0.075, collides=False, movable=False, n_words=3),'
+BEGUN = "NOT_BEGUN = -1  # env steps before the first reset"
+CHECKED = "It only decides whether check_actions is asked, which refuses no action that is available."
+ONE_GROUP = "Concatenating one group, which needs no padding, gives the group."
+NO_LIMIT = "A shortcut: a speed limit of infinity changes no velocity, and all agents of a task have one or none has."
+SPEED = "Both ways give the same assignment; the number of agents decides which is faster."
+SOFT = "Any number far below a distance that matters keeps the division from failing."
 
 EQUIVALENTS: dict[tuple[str, str, str], str] = {
     (
@@ -69,10 +82,38 @@ EQUIVALENTS: dict[tuple[str, str, str], str] = {
         "k24lab/envs/mpe.py",
         LEGAL,
         LEGAL.replace("zeros_like", "ones_like"),
-    ): "Actions outside of these are looked at by check_actions, which refuses none that is available.",
+    ): CHECKED,
     (
         "k24lab/envs/mpe.py",
         OVERLAP,
         "overlap = torch.logaddexp(self._touch.sub(self._distance).div_(SOFTNESS), self._zero)  # of SOFTNESS",
     ): "The function is symmetric.",
+    (
+        "k24lab/envs/mpe.py",
+        CHECK,
+        CHECK.replace(
+            "actions.clamp(self._first_action, self._last_action), actions",
+            "actions, actions.clamp(self._first_action, self._last_action)",
+        ),
+    ): CHECKED,
+    (
+        "k24lab/envs/mpe.py",
+        CHECK,
+        CHECK.replace("self._first_action, self._last_action", "self._last_action, self._first_action"),
+    ): CHECKED,
+    ("k24lab/envs/mpe.py", LIMIT, LIMIT.replace(" any(a.", " all(a.")): NO_LIMIT,
+    ("k24lab/envs/mpe.py", LIMIT, LIMIT.replace("<", "<=")): NO_LIMIT,
+    ("k24lab/envs/mpe.py", "if len(groups) > 1:", "if len(groups) >= 1:"): ONE_GROUP,
+    ("k24lab/envs/mpe.py", "if len(groups) > 1:", "if len(groups) > 0:"): ONE_GROUP,
+    ("k24lab/envs/mpe.py", BEGUN, BEGUN.replace("-1", "-2")): "Any negative number is no number of env steps.",
+    ("k24lab/envs/mpe_places.py", FEW, FEW.replace("= 5", "= 4")): SPEED,
+    ("k24lab/envs/mpe_places.py", FEW, FEW.replace("= 5", "= 6")): SPEED,
+    ("k24lab/envs/mpe_places.py", "if n > MOST_PERMUTATIONS:", "if n >= MOST_PERMUTATIONS:"): SPEED,
+    ("k24lab/envs/mpe_hunt.py", NEAR, NEAR.replace("1e-6", "2e-06")): SOFT,
+    ("k24lab/envs/mpe_hunt.py", NEAR, NEAR.replace("+ 1e-6", "- 1e-6")): SOFT,
+    (
+        "k24lab/envs/mpe_words.py",
+        SPEAKER,
+        SPEAKER.replace("collides=False", "collides=True"),
+    ): "Nothing else in this task collides.",
 }
