@@ -118,7 +118,7 @@ def test_choices_are_written_once_a_method_is_complete(tmp_path, monkeypatch, ho
     assert tuning.write_choices(["fups", "nops"]) == []
     for task in TUNING_TASKS:
         for config in second_round(task, "fups", [7, 8]):
-            finished(config, 10.0 + config.lr, tuning.summaries(task))
+            finished(config, 100.0 + config.lr, tuning.summaries(task))
         store.restore(tuning.group(task), tuning.summaries(task))
     assert tuning.write_choices(["fups", "nops"]) == ["fups"]
     table = pd.read_csv(tuning.FOLDER / "candidates.csv")
@@ -127,7 +127,7 @@ def test_choices_are_written_once_a_method_is_complete(tmp_path, monkeypatch, ho
     assert report.settings("rolenav3") == report.settings("tag") == [("fups", 8)]
     best = table[table["one"]]
     assert len(best) == 3 and set(best["lr"]) == {0.01} and best["of_task"].all()
-    assert best["mean"].tolist() == pytest.approx([9.005] * 3) and best["first"].tolist() == [8.0] * 3
+    assert best["mean"].tolist() == pytest.approx([54.005] * 3) and best["first"].tolist() == [8.0] * 3
 
 
 def test_the_report_has_the_one_setting_and_that_of_the_task_on_fresh_seeds(tmp_path, monkeypatch):

@@ -107,7 +107,7 @@ def global_state() -> tuple:
 
 
 def test_scenarios_that_are_no_team_tasks_are_refused():
-    with pytest.raises(ConfigError, match="unknown task 'vmas/simple_tag'; did you mean 'mpe2/simple_tag'"):
+    with pytest.raises(ConfigError, match="unknown task 'vmas/simple_tag'; did you mean 'mpe/simple_tag'"):
         make_env("vmas/simple_tag", n_envs=2)
     with pytest.raises(ConfigError, match="did you mean 'vmas/navigation'"):
         make_env("vmas/navigaton", n_envs=2)
