@@ -1,6 +1,6 @@
 # Every target sets up its environment itself: conda where it is present, else venv + pip.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo results results-smax test test-oracle test-cluster test-faults test-browser test-soak test-mutants docs lint format lock clean
+.PHONY: help setup demo tune results results-smax test test-oracle test-cluster test-faults test-browser test-soak test-mutants docs lint format lock clean
 
 CONDA := $(shell command -v mamba || command -v conda)
 PYTHON ?= python3.11
@@ -38,8 +38,16 @@ test: setup  ## lint, types, all tests, and the notebooks with small parameters
 
 TASKS := rolenav3 rolenav8 vmas_navigation vmas_dispersion vmas_het_mass spread tag
 STUDIES := regimes recipe resets vmas_navigation8
+tune: setup  ## the tuning of docs/protocol.md (about 13 core-hours); what is in figures/tuning is not trained again
+	$(RUN) python -m study tune
+	$(RUN) python -m study choose
+
 results results-smax: export K24LAB_FIGURES := $(CURDIR)/figures
-results: setup  ## every run behind docs/results.md (some hours on 2 cores), then the figures
+ifdef TASK
+results: setup
+	$(RUN) python -m study report --tasks $(TASK)
+else
+results: setup  ## every run behind docs/results.md (some hours on 2 cores), then the figures; TASK=rolenav3: the tuned study of one task
 	for grid in $(TASKS) $(STUDIES); do $(RUN) k24lab sweep notebooks/grids/$$grid.yaml || exit 1; done
 	for grid in $(STUDIES); do $(RUN) k24lab notebooks 05_ablations --runs $$grid || exit 1; done
 	$(RUN) k24lab sweep notebooks/grids/ablation.yaml
@@ -58,6 +66,7 @@ results: setup  ## every run behind docs/results.md (some hours on 2 cores), the
 	$(RUN) k24lab notebooks 06_ampere_speedup --runs rolenav8
 	$(RUN) k24lab figures $(TASKS) --name paper
 	$(RUN) python docs/tools/generate_results.py
+endif
 
 results-smax: setup  ## the study of SMAX (installs half a gigabyte more; one to two hours on 2 cores)
 	$(RUN) pip install --quiet --disable-pip-version-check -e '.[smax]'
