@@ -13,15 +13,14 @@ LEARNING_RATES = (1e-3, 3e-3, 1e-2)  # of every method
 MORE_LEARNING_RATES = (1e-3, 1.3e-3, 1.8e-3, 2.4e-3, 3e-3, 4e-3, 5.5e-3, 7.5e-3, 1e-2)
 TUNING_TASKS = ("rolenav8", "vmas_navigation", "tag")
 TUNING_SEEDS = (100, 101)  # the report never uses them
-POLYAK = 0.03  # share of the online network that the target network takes at each update, in RoleNav and VMAS
 SURVIVORS = 2  # of a task, and of all tasks together
 
 # A task of the study: its name in the package, and all settings that are the same for every method.
 TASKS: dict[str, dict[str, Any]] = {
-    "rolenav3": {"task": "rolenav", "polyak": POLYAK},
-    "rolenav8": {"task": "rolenav:n_agents=8", "polyak": POLYAK},
-    "rolenav16": {"task": "rolenav:n_agents=16", "polyak": POLYAK},
-    "vmas_navigation": {"task": "vmas/navigation", "t_max": 307_200, "updates_per_rollout": 16, "polyak": POLYAK},
+    "rolenav3": {"task": "rolenav"},
+    "rolenav8": {"task": "rolenav:n_agents=8"},
+    "rolenav16": {"task": "rolenav:n_agents=16"},
+    "vmas_navigation": {"task": "vmas/navigation", "t_max": 307_200, "updates_per_rollout": 16},
     "vmas_dispersion": {
         "task": "vmas/dispersion",
         "t_max": 128_000,
@@ -41,10 +40,9 @@ TASKS: dict[str, dict[str, Any]] = {
         "t_max": 102_400,
         "updates_per_rollout": 128,
         "batch_size": 8,
-        "polyak": POLYAK,
     },
-    "vmas_give_way": {"task": "vmas/give_way", "t_max": 153_600, "updates_per_rollout": 16, "polyak": POLYAK},
-    "vmas_asym_joint": {"task": "vmas/asym_joint", "t_max": 153_600, "updates_per_rollout": 16, "polyak": POLYAK},
+    "vmas_give_way": {"task": "vmas/give_way", "t_max": 153_600, "updates_per_rollout": 16},
+    "vmas_asym_joint": {"task": "vmas/asym_joint", "t_max": 153_600, "updates_per_rollout": 16},
     "spread": {
         "task": "mpe/simple_spread",
         "mixer": "qmix",
