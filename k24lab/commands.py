@@ -15,8 +15,8 @@ import tyro
 
 from k24lab.errors import ConfigError, RunError, unknown
 from k24lab.lab.backends import MEMORY_GB, BackendName, Resources, end_with_parent
-from k24lab.lab.config import LEARNER_DEFAULTS, Config, build_config
-from k24lab.methods import METHODS, get_method
+from k24lab.lab.config import Config, build_config
+from k24lab.methods import get_method
 from k24lab.methods.k24 import ALL_MASK_SETTINGS
 from k24lab.rendering.commands import replay, report
 
@@ -47,10 +47,8 @@ def train_with_defaults(arguments: Sequence[str]) -> "functools.partial[None]":
     parser.add_argument("--method", nargs="?")
     parser.add_argument("--learner", nargs="?")
     named = parser.parse_known_args(arguments)[0]
-    # An unknown one is left to the real parser, which says what is allowed.
-    method = {"method": named.method} if named.method in METHODS else {}
-    learner = {"learner": named.learner} if named.learner in LEARNER_DEFAULTS else {}
-    return functools.partial(train, config=build_config(method | learner))
+    given = {key: value for key, value in vars(named).items() if value is not None}
+    return functools.partial(train, config=build_config(given))
 
 
 @contextlib.contextmanager

@@ -79,16 +79,16 @@ def candidates(method: str) -> list[dict[str, float]]:
     return [{"lr": lr, **own} for lr in LEARNING_RATES for own in search]
 
 
-def tuning_run(task: str, method: str, candidate: dict[str, Any], seed: int) -> Config:
-    """A run of the tuning, with all env steps of the task."""
-    return build_config({**TASKS[task], "method": method, **candidate, "seed": seed})
+def study_run(task: str, method: str, candidate: int, seed: int) -> Config:
+    """A run of the tuning or the report; `candidate` is an index of `candidates`."""
+    return build_config({**TASKS[task], "method": method, **candidates(method)[candidate], "seed": seed})
 
 
 def first_round(task: str, method: str) -> list[Config]:
     """All candidates once."""
-    return [tuning_run(task, method, each, TUNING_SEEDS[0]) for each in candidates(method)]
+    return [study_run(task, method, k, TUNING_SEEDS[0]) for k in range(len(candidates(method)))]
 
 
 def second_round(task: str, method: str, chosen: list[int]) -> list[Config]:
     """The candidates that are left, with the other seed."""
-    return [tuning_run(task, method, candidates(method)[k], TUNING_SEEDS[1]) for k in chosen]
+    return [study_run(task, method, k, TUNING_SEEDS[1]) for k in chosen]

@@ -7,9 +7,9 @@ import pandas as pd
 
 from k24lab.errors import RunError
 from k24lab.lab.backends import Backend
-from k24lab.lab.config import Config, build_config
+from k24lab.lab.config import Config
 from study import store
-from study.protocol import SEEDS, TASKS, TUNING_TASKS, candidates
+from study.protocol import SEEDS, TUNING_TASKS, study_run
 from study.tuning import FOLDER as TUNING
 
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
@@ -44,11 +44,7 @@ def settings(task: str) -> list[tuple[str, int]]:
 
 def report_runs(task: str) -> list[Config]:
     """All runs of a task's report."""
-    return [
-        build_config({**TASKS[task], "method": method, **candidates(method)[k], "seed": seed})
-        for method, k in settings(task)
-        for seed in range(SEEDS[task])
-    ]
+    return [study_run(task, method, k, seed) for method, k in settings(task) for seed in range(SEEDS[task])]
 
 
 def report(tasks: Sequence[str], backend: Backend) -> None:

@@ -11,16 +11,18 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from k24lab.envs.base import Step, VecEnv
+from k24lab.envs.mpe import DAMPING, TIME_STEP
+from k24lab.envs.mpe2 import MOVES
 from k24lab.envs.rolenav import STEP_LENGTH
 
+WAY = TIME_STEP / DAMPING  # until an agent that lets go is at rest, for each unit of speed
 Controller = Callable[[VecEnv, Step], Tensor]  # actions [E, N]
-DRAG, DT = 0.25, 0.1  # of MPE and VMAS: a speed v ends after a way of v * DT / DRAG
-MPE_MOVES = torch.tensor([[0.0, 0.0], [-1, 0], [1, 0], [0, -1], [0, 1]])
+MPE_MOVES = torch.from_numpy(MOVES).float()
 VMAS_MOVES = torch.tensor([[x, y] for x in (0.0, -1, 1) for y in (0.0, -1, 1)])
 
 
 def towards(target: Tensor, velocity: Tensor, moves: Tensor, push: float) -> Tensor:
-    """The move after which an agent that then lets go comes to rest nearest to its target.
+    """The move after which an agent that then lets go comes to rest nearest to its target, in MPE and VMAS.
 
     Args:
         target: [E, N, 2] from the agent.
@@ -28,7 +30,7 @@ def towards(target: Tensor, velocity: Tensor, moves: Tensor, push: float) -> Ten
         moves: [A, 2] directions of the actions.
         push: change of speed by one step of a move.
     """
-    rest = ((1 - DRAG) * velocity[:, :, None] + push * moves) * DT / DRAG  # [E, N, A, 2]
+    rest = ((1 - DAMPING) * velocity[:, :, None] + push * moves) * WAY  # [E, N, A, 2]
     return torch.linalg.vector_norm(target[:, :, None] - rest, dim=-1).argmin(dim=-1)
 
 
@@ -116,7 +118,7 @@ def _walks(start: float, goal: float) -> list[tuple[float, list[int]]]:
 def chase(env: VecEnv, now: Step) -> Tensor:
     """Predators of simple_tag run to where the prey comes to rest."""
     velocity, prey = now.obs[:, :, :2], now.obs[:, :, 12:14]
-    return towards(prey + now.obs[:, :, 14:16] * DT / DRAG, velocity, MPE_MOVES, 3.0 * DT)
+    return towards(prey + now.obs[:, :, 14:16] * WAY, velocity, MPE_MOVES, 3.0 * TIME_STEP)
 
 
 def light_runs(env: VecEnv, now: Step) -> Tensor:
@@ -131,9 +133,9 @@ CONTROLLERS: Mapping[str, Callable[[], Controller]] = {
     "rolenav3": RoleNavPlan,
     "rolenav8": RoleNavPlan,
     "rolenav16": RoleNavPlan,
-    "vmas_navigation": lambda: OneTarget(4, 2, 2, VMAS_MOVES, DT, own=True, sign=-1.0),
-    "vmas_dispersion": lambda: OneTarget(4, 3, 2, VMAS_MOVES, DT, own=False),
+    "vmas_navigation": lambda: OneTarget(4, 2, 2, VMAS_MOVES, TIME_STEP, own=True, sign=-1.0),
+    "vmas_dispersion": lambda: OneTarget(4, 3, 2, VMAS_MOVES, TIME_STEP, own=False),
     "vmas_het_mass": lambda: light_runs,
-    "spread": lambda: OneTarget(4, 2, 0, MPE_MOVES, 5.0 * DT, own=False),
+    "spread": lambda: OneTarget(4, 2, 0, MPE_MOVES, 5.0 * TIME_STEP, own=False),
     "tag": lambda: chase,
 }

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from k24lab.envs.registry import make_env
+from k24lab.envs.registry import canonical_task, make_env
 from k24lab.envs.tuple_envs import TupleParallelEnv, _build
 from k24lab.errors import ConfigError
 from k24lab.lab.config import build_config
@@ -81,6 +81,23 @@ def test_players_hash_as_numbers_so_that_sets_of_them_have_one_order():
 def test_an_unknown_id_names_the_nearest_one(task):
     with pytest.raises(ConfigError, match=f"unknown {task.partition('/')[0]} environment .*did you mean"):
         make_env(task, 1)
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        (f"{FORAGING}:max_episode_step=5", "unknown option 'max_episode_step'; did you mean 'max_episode_steps'"),
+        (f"{WAREHOUSE}:max_step=5", "unknown option 'max_step'; did you mean 'max_steps'"),
+    ],
+)
+def test_an_unknown_option_names_the_nearest_one(task, said):
+    with pytest.raises(ConfigError, match=said):
+        make_env(task, 1)
+
+
+def test_an_option_that_repeats_the_default_of_its_id_is_left_out():
+    assert canonical_task(f"{FORAGING}:players=2,sight=8") == FORAGING
+    assert canonical_task(f"{FORAGING}:sight=3") == f"{FORAGING}:sight=3"
 
 
 def test_a_missing_library_says_how_to_install_it(monkeypatch):

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 
 class Gains(nn.Module):
-    """Agent i computes `(1 + g_i) * (W x) + b + c_i` where the others' W and b are its own as well.
+    """A gain and a bias of each agent for each neuron of a layer: agent i computes `(1 + g_i) * (W x) + b + c_i`.
 
-    g and c start at zero: agents are alike until their gradients part them. They are rank-one factors as those of
-    BatchEnsemble (Wen et al., ICLR 2020), with the input side left out and a bias added.
+    g and c start at zero, so that agents are alike until their gradients part them. They are the output side of
+    BatchEnsemble's rank-one factors (Wen et al., ICLR 2020), with a bias added.
 
     Args:
         n_agents: N, agents or unit types.

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from functools import cache
 from itertools import permutations
 from math import pi, radians
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -91,6 +92,30 @@ class Places(MpeEnv):
     relative positions of landmarks. With `terminate_on_success` an episode ends when all are at their places.
     """
 
+    n_landmarks: ClassVar[int]
+    agent_size: ClassVar[float]
+    landmark_size: ClassVar[float]
+
+    def __init__(
+        self,
+        n_envs: int,
+        N: int = 4,
+        max_cycles: int = 25,
+        terminate_on_success: bool = False,
+        device: str = "cpu",
+    ):
+        names = [f"landmark_{i}" for i in range(self.n_landmarks)]
+        super().__init__(
+            [Body(f"agent_{i}", size=self.agent_size) for i in range(N)],
+            [Body(name, size=self.landmark_size, collides=False, movable=False) for name in names],
+            [4 + 2 * self.n_landmarks] * N,
+            n_envs,
+            max_cycles,
+            device,
+            ends_early=terminate_on_success,
+        )
+        self._index = torch.arange(N, dtype=EXACT, device=device)
+
     def _observe(self) -> list[Float[Tensor, "E n O"]]:
         return [torch.cat([self._velocity, self._position, self._seen(self._relative, self._to_marks)], dim=2)]
 
@@ -110,24 +135,7 @@ class Places(MpeEnv):
 class SimpleFormation(Places):
     """N agents must form a ring around a landmark: a regular polygon, turned to the agent with the smallest angle."""
 
-    def __init__(
-        self,
-        n_envs: int,
-        N: int = 4,
-        max_cycles: int = 25,
-        terminate_on_success: bool = False,
-        device: str = "cpu",
-    ):
-        super().__init__(
-            [Body(f"agent_{i}") for i in range(N)],
-            [Body("landmark_0", size=0.03, collides=False, movable=False)],
-            [6] * N,
-            n_envs,
-            max_cycles,
-            device,
-            ends_early=terminate_on_success,
-        )
-        self._turns = torch.arange(N, dtype=EXACT, device=device) * (2 * pi / N)
+    n_landmarks, agent_size, landmark_size = 1, 0.05, 0.03
 
     def _start(self, generator: torch.Generator) -> Float[Tensor, "E K 2"]:
         n = self.spec.n_agents
@@ -137,31 +145,14 @@ class SimpleFormation(Places):
         x, y = (self._position - self._marks).unbind(dim=2)
         angle = torch.atan2(y, x)
         first = torch.where(angle < 0, angle + 2 * pi, angle).amin(dim=1, keepdim=True)
-        angles = first + self._turns
+        angles = first + self._index * (2 * pi / self.spec.n_agents)
         return self._marks + RING_RADIUS * torch.stack([angles.cos(), angles.sin()], dim=2)
 
 
 class SimpleLine(Places):
     """N agents must spread evenly over the line between two landmarks."""
 
-    def __init__(
-        self,
-        n_envs: int,
-        N: int = 4,
-        max_cycles: int = 25,
-        terminate_on_success: bool = False,
-        device: str = "cpu",
-    ):
-        super().__init__(
-            [Body(f"agent_{i}", size=0.03) for i in range(N)],
-            [Body(f"landmark_{i}", size=0.02, collides=False, movable=False) for i in range(2)],
-            [8] * N,
-            n_envs,
-            max_cycles,
-            device,
-            ends_early=terminate_on_success,
-        )
-        self._shares = torch.arange(N, dtype=EXACT, device=device)[:, None] / max(N - 1, 1)
+    n_landmarks, agent_size, landmark_size = 2, 0.03, 0.02
 
     def _start(self, generator: torch.Generator) -> Float[Tensor, "E K 2"]:
         agents, start = self._uniform(generator, self.spec.n_agents, 1.0), self._uniform(generator, 1, 0.25)
@@ -175,7 +166,7 @@ class SimpleLine(Places):
 
     def _places(self) -> Float[Tensor, "E N 2"]:
         start, end = self._marks[:, :1], self._marks[:, 1:]
-        return start + self._shares * (end - start)
+        return start + self._index[:, None] / max(self.spec.n_agents - 1, 1) * (end - start)
 
 
 def assigned(distance: Float[Tensor, "E N N"]) -> Float[Tensor, "E N"]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from k24lab.envs.base import TaskBuilder
 from k24lab.envs.pettingzoo import ParallelEnv
-from k24lab.envs.pettingzoo_import import pettingzoo_builder
+from k24lab.envs.pettingzoo_import import factory_options, pettingzoo_builder
 from k24lab.errors import ConfigError, unknown
 
 PREFIXES = {"lbforaging": "Foraging-", "rware": "rware-"}  # library -> what its Gymnasium ids begin with
@@ -107,7 +107,14 @@ def _check(library: str, name: str) -> None:
 
 
 def _load(library: str, name: str) -> tuple[Callable[..., ParallelEnv], list[Parameter]]:
-    return partial(_build, library, name), [Parameter("options", Parameter.VAR_KEYWORD)]
+    from gymnasium import spec
+    from gymnasium.envs.registration import load_env_creator
+
+    _check(library, name)
+    registered = spec(name)
+    options = factory_options(load_env_creator(str(registered.entry_point)))
+    defaults = registered.kwargs
+    return partial(_build, library, name), [o.replace(default=defaults.get(o.name, o.default)) for o in options]
 
 
 def _build(library: str, name: str, **options: Any) -> ParallelEnv:

@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Sequence
 
 import pandas as pd
+import torch
 
 from k24lab.inference.costs import DTYPE_BYTES, GROUP, KEPT, Layer, agent_layers
 from k24lab.lab.config import build_config
-from k24lab.marl.agent import count_parameters
+from k24lab.marl.agent import build_agent
 from k24lab.methods import METHODS, get_method
 from k24lab.methods.base import LAYERS
 
@@ -43,12 +44,14 @@ def _costs(
     networks = {layer: n_agents if layer in method.own_layers else 1 for layer in LAYERS}
     n_masks = {"none": 0, "one": 1, "each": n_agents}[method.masks]
     numbers = sum(networks[layer] * (each.weights + each.out_features) for layer, each in layers.items())
+    with torch.device("meta"):  # nothing is allocated
+        agent = build_agent(config, input_dim, n_actions, n_agents)
     numbers += sum(2 * n_agents * layers[name].out_features for name in gains)
     two_four = method.pattern == "2:4"
     executed = sum(x.kept if two_four and x in masked else x.weights for x in layers.values())
     return {
         "method": name,
-        "parameters": count_parameters(config, input_dim, n_actions, n_agents),
+        "parameters": sum(parameter.numel() for parameter in agent.parameters() if parameter.requires_grad),
         "kept": _kept(masked, _weights(layers.values()), two_four, method.kept),
         "multiply_adds": executed + sum(layers[name].out_features for name in gains),
         "memory_bytes": numbers * itemsize + _mask_bytes(masked, n_masks, two_four, itemsize),

@@ -104,13 +104,6 @@ def build_agent(config: TrainingConfig, input_dim: int, n_actions: int, n_masks:
     return RNNAgent(input_dim, n_actions, config.hidden_dim, method.layer_factory(config, n_masks), gains)
 
 
-def count_parameters(config: TrainingConfig, input_dim: int, n_actions: int, n_masks: int) -> int:
-    """Numbers that are trained in the network of `build_agent`, biases and all masks included; nothing is allocated."""
-    with torch.device("meta"):
-        agent = build_agent(config, input_dim, n_actions, n_masks)
-    return sum(parameter.numel() for parameter in agent.parameters() if parameter.requires_grad)
-
-
 class Unrolled(NamedTuple):
     """Q-values of whole sequences, and what went into each layer (for the running mean of activations)."""
 

@@ -104,6 +104,8 @@ class PackedLinear:
     def _checked(self, x: Tensor, out: Tensor | None) -> Tensor:
         """`out`, or new memory, if all fits; the same shapes and `out` are not looked at again (1 us of 10)."""
         networks, batch, inputs = x.shape
+        if self.own:
+            raise ValueError("a layer with gains belongs to a TeamStep: alone it does not know whose rows it has")
         if inputs != self.columns or networks > self.most_networks or x.dtype != torch.float32:
             raise ValueError(f"x {tuple(x.shape)} in {x.dtype} does not fit {self.inputs} inputs in float32")
         if out is None:
