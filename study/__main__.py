@@ -4,8 +4,7 @@ import argparse
 
 from k24lab.cli import one_line_errors
 from k24lab.lab.backends import Resources, build_backend
-from k24lab.methods import METHODS
-from study.protocol import TASKS, TUNING_TASKS
+from study.protocol import STUDIED, TASKS, TUNING_TASKS
 from study.references import TABLE, reference_table
 from study.report import report
 from study.store import restore
@@ -18,7 +17,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("tune", help="both rounds of the tuning")
     one.add_argument("--tasks", nargs="+", choices=TUNING_TASKS, default=list(TUNING_TASKS))
-    one.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    one.add_argument("--methods", nargs="+", choices=STUDIED, default=STUDIED)
     one.add_argument("--jobs", type=int, help="runs at a time; by default what the machine has room for")
     two = commands.add_parser("report", help="the runs of the report, of all methods whose tuning is complete")
     two.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
@@ -38,7 +37,7 @@ def _run(given: argparse.Namespace) -> None:
     if given.command == "choose":
         for task in TUNING_TASKS:
             restore(group(task), summaries(task))
-        print("complete:", ", ".join(write_choices(list(METHODS))) or "no method yet")
+        print("complete:", ", ".join(write_choices(STUDIED)) or "no method yet")
         return
     if given.command == "report":
         report(given.tasks, build_backend("local", Resources(jobs=given.jobs), "report"))

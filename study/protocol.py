@@ -8,6 +8,11 @@ from typing import Any
 from k24lab.lab.config import Config, build_config
 from k24lab.methods import METHODS
 
+# The methods of the study. One that is added to the package later is not part of it.
+STUDIED = (
+    "k24 k24-alpha k24-literal k24-gains random24 magnitude24 fups fups-id nops multih "
+    "kaleidoscope kaleidoscope-id kaleidoscope-half hyper gains gains24"
+).split()
 LEARNING_RATES = (1e-3, 3e-3, 1e-2)  # of every method
 # Of methods without a setting of their own: as many candidates as the others, in the same range.
 MORE_LEARNING_RATES = (1e-3, 1.3e-3, 1.8e-3, 2.4e-3, 3e-3, 4e-3, 5.5e-3, 7.5e-3, 1e-2)
