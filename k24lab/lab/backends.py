@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from k24lab.errors import ConfigError, RunError
 from k24lab.lab.paths import HOME_VARIABLE, project_root, runs_dir
@@ -39,6 +39,28 @@ class Resources(NamedTuple):
     memory_gb: float = MEMORY_GB  # of a run
     gpus: float = 0.0  # of a run
     options: Mapping[str, str] = {}  # further parameters of submitit or of Ray's tasks
+
+
+@runtime_checkable
+class Job(Protocol):
+    """One run that was submitted."""
+
+    def done(self) -> bool:
+        """Whether it has ended, with success or without."""
+
+    def result(self) -> int:
+        """Exit code; waits for the end, and raises if the backend lost the run."""
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Runs commands."""
+
+    def submit(self, commands: Sequence[list[str]], logs: Sequence[Path]) -> Sequence[Job]:
+        """Submit one command per run; its output is appended to its log."""
+
+    def stop(self) -> None:
+        """Stop the runs that have not ended."""
 
 
 class Command:
@@ -111,7 +133,7 @@ class Local:
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock, self._stopped = threading.Lock(), False
 
-    def submit(self, commands: Sequence[list[str]], logs: Sequence[Path]) -> Sequence[Any]:
+    def submit(self, commands: Sequence[list[str]], logs: Sequence[Path]) -> Sequence[Job]:
         """Queue them; each starts when a place is free."""
         tasks = [Command(command, log, self.n_threads) for command, log in zip(commands, logs, strict=True)]
         return [self._pool.submit(self._run, task) for task in tasks]
@@ -166,7 +188,7 @@ class Slurm:
         except (RuntimeError, NameError) as error:  # no sbatch; a parameter that submitit does not know
             raise ConfigError(f"SLURM cannot be used: {error}") from error
 
-    def submit(self, commands: Sequence[list[str]], logs: Sequence[Path]) -> Sequence[Any]:
+    def submit(self, commands: Sequence[list[str]], logs: Sequence[Path]) -> Sequence[Job]:
         """Submit one array."""
         tasks = [Command(command, log, self.n_threads) for command, log in zip(commands, logs, strict=True)]
         if not tasks:  # submitit warns of an empty array
@@ -234,7 +256,7 @@ class Ray:
         needs = {"num_cpus": resources.n_threads, "num_gpus": resources.gpus, "max_retries": 3}
         self._remote = self._ray.remote(**needs | dict(resources.options))(Command.__call__)
 
-    def submit(self, commands: Sequence[list[str]], logs: Sequence[Path]) -> Sequence[Any]:
+    def submit(self, commands: Sequence[list[str]], logs: Sequence[Path]) -> Sequence[Job]:
         """Start them as the cluster has room."""
         for command, log in zip(commands, logs, strict=True):
             self._refs.append(self._remote.remote(Command(command, log, self.n_threads)))
@@ -247,7 +269,7 @@ class Ray:
         self._ray.shutdown()
 
 
-def build_backend(name: BackendName, resources: Resources, group: str) -> "Backend":
+def build_backend(name: BackendName, resources: Resources, group: str) -> Backend:
     """The backend of a name.
 
     Raises:
@@ -265,11 +287,6 @@ def build_backend(name: BackendName, resources: Resources, group: str) -> "Backe
     if resources.options:
         raise ConfigError(f"options {dict(resources.options)} mean nothing to the backend 'local'")
     return Local(resources.jobs or default_jobs(resources.n_threads, resources.memory_gb), resources.n_threads)
-
-
-# `submit` starts a command per run, whose output is appended to its log, and returns jobs: `done()` says whether one
-# has ended, `result()` is its exit code, and raises if the backend lost the run. `stop` ends those that are left.
-Backend = Any
 
 
 def _import(package: str, extra: str) -> Any:

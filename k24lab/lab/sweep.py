@@ -4,12 +4,11 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import CancelledError
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from k24lab.errors import RunError
-from k24lab.lab.backends import INTERRUPTED, Backend, command_of
+from k24lab.lab.backends import INTERRUPTED, Backend, Job, command_of
 from k24lab.lab.grid import Grid
 from k24lab.lab.runs import RunFolder, run_folder
 from k24lab.lab.status import RunStatus, last_t_env, run_status
@@ -44,7 +43,7 @@ def sweep(grid: Grid, backend: Backend, retry: bool = False, poll_seconds: float
 
 
 def _watch(
-    name: str, before: Mapping[Path, RunStatus], jobs: Mapping[Path, Any], poll_seconds: float
+    name: str, before: Mapping[Path, RunStatus], jobs: Mapping[Path, Job], poll_seconds: float
 ) -> dict[Path, int | str | None]:
     """Wait for the jobs with a progress bar of the grid; returns each job's `_result`."""
     codes: dict[Path, int | str | None] = {}
@@ -70,7 +69,7 @@ def _watch(
             time.sleep(poll_seconds)
 
 
-def _result(job: Any) -> int | str | None:
+def _result(job: Job) -> int | str | None:
     """A job's exit code, None if it was cancelled, or what the backend says of a job that it lost or never started."""
     try:
         return job.result()
