@@ -129,6 +129,9 @@ def draw(
 
 def argmax(layers: Sequence[ScoredLayer], limits: Limits) -> Float[Tensor, "M groups 4"] | None:
     """The best masks of all groups. None without the kernels."""
-    if not usable(layers[0].weight):
-        return None
-    return calls.draw(_scores(layers, limits)[0], 1.0, None, with_probs=False)[0]
+    return best(_scores(layers, limits)[0]) if usable(layers[0].weight) else None
+
+
+def best(grouped: Float[Tensor, "M groups 4"]) -> Float[Tensor, "M groups 4"] | None:
+    """The best mask of each group of scores. None without the kernels."""
+    return calls.draw(grouped, 1.0, None, with_probs=False)[0] if usable(grouped) else None
