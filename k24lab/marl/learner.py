@@ -33,7 +33,7 @@ from k24lab.marl.mixers import build_mixer
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.marl.rollout import agent_inputs
 from k24lab.marl.seeding import Stream, derive_seed
-from k24lab.marl.targets import double_q_values, greedy_actions, move_network, one_step, td_lambda
+from k24lab.marl.targets import Followed, double_q_values, greedy_actions, one_step, td_lambda
 from k24lab.methods import get_method
 
 # Parts of an update, as a profiler and `k24lab bench train` name them.
@@ -96,6 +96,7 @@ class K24QLearner:
         self.mixer = mixer or build_mixer(config.mixer, spec.n_agents, spec.state_dim, config.mixing_embed_dim)
         self.mixer = self.mixer.to(config.device)
         self.target_agent, self.target_mixer = copy.deepcopy(self.agent), copy.deepcopy(self.mixer)
+        self._followed = Followed(self.target_agent, self.agent), Followed(self.target_mixer, self.mixer)
         self.masked_layers = self.agent.masked_layers
         self.scheme = get_method(config.method).mask_scheme(dict(self.agent.layers.items()), config, config.t_max)
         self.generator = torch.Generator(config.device)  # of mask draws and resets
@@ -243,8 +244,8 @@ class K24QLearner:
         if c.target_update == "hard" and self.n_updates % c.target_update_interval:
             return
         share = c.polyak if c.target_update == "polyak" else 1.0
-        move_network(self.target_agent, self.agent, share)
-        move_network(self.target_mixer, self.mixer, share)
+        for followed in self._followed:
+            followed.move(share)
 
     @torch.no_grad()
     def _network_metrics(
