@@ -13,6 +13,7 @@ from k24lab.core.masks import argmax_masks
 from k24lab.marl.config import TrainingConfig
 from k24lab.methods import get_method
 from k24lab.methods.base import LAYERS
+from k24lab.ops import network
 from k24lab.ops.gru import batched_gru
 from k24lab.ops.linear import LayerWeights, linear, sparse_weights
 
@@ -105,9 +106,10 @@ def build_agent(config: TrainingConfig, input_dim: int, n_actions: int, n_masks:
 
 
 class Unrolled(NamedTuple):
-    """Q-values of whole sequences, and what went into each layer (for the running mean of activations)."""
+    """Q-values of whole sequences, the last hidden state, and what went into each layer (for its running mean)."""
 
     q_values: Float[Tensor, "K A T R"]
+    hidden: Float[Tensor, "K H R"]
     inputs: dict[str, Float[Tensor, "K in T R"]]
 
 
@@ -116,13 +118,21 @@ def unroll(weights: Weights, x: Float[Tensor, "K I T R"], hidden: Float[Tensor, 
 
     Features come before time steps and rows, so that a weight meets all its inputs in one run of memory.
     """
+    done = network.unroll(weights, x, hidden)
+    if done is not None:
+        q_values, last, seen = done
+        if seen is None:
+            return Unrolled(q_values, last, {})
+        after = seen.hidden[:, :, 1:]
+        inputs = {"fc1": x, "rnn_input": seen.fc1, "rnn_hidden": after, "fc2": after, "fc3": seen.fc2, "fc4": seen.fc3}
+        return Unrolled(q_values, last, inputs)
     inputs = {"fc1": x}
     inputs["rnn_input"] = linear(weights["fc1"], x, relu=True)
     gate_x = linear(weights["rnn_input"], inputs["rnn_input"])
-    inputs["rnn_hidden"] = inputs["fc2"] = batched_gru(gate_x, hidden, *weights["rnn_hidden"])
+    inputs["rnn_hidden"] = inputs["fc2"] = batched_gru(gate_x, hidden, *weights["rnn_hidden"][:2])
     inputs["fc3"] = linear(weights["fc2"], inputs["fc2"], relu=True)
     inputs["fc4"] = linear(weights["fc3"], inputs["fc3"], relu=True)
-    return Unrolled(linear(weights["fc4"], inputs["fc4"]), inputs)
+    return Unrolled(linear(weights["fc4"], inputs["fc4"]), inputs["fc2"][:, :, -1], inputs)
 
 
 def step(
@@ -130,4 +140,4 @@ def step(
 ) -> tuple[Float[Tensor, "K A R"], Float[Tensor, "K H R"]]:
     """One time step, for acting: q_values and the next hidden state."""
     unrolled = unroll(weights, x.unsqueeze(2), hidden)
-    return unrolled.q_values.squeeze(2), unrolled.inputs["fc2"].squeeze(2)
+    return unrolled.q_values.squeeze(2), unrolled.hidden

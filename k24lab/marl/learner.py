@@ -96,7 +96,6 @@ class K24QLearner:
         self.mixer = mixer or build_mixer(config.mixer, spec.n_agents, spec.state_dim, config.mixing_embed_dim)
         self.mixer = self.mixer.to(config.device)
         self.target_agent, self.target_mixer = copy.deepcopy(self.agent), copy.deepcopy(self.mixer)
-        self._followed = Followed(self.target_agent, self.agent), Followed(self.target_mixer, self.mixer)
         self.masked_layers = self.agent.masked_layers
         self.scheme = get_method(config.method).mask_scheme(dict(self.agent.layers.items()), config, config.t_max)
         self.generator = torch.Generator(config.device)  # of mask draws and resets
@@ -114,6 +113,11 @@ class K24QLearner:
         others = [p for m in (self.agent, self.mixer) for p in m.parameters() if p.requires_grad and p not in seen]
         groups: list[dict[str, Any]] = [{"params": group} for group in (others, *apart)]
         return torch.optim.Adam(groups, lr=self.config.lr, fused=True)
+
+    @functools.cached_property
+    def _followed(self) -> tuple[Followed, Followed]:
+        """What each target network follows; listed at the first update, because a change of dtype replaces buffers."""
+        return Followed(self.target_agent, self.agent), Followed(self.target_mixer, self.mixer)
 
     @functools.cached_property
     def _faster(self) -> list[tuple[list[nn.Parameter], float]]:

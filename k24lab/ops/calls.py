@@ -1,5 +1,6 @@
 """What the kernels compute, on torch tensors. Activations are [K, features, columns] for K networks, see `common.h`."""
 
+import ctypes
 from ctypes import c_float, c_int64, c_void_p
 from typing import Any, NamedTuple
 
@@ -20,13 +21,38 @@ class Packed(NamedTuple):
     counts: Int[Tensor, "K chunks rows"]
 
 
+class Matrix(ctypes.Structure):
+    """Matrices of all networks, or one for all, as the kernels take them: dense, and once more packed where 2:4."""
+
+    _fields_ = [
+        ("dense", c_void_p),
+        ("stride", c_int64),
+        *((name, c_void_p) for name in ("values", "places", "counts")),
+        ("cap", c_int64),
+    ]
+
+    @classmethod
+    def of(cls, weight: Float[Tensor, "Kw rows columns"], packed: Packed | None) -> "Matrix":
+        """The addresses of contiguous matrices, which must be held elsewhere."""
+        stride = 0 if len(weight) == 1 else weight.stride(0)
+        if packed is None:
+            return cls(weight.data_ptr(), stride)
+        return cls(weight.data_ptr(), stride, *(part.data_ptr() for part in packed), packed.values.shape[3])
+
+
+class Layer(ctypes.Structure):
+    """A layer of a network (`network.c`)."""
+
+    _fields_ = [("matrix", Matrix), ("bias", c_void_p), *((n, c_int64) for n in ("bias_stride", "rows", "inputs"))]
+
+
 def _call(name: str, *arguments: Any) -> int | None:
     """Call a kernel: tensors are handed over as addresses, whole numbers as int64, floats as such."""
     lib = library()
     assert lib is not None, "the kernels are not built"
     function = getattr(lib, name)
     if function.argtypes is None:  # declared at the first call: ctypes then converts twice as fast
-        kinds = {int: c_int64, float: c_float}
+        kinds = {int: c_int64, float: c_float, Matrix: ctypes.POINTER(Matrix)}
         function.argtypes = [kinds.get(type(a), c_void_p) for a in arguments]
     return function(*[a.data_ptr() if isinstance(a, Tensor) else a for a in arguments])
 
@@ -52,14 +78,6 @@ def pack(weight: Float[Tensor, "K out in"]) -> Packed:
     return packed
 
 
-def pack_transposed(weight: Float[Tensor, "K out in"]) -> Packed:
-    """Pack the transposes [K, in, out] of any matrices."""
-    k, rows, columns = weight.shape
-    packed = _empty(k, columns, rows, cap := min(rows, CHUNK))
-    _call("k24_pack_transposed", k, rows, columns, cap, weight.contiguous(), *packed)
-    return packed
-
-
 def matmul(
     packed: Packed,
     x: Float[Tensor, "K in columns"],
@@ -69,61 +87,22 @@ def matmul(
     """`W x + bias`, or the positive part of it."""
     x = x if x.stride(2) == 1 else x.contiguous()
     bias = None if bias is None else bias.contiguous()
-    (k, inputs, columns), rows, cap = x.shape, packed.counts.shape[2], packed.values.shape[3]
+    (k, inputs, columns), rows = x.shape, packed.counts.shape[2]
     if len(packed.counts) != k:
         raise ValueError(f"{len(packed.counts)} packed matrices for {k} networks")
     y = x.new_empty(k, rows, columns)
     per_bias = 0 if bias is None or len(bias) == 1 else rows
-    sizes = (k, rows, inputs, columns, cap)
-    _check(_call("k24_matmul", *sizes, *packed, x, x.stride(0), x.stride(1), bias, per_bias, int(relu), y))
+    matrix = Matrix(None, 0, *(part.data_ptr() for part in packed), packed.values.shape[3])
+    sizes = (k, rows, inputs, columns, matrix)
+    _check(_call("k24_matmul", *sizes, x, x.stride(0), x.stride(1), bias, per_bias, int(relu), y))
     return y
 
 
-def gru(
-    gate_x: Float[Tensor, "K G T R"],
-    bias: Float[Tensor, "Kb G"],
-    weight: Float[Tensor, "Kw G H"] | Packed,
-    h: Float[Tensor, "K H T1 R"],
-    save: bool,
-) -> Float[Tensor, "K S T R"] | None:
-    """Fill in all time steps of `h` but the first; returns what the backward pass needs, if `save`."""
-    gate_x, bias = gate_x.contiguous(), bias.contiguous()
-    k, size, steps, batch = h.shape[0], h.shape[1], gate_x.shape[2], gate_x.shape[3]
-    if gate_x.shape[:2] != (k, 3 * size) or h.shape[2:] != (steps + 1, batch):
-        raise ValueError(f"gates {tuple(gate_x.shape)} do not fit the hidden states {tuple(h.shape)}")
-    saved = gate_x.new_empty(k, 4 * size, steps, batch) if save else None
-    per_bias = 0 if len(bias) == 1 else 3 * size
-    _check(_call("k24_gru", k, size, steps, batch, gate_x, bias, per_bias, *_matrix(weight), h, saved))
-    return saved
-
-
-def gru_backward(
-    grad: Float[Tensor, "K H T R"],
-    h: Float[Tensor, "K H T1 R"],
-    saved: Float[Tensor, "K S T R"],
-    transposed: Float[Tensor, "Kw H G"] | Packed,
-) -> tuple[Float[Tensor, "K G T R"], Float[Tensor, "K H T R"], Float[Tensor, "K H R"]]:
-    """Gradients to gate_x, to the hidden side of gate n (r and z share theirs), and to the first state."""
-    k, size, steps, batch = grad.shape
-    grad_x, grad_n = grad.new_empty(k, 3 * size, steps, batch), grad.new_empty(k, size, steps, batch)
-    grad_h0 = grad.new_empty(k, size, batch)
-    grads = (grad_x, grad_n, grad_h0)
-    _check(_call("k24_gru_backward", k, size, steps, batch, grad.contiguous(), h, saved, *_matrix(transposed), *grads))
-    return grads
-
-
-def _matrix(weight: Tensor | Packed) -> tuple[Tensor | int | None, ...]:
-    """A recurrent matrix as the kernels take it: dense with its stride, or packed with its room a row."""
-    if isinstance(weight, Packed):
-        return (None, 0, *weight, weight.values.shape[3])
-    weight = weight.contiguous()
-    return (weight, 0 if len(weight) == 1 else weight[0].numel(), None, None, None, 0)
-
-
-def add_bias(y: Float[Tensor, "K out columns"], bias: Float[Tensor, "Kb out"], relu: bool) -> None:
-    """Add the bias in place and, if `relu`, take the positive part."""
-    bias = bias.contiguous()
-    _call("k24_bias", *y.shape, bias, 0 if len(bias) == 1 else y.shape[1], int(relu), y)
+def row_sums(x: Float[Tensor, "K F T R"]) -> Float[Tensor, "K F"]:
+    """Sums over all columns."""
+    sums = x.new_empty(x.shape[:2])
+    _call("k24_row_sums", sums.numel(), x.shape[2] * x.shape[3], x, sums)
+    return sums
 
 
 def abs_sum(x: Float[Tensor, "K in columns"], weight: Float[Tensor, "K columns"]) -> Float[Tensor, "K in"]:
