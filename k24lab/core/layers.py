@@ -56,6 +56,9 @@ class EMAActivationTracker(nn.Module):
             magnitude = ((count / count.sum().clamp_min(1)) @ magnitude).unsqueeze(0)
             count = count.sum(dim=0, keepdim=True)
         seen = (count > 0).unsqueeze(1)
+        if (seen & self.started).all():  # nearly always, and much quicker
+            self.ema_activation.lerp_(magnitude.to(self.ema_activation), 1 - self.decay)
+            return
         target = torch.where(seen, magnitude.to(self.ema_activation), self.ema_activation)
         self.ema_activation.lerp_(target, torch.where(self.started, 1 - self.decay, 1.0).to(target))
         self.started |= seen
@@ -108,10 +111,6 @@ class SemiStructuredLinear24(nn.Module):
         self.ema_tracker = EMAActivationTracker(n_masks, in_features, self.config.ema_decay, self.config.ema_scope)
         # How often each entry was selected of late: what the revival of hetero_alpha goes by.
         self.register_buffer("selection_frequency", torch.full_like(alpha, 0.5))
-
-    def effective(self, mask: Float[Tensor, "M out in"]) -> tuple[Float[Tensor, "M out in"], Float[Tensor, "1 out"]]:
-        """What each agent computes with under the given masks."""
-        return self.weight * mask, self.bias.unsqueeze(0)
 
     def scores(self, weight_gradient: bool = True) -> Float[Tensor, "M out in"]:
         """`S[m,o,i]`, at least in float32; without `weight_gradient` only hetero_alpha learns."""

@@ -28,7 +28,7 @@ from k24lab.marl.batching import (
     weighted_abs_sums,
 )
 from k24lab.marl.config import TrainingConfig
-from k24lab.marl.diagnostics import gradient_norms, refuse_nonfinite, value_metrics
+from k24lab.marl.diagnostics import gradient_norms, refuse_nonfinite, total_norm, value_metrics
 from k24lab.marl.mixers import build_mixer
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.marl.rollout import agent_inputs
@@ -222,12 +222,17 @@ class K24QLearner:
         Each group is clipped by its own norm, because alpha's grows as the temperature falls.
         """
         clip, groups = self.config.grad_norm_clip, self.optimizer.param_groups
-        norms = [nn.utils.get_total_norm(p.grad for p in g["params"] if p.grad is not None) for g in groups]
+        grads = [[p.grad for p in group["params"] if p.grad is not None] for group in groups]
+        norms = [total_norm(each) for each in grads]
         refuse_nonfinite(loss_td, torch.stack(norms).sum().item(), (self.agent, self.mixer), t_env)
         if self.config.grad_clip == "all":
             norms = [torch.linalg.vector_norm(torch.stack(norms))] * len(norms)
-        for group, norm in zip(groups, norms, strict=True):
-            nn.utils.clip_grads_with_norm_(group["params"], clip, norm)
+        for each, norm in zip(grads, norms, strict=True):
+            share = clip / (
+                norm + 1e-6
+            )  # as torch's own clipping, which multiplies by 1 where nothing is to be clipped
+            if share < 1:
+                torch._foreach_mul_(each, share)
         self._set_lr(t_env)
         self.optimizer.step()
         self.n_updates += 1
