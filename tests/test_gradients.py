@@ -26,7 +26,7 @@ from k24lab.marl.agent import unroll
 from k24lab.ops import calls as ops, library as kernels
 from k24lab.ops.gru import _BatchedGRU, batched_gru
 from k24lab.ops.linear import LayerWeights, _Linear, linear
-from k24lab.ops.mask_draws import _Draw
+from k24lab.ops.mask_draws import _Draw, _Seen, seen_through
 from k24lab.ops.network import _Network
 
 IMPLEMENTATIONS = ["torch", "kernels"]  # float64 without the C kernels, float32 with them
@@ -176,6 +176,21 @@ def pairs_case() -> Case:
     return Case(lambda probs: _SumOverPairs.apply(probs), formula, [probs])
 
 
+def seen_case() -> Case:
+    """Two weights of different sizes, each through three masks."""
+    given = [random(3, 8), random(2, 5), random(3, 3, 8), random(3, 2, 5)]
+    ups = [random(3, 3, 8, seed=7), random(3, 2, 5, seed=7)]
+
+    def formula(*given: Tensor) -> Tensor:
+        return sum((w * m * up.to(w)).sum() for w, m, up in zip(given[:2], given[2:], ups, strict=True))
+
+    def function(*given: Tensor) -> Tensor:
+        products = seen_through(given[:2], given[2:])
+        return sum((y * up.to(y)).sum() for y, up in zip(products, ups, strict=True))
+
+    return Case(function, formula, given)
+
+
 def straight_through_case() -> Case:
     """The gradient passes the mask unchanged, and that of half the squares of dropped weights is added."""
     up, decay, mask = random(3, 8, seed=7), 0.3, (random_24(1, 3, 8)[0] != 0).double()
@@ -201,7 +216,7 @@ def kept_case() -> Case:
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("make", [pairs_case, straight_through_case, kept_case])
+@pytest.mark.parametrize("make", [pairs_case, seen_case, straight_through_case, kept_case])
 def test_losses_and_masks_of_the_baselines_have_their_defined_gradients(make, implementation):
     check(make(), implementation)
 
@@ -358,6 +373,7 @@ CHECKED: dict[type, Callable[[], Case]] = {
     _Linear: lambda: linear_case(True, True, True, False),
     _BatchedGRU: lambda: gru_case(True, True),
     _Network: lambda: network_case(2, True),
+    _Seen: seen_case,
 }
 
 
@@ -372,7 +388,7 @@ def test_every_function_with_a_gradient_of_its_own_has_a_check():
 
 @pytest.mark.parametrize("function", CHECKED, ids=lambda function: function.__name__)
 def test_a_second_derivative_is_refused_and_not_wrong(function):
-    by_kernels = function in (_Draw, _Network)
+    by_kernels = function in (_Draw, _Network, _Seen)
     if by_kernels and kernels.library() is None:
         pytest.skip("the kernels are not built: no C compiler")
     case = CHECKED[function]()

@@ -1,7 +1,7 @@
 """The network of a team: fc1 -> GRU -> fc2 -> fc3 -> fc4, seen by each agent through its masks, layers or as it is."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from k24lab.methods.base import LAYERS
 from k24lab.ops import network
 from k24lab.ops.gru import batched_gru
 from k24lab.ops.linear import LayerWeights, linear, sparse_weights
+from k24lab.ops.mask_draws import seen_through
 
 Weights = Mapping[str, LayerWeights]
 
@@ -63,9 +64,11 @@ class RNNAgent(nn.Module):
 
     def weights(self, masks: Mapping[str, Float[Tensor, "M out in"]] | None = None) -> dict[str, LayerWeights]:
         """What all layers compute with, under a mask for each of the `masked_layers` (None: there are none)."""
-        weights, masks = {}, masks or {}
-        for name, layer in self.layers.items():
-            effective = layer.effective(*([masks[name]] if name in masks else []))  # type: ignore[operator]
+        weights, masks, layers = {}, masks or {}, cast(dict[str, Any], dict(self.layers.items()))
+        masked = seen_through([layers[name].weight for name in masks], list(masks.values()))
+        seen = dict(zip(masks, masked, strict=True))
+        for name, layer in layers.items():
+            effective = (seen[name], layer.bias.unsqueeze(0)) if name in masks else layer.effective()
             if name in self.gains:
                 effective = self.gains[name](*effective)
             weights[name] = sparse_weights(*effective) if name in masks else LayerWeights(*effective)

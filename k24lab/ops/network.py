@@ -51,7 +51,7 @@ def _forward(
         gates = x.new_empty(k, -(-rows // WIDEST) * WIDEST, steps, 4 * size)
     fc1, h, fc2, fc3 = seen or (None, None, None, None)
     given = (k, steps, rows, _layers(parameters[:6], parameters[6:], packed), x, hidden.contiguous())
-    calls._check(calls._call("k24_network", *given, last, fc1, h, gates, fc2, fc3, q_values))
+    calls.check(calls.call("k24_network", *given, last, fc1, h, gates, fc2, fc3, q_values))
     return q_values, last, gates
 
 
@@ -86,7 +86,7 @@ class _Network(torch.autograd.Function):
         layers = _layers(parameters[:6], parameters[6:], ctx.packed)
         given = (k, steps, rows, layers, fc1, h, gates, fc2, fc3, by_q, by_last)
         results = (by_fc3, by_fc2, by_gates, by_side, by_fc1, by_hidden)
-        calls._check(calls._call("k24_network_backward", *given, *results))
+        calls.check(calls.call("k24_network_backward", *given, *results))
         pairs = (
             (by_fc1, x),
             (by_gates, fc1),

@@ -204,7 +204,7 @@ TILES(8)
 static tile tile_at(int64_t k, int64_t size, int64_t steps, int64_t batch, int64_t first) {
     const int64_t left = batch - first < NARROW ? batch - first : NARROW;
     const int width = left > 16 ? 32 : left > 8 ? 16 : 8;
-    return (tile){k, size, steps, batch, first, left, COLUMNS / width, width};
+    return (tile){k, size, steps, batch, first, left, WIDE / width, width};
 }
 
 /* Q-values q [K, A, T, R] from x [K, inputs, T, R] and the first state [K, H, R], and the last state. Returns 1 where
