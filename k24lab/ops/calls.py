@@ -43,7 +43,12 @@ class Matrix(ctypes.Structure):
 class Layer(ctypes.Structure):
     """A layer of a network (`network.c`)."""
 
-    _fields_ = [("matrix", Matrix), ("bias", c_void_p), *((n, c_int64) for n in ("bias_stride", "rows", "inputs"))]
+    _fields_ = [
+        ("matrix", Matrix),
+        ("bias", c_void_p),
+        *((name, c_int64) for name in ("bias_stride", "rows", "inputs")),
+        *((name, c_void_p) for name in ("by_weight", "by_bias")),
+    ]
 
 
 class Drawn(ctypes.Structure):
@@ -116,13 +121,6 @@ def matmul(
     sizes = (k, rows, inputs, columns, matrix)
     check(call("k24_matmul", *sizes, x, x.stride(0), x.stride(1), bias, per_bias, int(relu), y))
     return y
-
-
-def row_sums(x: Float[Tensor, "K F T R"]) -> Float[Tensor, "K F"]:
-    """Sums over all columns."""
-    sums = x.new_empty(x.shape[:2])
-    call("k24_row_sums", sums.numel(), x.shape[2] * x.shape[3], x, sums)
-    return sums
 
 
 def abs_sum(x: Float[Tensor, "K in columns"], weight: Float[Tensor, "K columns"]) -> Float[Tensor, "K in"]:

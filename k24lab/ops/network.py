@@ -31,14 +31,16 @@ class Seen(NamedTuple):
     fc3: Float[Tensor, "K H T R"]
 
 
-def _layers(matrices: Sequence[Tensor], biases: Sequence[Tensor], packed: Sequence[Packed | None]) -> Any:
-    """The layers as the kernels take them."""
-    each = []
-    for weight, bias, sparse in zip(matrices, biases, packed, strict=True):
+def _layers(parameters: Sequence[Tensor], packed: Sequence[Packed | None], grads: Sequence[Tensor] = ()) -> Any:
+    """The layers as the kernels take them, from their matrices, then their biases; likewise the gradients to these."""
+    each, n = [], len(packed)
+    for k, sparse in enumerate(packed):
+        weight, bias = parameters[k::n]
         rows, inputs = weight.shape[1:]
+        addresses = [grad.data_ptr() for grad in grads[k::n]]
         own = rows if len(bias) > 1 else 0
-        each.append(calls.Layer(calls.Matrix.of(weight, sparse), bias.data_ptr(), own, rows, inputs))
-    return (calls.Layer * len(each))(*each)
+        each.append(calls.Layer(calls.Matrix.of(weight, sparse), bias.data_ptr(), own, rows, inputs, *addresses))
+    return (calls.Layer * n)(*each)
 
 
 def _forward(
@@ -50,7 +52,7 @@ def _forward(
     if seen is not None:
         gates = x.new_empty(k, -(-rows // WIDEST) * WIDEST, steps, 4 * size)
     fc1, h, fc2, fc3 = seen or (None, None, None, None)
-    given = (k, steps, rows, _layers(parameters[:6], parameters[6:], packed), x, hidden.contiguous())
+    given = (k, steps, rows, _layers(parameters, packed), x, hidden.contiguous())
     calls.check(calls.call("k24_network", *given, last, fc1, h, gates, fc2, fc3, q_values))
     return q_values, last, gates
 
@@ -65,7 +67,7 @@ class _Network(torch.autograd.Function):
         (k, _, steps, rows), size = x.shape, hidden.shape[1]
         shapes = ((k, size, steps, rows), (k, size, steps + 1, rows), (k, size, steps, rows), (k, size, steps, rows))
         seen = Seen(*(x.new_empty(shape) for shape in shapes))
-        parameters = tuple(p.contiguous() for p in parameters)
+        x, parameters = x.contiguous(), tuple(p.contiguous() for p in parameters)
         q_values, last, gates = _forward(x, hidden, packed, parameters, seen)
         ctx.packed = packed
         ctx.save_for_backward(x, gates, *seen, *parameters)
@@ -80,34 +82,24 @@ class _Network(torch.autograd.Function):
         k, size, steps, rows = fc1.shape
         by_q = x.new_zeros(k, parameters[5].shape[1], steps, rows) if grads[0] is None else grads[0].contiguous()
         by_last = None if grads[1] is None else grads[1].contiguous()
-        by_fc3, by_fc2, by_fc1 = (torch.empty_like(fc1) for _ in range(3))
-        by_gates, by_side = (x.new_empty(k, 3 * size, steps, rows) for _ in range(2))  # of the GRU's two products
-        by_hidden = x.new_empty(k, size, rows)
-        layers = _layers(parameters[:6], parameters[6:], ctx.packed)
-        given = (k, steps, rows, layers, fc1, h, gates, fc2, fc3, by_q, by_last)
-        results = (by_fc3, by_fc2, by_gates, by_side, by_fc1, by_hidden)
-        calls.check(calls.call("k24_network_backward", *given, *results))
-        pairs = (
-            (by_fc1, x),
-            (by_gates, fc1),
-            (by_side, h[:, :, :-1]),
-            (by_fc2, h[:, :, 1:]),
-            (by_fc3, fc2),
-            (by_q, fc3),
+        by_hidden, by_x = x.new_empty(k, size, rows), torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        by_parameters = [torch.zeros_like(p) for p in parameters]
+        given = (
+            k,
+            steps,
+            rows,
+            _layers(parameters, ctx.packed, by_parameters),
+            x,
+            fc1,
+            h,
+            gates,
+            fc2,
+            fc3,
+            by_q,
+            by_last,
         )
-        by_matrix, by_bias = zip(*(_layer_gradients(*pair) for pair in pairs), strict=True)
-        by_x = None
-        if ctx.needs_input_grad[0]:
-            by_x = (parameters[0].mT.expand(k, -1, -1) @ by_fc1.flatten(2)).view_as(x)
-        by_parameter = (g.sum_to_size(p.shape) for g, p in zip(by_matrix + by_bias, parameters, strict=True))
-        return by_x, by_hidden, None, *by_parameter
-
-
-def _layer_gradients(
-    by_y: Float[Tensor, "K out T R"], x: Float[Tensor, "K in T R"]
-) -> tuple[Float[Tensor, "K out in"], Float[Tensor, "K out"]]:
-    """Gradients to the matrices and biases of a layer."""
-    return torch.bmm(by_y.flatten(2), x.flatten(2).mT), calls.row_sums(by_y)
+        calls.check(calls.call("k24_network_backward", *given, by_hidden, by_x))
+        return by_x, by_hidden, None, *by_parameters
 
 
 def unroll(

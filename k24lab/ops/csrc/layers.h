@@ -85,6 +85,7 @@ typedef struct {
     matrix w;
     const float *bias;
     int64_t bias_stride, rows, inputs;
+    float *by_weight, *by_bias; /* gradients, in the backward pass */
 } layer;
 
 /* The matrix of one network's layer, or its transpose. */
@@ -182,6 +183,69 @@ INLINE void run_hidden(const view *l, const float *in, float *out, const int wid
         packed_layer(l, in, out, 0, width);
     else
         dense_layer(l, in, out, width, 0, width);
+}
+
+/* Floats of a block of `features` that was turned, in rows of COLUMNS. */
+static int64_t most_turned(int64_t size, int64_t observed) {
+    const int64_t most = size > observed ? size : observed;
+    return (most + COLUMNS - 1) / COLUMNS * COLUMNS;
+}
+
+/* Eight rows of eight floats become columns. */
+INLINE void turn_eight(float *to, const float *from) {
+    vec a[LANES], b[LANES];
+    const ivec low = {0, 8, 1, 9, 4, 12, 5, 13}, high = {2, 10, 3, 11, 6, 14, 7, 15};
+    const ivec even = {0, 1, 8, 9, 4, 5, 12, 13}, odd = {2, 3, 10, 11, 6, 7, 14, 15};
+    const ivec left = {0, 1, 2, 3, 8, 9, 10, 11}, right = {4, 5, 6, 7, 12, 13, 14, 15};
+    for (int i = 0; i < LANES; i++) a[i] = *(const vec *)(from + i * COLUMNS);
+    for (int i = 0; i < LANES; i += 2) {
+        b[i] = __builtin_shuffle(a[i], a[i + 1], low);
+        b[i + 1] = __builtin_shuffle(a[i], a[i + 1], high);
+    }
+    for (int i = 0; i < LANES; i += 4)
+        for (int j = 0; j < 2; j++) {
+            a[i + 2 * j] = __builtin_shuffle(b[i + j], b[i + j + 2], even);
+            a[i + 2 * j + 1] = __builtin_shuffle(b[i + j], b[i + j + 2], odd);
+        }
+    for (int i = 0; i < 4; i++) {
+        *(vec *)(to + i * COLUMNS) = __builtin_shuffle(a[i], a[i + 4], left);
+        *(vec *)(to + (i + 4) * COLUMNS) = __builtin_shuffle(a[i], a[i + 4], right);
+    }
+}
+
+/* [features, COLUMNS] turned into blocks [columns, COLUMNS of the features]; of features beyond the last one anything. */
+static void turn(float *to, const float *from, int64_t features, int64_t columns) {
+    for (int64_t f = 0; f < features; f += LANES)
+        for (int64_t c = 0; c < columns; c += LANES)
+            turn_eight(to + f / COLUMNS * COLUMNS * COLUMNS + c * COLUMNS + f % COLUMNS, from + f * COLUMNS + c);
+}
+
+/* Add the gradients of network k's parameters, from the gradient to what its rows put out [rows, COLUMNS] and its inputs
+ * turned. */
+static void add_gradients(const layer *l, int64_t k, const float *grad, const float *turned, int64_t columns) {
+    float *by_weight = l->by_weight + k * l->w.stride, *by_bias = l->by_bias + k * l->bias_stride;
+    const int n = NARROW / LANES;
+    for (int64_t i = 0; i < l->inputs; i += NARROW) {
+        const int64_t left = l->inputs - i < NARROW ? l->inputs - i : NARROW;
+        const float *tile = turned + i / COLUMNS * COLUMNS * COLUMNS + i % COLUMNS;
+        for (int64_t row = 0; row < l->rows; row += 3) {
+            const int64_t some = l->rows - row < 3 ? l->rows - row : 3;
+            const float *first = grad + row * COLUMNS;
+            const three rows = {{first, some > 1 ? first + COLUMNS : first, some > 2 ? first + 2 * COLUMNS : first}, 1};
+            vec acc[3 * NARROW / LANES];
+            for (int64_t g = 3; g < 6; g++) prefetch(by_weight + (row + g) * l->inputs + i, NARROW);
+            for (int64_t g = 0; g < 3; g++)
+                read_row((float *)(acc + g * n), by_weight + (row + (g < some ? g : 0)) * l->inputs + i, left, NARROW);
+            dense_three(acc, &rows, columns, tile, NARROW);
+            for (int64_t g = 0; g < some; g++)
+                write_row(by_weight + (row + g) * l->inputs + i, acc + g * n, left, NARROW);
+        }
+    }
+    for (int64_t row = 0; row < l->rows; row++) {
+        vec sum = all(0.0f);
+        for (int64_t c = 0; c < columns; c += LANES) sum += *(const vec *)(grad + row * COLUMNS + c);
+        for (int j = 0; j < LANES; j++) by_bias[row] += sum[j];
+    }
 }
 
 #endif

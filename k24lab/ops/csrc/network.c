@@ -14,11 +14,6 @@ typedef struct {
     float *fc1, *h, *gates, *fc2, *fc3;
 } kept;
 
-/* Gradients to what each layer puts out, before a ReLU; of the GRU's two products `gates` and `side`, the hidden one. */
-typedef struct {
-    float *fc1, *gates, *side, *fc2, *fc3;
-} gradients;
-
 /* A tile: `left` rows of network k from `first` on, as `width` columns of each of `per` time steps. */
 typedef struct {
     int64_t k, size, steps, batch, first, left, per;
@@ -30,24 +25,19 @@ INLINE int64_t place(const tile *p, int64_t features, int64_t f, int64_t time, i
     return ((p->k * features + f) * time + t) * p->batch + p->first;
 }
 
-INLINE void read_block(float *to, const float *from, const tile *p, int64_t features, int64_t t, int64_t n, const int width) {
+/* Read and write a block of `n` time steps of an array with `time` steps. */
+INLINE void read_block(float *to, const float *from, const tile *p, int64_t features, int64_t time, int64_t t, int64_t n,
+                       const int width) {
     for (int64_t f = 0; f < features; f++)
         for (int64_t s = 0; s < n; s++)
-            read_row(to + f * COLUMNS + s * width, from + place(p, features, f, p->steps, t + s), p->left, width);
+            read_row(to + f * COLUMNS + s * width, from + place(p, features, f, time, t + s), p->left, width);
 }
 
-/* Write a block of time steps to an array with `time` steps; zero first what does not reach a layer through its ReLU, where
- * its activations `active` (or NULL) are given. */
-INLINE void write_block(float *to, float *from, const float *active, const tile *p, int64_t features, int64_t time, int64_t t,
-                        int64_t n, const int width) {
+INLINE void write_block(float *to, const float *from, const tile *p, int64_t features, int64_t time, int64_t t, int64_t n,
+                        const int width) {
     for (int64_t f = 0; f < features; f++)
         for (int64_t s = 0; s < n; s++) {
-            vec *block = (vec *)(from + f * COLUMNS + s * width);
-            if (active) {
-                float on[NARROW];
-                read_row(on, active + place(p, features, f, time, t + s), p->left, width);
-                for (int v = 0; v < width / LANES; v++) block[v] = either(load(on + v * LANES) <= all(0.0f), all(0.0f), block[v]);
-            }
+            const vec *block = (const vec *)(from + f * COLUMNS + s * width);
             write_row(to + place(p, features, f, time, t + s), block, p->left, width);
         }
 }
@@ -98,7 +88,7 @@ INLINE void forward_tile(const view *l, const tile *p, const float *x, const flo
     }
     for (int64_t t = 0; t < p->steps; t += p->per) {
         const int64_t n = p->steps - t < p->per ? p->steps - t : p->per, columns = n * width;
-        read_block(in, x, p, l[FC1].inputs, t, n, width);
+        read_block(in, x, p, l[FC1].inputs, p->steps, t, n, width);
         run_layer(l + FC1, in, fc1, columns, 1);
         run_layer(l + RNN_INPUT, fc1, gate_x, columns, 0);
         for (int64_t s = 0; s < n; s++) {
@@ -111,12 +101,12 @@ INLINE void forward_tile(const view *l, const tile *p, const float *x, const flo
         run_layer(l + FC3, fc2, fc3, columns, 1);
         run_layer(l + FC4, fc3, out, columns, 0);
         if (to->h) {
-            write_block(to->fc1, fc1, NULL, p, size, p->steps, t, n, width);
-            write_block(to->h, h, NULL, p, size, p->steps + 1, t + 1, n, width);
-            write_block(to->fc2, fc2, NULL, p, size, p->steps, t, n, width);
-            write_block(to->fc3, fc3, NULL, p, size, p->steps, t, n, width);
+            write_block(to->fc1, fc1, p, size, p->steps, t, n, width);
+            write_block(to->h, h, p, size, p->steps + 1, t + 1, n, width);
+            write_block(to->fc2, fc2, p, size, p->steps, t, n, width);
+            write_block(to->fc3, fc3, p, size, p->steps, t, n, width);
         }
-        write_block(q, out, NULL, p, l[FC4].rows, p->steps, t, n, width);
+        write_block(q, out, p, l[FC4].rows, p->steps, t, n, width);
     }
     for (int64_t j = 0; j < size; j++)
         write_row(last + (p->k * size + j) * p->batch + p->first, (vec *)(now + j * COLUMNS), p->left, width);
@@ -125,16 +115,14 @@ INLINE void forward_tile(const view *l, const tile *p, const float *x, const flo
 /* Gradients to the gates of all units at one step, to `by_x` and (of the hidden side) `by_h`, from the one to the state
  * after it: `by_state` from its layers, and of later steps `later` through their gates and `carry` past them. `carry`
  * becomes what goes past these gates. */
-INLINE void backward_step(const tile *p, int64_t t, const float *h, const float *gates, const float *by_state,
-                          const float *later, float *carry, float *by_x, float *by_h, const int width) {
-    const int64_t size = p->size, apart = size * COLUMNS / LANES, n = width / LANES;
-    for (int64_t j = 0; j < size; j++) {
-        float before_row[NARROW];
-        read_row(before_row, h + place(p, size, j, p->steps + 1, t), p->left, width);
+INLINE void backward_step(int64_t size, const float *h, const float *gates, const float *by_state, const float *later,
+                          float *carry, float *by_x, float *by_h, const int width) {
+    const int64_t apart = size * COLUMNS / LANES, n = width / LANES;
+    for (int64_t j = 0; j < size; j++)
         for (int v = 0; v < n; v++) {
             const vec *saved = (const vec *)(gates + j * width) + v, one = all(1.0f);
             const vec r = saved[0], z = saved[size * n], side = saved[2 * size * n], candidate = saved[3 * size * n];
-            const vec before = load(before_row + v * LANES);
+            const vec before = *((const vec *)(h + j * COLUMNS) + v);
             vec *past = (vec *)(carry + j * COLUMNS) + v, *to_x = (vec *)(by_x + j * COLUMNS) + v;
             vec *to_h = (vec *)(by_h + j * COLUMNS) + v;
             const vec c = *past + *((const vec *)(later + j * COLUMNS) + v) + *((const vec *)(by_state + j * COLUMNS) + v);
@@ -145,45 +133,67 @@ INLINE void backward_step(const tile *p, int64_t t, const float *h, const float 
             to_x[2 * apart] = by_n;
             to_h[2 * apart] = by_n * r;
         }
-    }
 }
 
-INLINE void backward_tile(const view *l, const tile *p, const kept *from, const float *by_q, const float *by_last,
-                          const gradients *to, float *by_first, float *room, const int width) {
-    const int64_t size = p->size;
-    float *out = take(&room, l[FC4].inputs), *fc3 = take(&room, size), *fc2 = take(&room, size), *state = take(&room, size);
-    float *gates = take(&room, 3 * size), *side = take(&room, 3 * size), *fc1 = take(&room, size), *carry = take(&room, size);
-    float *later = take(&room, size);
-    const float *saved = from->gates + gates_before(p) + 4 * size * width * p->steps;
+/* Of a layer whose outputs have the gradient `grad`, before a ReLU: gradients to its parameters, from its inputs `seen`, and
+ * to these inputs, unless `by_seen` is NULL. */
+INLINE void layer_backward(const view *l, const layer *of, int64_t k, const float *grad, const float *seen, float *turned,
+                           float *by_seen, int64_t columns) {
+    turn(turned, seen, of->inputs, columns);
+    add_gradients(of, k, grad, turned, columns);
+    if (by_seen) run_layer(l, grad, by_seen, columns, 0);
+}
+
+/* Zero what does not reach a layer through its ReLU. */
+INLINE void cut(float *grad, const float *active, int64_t features) {
+    for (int64_t i = 0; i < features * COLUMNS; i += LANES)
+        *(vec *)(grad + i) = either(*(const vec *)(active + i) <= all(0.0f), all(0.0f), *(vec *)(grad + i));
+}
+
+INLINE void backward_tile(const layer *of, const view *l, const tile *p, const float *x, const kept *from, const float *by_q,
+                          const float *by_last, float *by_first, float *by_x, float *room, const int width) {
+    const int64_t size = p->size, actions = of[FC4].rows, observed = of[FC1].inputs, steps = p->steps, k = p->k;
+    float *out = take(&room, actions), *by_fc3 = take(&room, size), *by_fc2 = take(&room, size), *state = take(&room, size);
+    float *by_gates = take(&room, 3 * size), *side = take(&room, 3 * size), *by_fc1 = take(&room, size);
+    float *carry = take(&room, size), *later = take(&room, size), *seen = take(&room, observed > size ? observed : size);
+    float *turned = take(&room, most_turned(size, observed)), *to_x = by_x ? take(&room, observed) : NULL;
+    const float *gates = from->gates + gates_before(p) + 4 * size * width * steps;
     for (int64_t j = 0; j < size; j++) {
         if (by_last)
-            read_row(carry + j * COLUMNS, by_last + (p->k * size + j) * p->batch + p->first, p->left, width);
+            read_row(carry + j * COLUMNS, by_last + (k * size + j) * p->batch + p->first, p->left, width);
         else
             memset(carry + j * COLUMNS, 0, width * sizeof(float));
         memset(later + j * COLUMNS, 0, width * sizeof(float));
     }
-    for (int64_t t = (p->steps - 1) / p->per * p->per; t >= 0; t -= p->per) {
-        const int64_t n = p->steps - t < p->per ? p->steps - t : p->per, columns = n * width;
-        read_block(out, by_q, p, l[FC4].inputs, t, n, width);
-        run_layer(l + FC4, out, fc3, columns, 0);
-        write_block(to->fc3, fc3, from->fc3, p, size, p->steps, t, n, width);
-        run_layer(l + FC3, fc3, fc2, columns, 0);
-        write_block(to->fc2, fc2, from->fc2, p, size, p->steps, t, n, width);
-        run_layer(l + FC2, fc2, state, columns, 0);
-        for (int64_t s = n - 1; s >= 0; s--) {
-            saved -= 4 * size * width;
-            backward_step(p, t + s, from->h, saved, state + s * width, later, carry, gates + s * width, side + s * width, width);
-            run_hidden(l + RNN_HIDDEN, side + s * width, later, width);
+    for (int64_t t = (steps - 1) / p->per * p->per; t >= 0; t -= p->per) {
+        const int64_t n = steps - t < p->per ? steps - t : p->per, columns = n * width;
+        read_block(out, by_q, p, actions, steps, t, n, width);
+        read_block(seen, from->fc3, p, size, steps, t, n, width);
+        layer_backward(l + FC4, of + FC4, k, out, seen, turned, by_fc3, columns);
+        cut(by_fc3, seen, size);
+        read_block(seen, from->fc2, p, size, steps, t, n, width);
+        layer_backward(l + FC3, of + FC3, k, by_fc3, seen, turned, by_fc2, columns);
+        cut(by_fc2, seen, size);
+        read_block(seen, from->h, p, size, steps + 1, t + 1, n, width);
+        layer_backward(l + FC2, of + FC2, k, by_fc2, seen, turned, state, columns);
+        read_block(seen, from->h, p, size, steps + 1, t, n, width);
+        for (int64_t s = (n - 1) * width; s >= 0; s -= width) {
+            gates -= 4 * size * width;
+            backward_step(size, seen + s, gates, state + s, later, carry, by_gates + s, side + s, width);
+            run_hidden(l + RNN_HIDDEN, side + s, later, width);
         }
-        write_block(to->gates, gates, NULL, p, 3 * size, p->steps, t, n, width);
-        write_block(to->side, side, NULL, p, 3 * size, p->steps, t, n, width);
-        run_layer(l + RNN_INPUT, gates, fc1, columns, 0);
-        write_block(to->fc1, fc1, from->fc1, p, size, p->steps, t, n, width);
+        layer_backward(l + RNN_HIDDEN, of + RNN_HIDDEN, k, side, seen, turned, NULL, columns);
+        read_block(seen, from->fc1, p, size, steps, t, n, width);
+        layer_backward(l + RNN_INPUT, of + RNN_INPUT, k, by_gates, seen, turned, by_fc1, columns);
+        cut(by_fc1, seen, size);
+        read_block(seen, x, p, observed, steps, t, n, width);
+        layer_backward(l + FC1, of + FC1, k, by_fc1, seen, turned, to_x, columns);
+        if (by_x) write_block(by_x, to_x, p, observed, steps, t, n, width);
     }
     for (int64_t j = 0; j < size; j++) {
         vec *sum = (vec *)(carry + j * COLUMNS);
         for (int v = 0; v < width / LANES; v++) sum[v] += *((vec *)(later + j * COLUMNS) + v);
-        write_row(by_first + (p->k * size + j) * p->batch + p->first, sum, p->left, width);
+        write_row(by_first + (k * size + j) * p->batch + p->first, sum, p->left, width);
     }
 }
 
@@ -192,9 +202,9 @@ INLINE void backward_tile(const view *l, const tile *p, const kept *from, const 
                                 const kept *to, float *q, float *room) {                                              \
         forward_tile(l, p, x, first, last, to, q, room, width);                                                       \
     }                                                                                                                 \
-    static void backward_##width(const view *l, const tile *p, const kept *from, const float *by_q,                    \
-                                 const float *by_last, const gradients *to, float *by_first, float *room) {           \
-        backward_tile(l, p, from, by_q, by_last, to, by_first, room, width);                                          \
+    static void backward_##width(const layer *of, const view *l, const tile *p, const float *x, const kept *from,      \
+                                 const float *by_q, const float *by_last, float *by_first, float *by_x, float *room) { \
+        backward_tile(of, l, p, x, from, by_q, by_last, by_first, by_x, room, width);                                  \
     }
 TILES(32)
 TILES(16)
@@ -227,22 +237,23 @@ int k24_network(int64_t networks, int64_t steps, int64_t batch, const layer *lay
     return 0;
 }
 
-/* The gradients of k24_network, from those to q and to the last state (or NULL): to what each layer puts out, and to the
- * first state. */
-int k24_network_backward(int64_t networks, int64_t steps, int64_t batch, const layer *layers, float *fc1, float *h,
-                         float *gates, float *fc2, float *fc3, const float *by_q, const float *by_last, float *by_fc3,
-                         float *by_fc2, float *by_gates, float *by_side, float *by_fc1, float *by_first) {
-    const int64_t size = layers[FC2].inputs, buffers = (layers[FC4].rows + 12 * size) * COLUMNS;
+/* The gradients of k24_network, from those to q and to the last state (or NULL): added to those of the layers, and written
+ * to those to the first state and to x (unless it is NULL). Returns 1 where memory is short. */
+int k24_network_backward(int64_t networks, int64_t steps, int64_t batch, const layer *layers, const float *x, float *fc1,
+                         float *h, float *gates, float *fc2, float *fc3, const float *by_q, const float *by_last,
+                         float *by_first, float *by_x) {
+    const int64_t size = layers[FC2].inputs, observed = layers[FC1].inputs;
+    const int64_t buffers = (layers[FC4].rows + 13 * size + 2 * observed + most_turned(size, observed)) * COLUMNS;
     const kept from = {fc1, h, gates, fc2, fc3};
-    const gradients to = {by_fc1, by_gates, by_side, by_fc2, by_fc3};
     int64_t need = buffers;
-    for (int i = RNN_INPUT; i < LAYERS; i++) need += transposed_room(&layers[i].w, layers[i].inputs, layers[i].rows);
+    for (int i = by_x ? FC1 : RNN_INPUT; i < LAYERS; i++)
+        need += transposed_room(&layers[i].w, layers[i].inputs, layers[i].rows);
     float *room = scratch(need);
     if (!room) return 1;
     for (int64_t k = 0; k < networks; k++) {
         view l[LAYERS];
         float *at = room + buffers;
-        for (int i = RNN_INPUT; i < LAYERS; i++) {
+        for (int i = by_x ? FC1 : RNN_INPUT; i < LAYERS; i++) {
             l[i] = transposed_view(layers + i, k, at);
             at += transposed_room(&layers[i].w, layers[i].inputs, layers[i].rows);
         }
@@ -250,24 +261,9 @@ int k24_network_backward(int64_t networks, int64_t steps, int64_t batch, const l
             const tile p = tile_at(k, size, steps, batch, first);
             (p.width == 32   ? backward_32
              : p.width == 16 ? backward_16
-                             : backward_8)(l, &p, &from, by_q, by_last, &to, by_first, room);
+                             : backward_8)(layers, l, &p, x, &from, by_q, by_last, by_first, by_x, room);
         }
     }
     free(room);
     return 0;
-}
-
-/* Sums over the columns of x [rows, columns], for the gradients of biases. */
-void k24_row_sums(int64_t rows, int64_t columns, const float *x, float *sums) {
-    for (int64_t r = 0; r < rows; r++, x += columns) {
-        vec sum[4] = {all(0.0f), all(0.0f), all(0.0f), all(0.0f)};
-        int64_t c = 0;
-        for (; c + 4 * LANES <= columns; c += 4 * LANES)
-            for (int j = 0; j < 4; j++) sum[j] += load(x + c + j * LANES);
-        const vec total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-        float rest = 0.0f;
-        for (; c < columns; c++) rest += x[c];
-        for (int j = 0; j < LANES; j++) rest += total[j];
-        sums[r] = rest;
-    }
 }
