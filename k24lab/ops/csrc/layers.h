@@ -8,36 +8,46 @@
 #define COLUMNS 64     /* of a tile */
 #define DENSE_CHUNK 64 /* inputs of a dense matrix that stay in the nearest cache */
 
-/* Three rows of a dense matrix, so that each load of the tile serves three: as they are (step 1), or interleaved (step 3). */
-typedef struct {
-    const float *row[3];
-    int64_t step;
-} three;
+/* Rows of a dense matrix that are multiplied at once, so that each load of the tile serves all: three with NARROW columns,
+ * six with fewer, as the sums must hide the latency of the units that multiply and add. */
+#define AT_ONCE(width) ((width) == NARROW ? 3 : 6)
+#define SUMS 12
 
-INLINE void dense_rows(vec *restrict acc, const three *w, int64_t inputs, const float *tile, const int width) {
-    const int n = width / LANES;
-    const float *p = w->row[0], *q = w->row[1], *r = w->row[2];
+typedef struct {
+    const float *row[6];
+    int64_t step; /* floats between inputs */
+} rows;
+
+INLINE void dense_rows(vec *restrict acc, const rows *w, int64_t inputs, const float *tile, const int width) {
+    const int n = width / LANES, count = AT_ONCE(width);
     const int64_t step = w->step;
-    vec sum[3 * NARROW / LANES];
-    for (int j = 0; j < 3 * n; j++) sum[j] = all(0.0f);
+    const float *row[6];
+    vec sum[SUMS];
+    for (int r = 0; r < count; r++) row[r] = w->row[r];
+    for (int j = 0; j < count * n; j++) sum[j] = all(0.0f);
     int64_t i = 0, at = 0;
     do { /* at least once: else the compiler keeps the sums in memory */
-        const vec a = all(p[at]), b = all(q[at]), c = all(r[at]);
-        for (int j = 0; j < n; j++) {
-            vec x = *(const vec *)(tile + i * COLUMNS + j * LANES);
-            IN_REGISTER(x);
-            sum[j] += a * x;
-            sum[n + j] += b * x;
-            sum[2 * n + j] += c * x;
-        }
+        const vec *x = (const vec *)(tile + i * COLUMNS);
+        if (width == NARROW) { /* three weights and an input stay in registers, beside the sums */
+            const vec a = all(row[0][at]), b = all(row[1][at]), c = all(row[2][at]);
+            for (int j = 0; j < n; j++) {
+                vec y = x[j];
+                IN_REGISTER(y);
+                sum[j] += a * y;
+                sum[n + j] += b * y;
+                sum[2 * n + j] += c * y;
+            }
+        } else
+            for (int r = 0; r < count; r++)
+                for (int j = 0; j < n; j++) sum[r * n + j] += all(row[r][at]) * x[j];
         at += step;
     } while (++i < inputs);
-    for (int j = 0; j < 3 * n; j++) acc[j] += sum[j];
+    for (int j = 0; j < count * n; j++) acc[j] += sum[j];
 }
 
 /* Not inlined, where the compiler runs out of registers. Features of a tile are COLUMNS floats apart. */
 #define ROWS(width)                                                                                              \
-    static __attribute__((noinline)) void dense_rows_##width(vec *restrict acc, const three *w, int64_t inputs,     \
+    static __attribute__((noinline)) void dense_rows_##width(vec *restrict acc, const rows *w, int64_t inputs,      \
                                                              const float *tile) {                                \
         dense_rows(acc, w, inputs, tile, width);                                                                 \
     }
@@ -45,7 +55,7 @@ ROWS(32)
 ROWS(16)
 ROWS(8)
 
-INLINE void dense_three(vec *acc, const three *w, int64_t inputs, const float *tile, const int width) {
+INLINE void multiply_rows(vec *acc, const rows *w, int64_t inputs, const float *tile, const int width) {
     (width == 32 ? dense_rows_32 : width == 16 ? dense_rows_16 : dense_rows_8)(acc, w, inputs, tile);
 }
 
@@ -93,26 +103,38 @@ typedef struct {
     int is_packed;
     sparse packed;
     const float *dense;
-    int64_t gap, step; /* floats from row to row, and from input to input */
+    int64_t step; /* 1: rows as they are, 3: of three rows at a time, side by side */
     const float *bias;
     int64_t rows, inputs;
 } view;
 
 static view network_view(const layer *l, int64_t k) {
-    return (view){l->w.values != NULL, packed_network(&l->w, k, l->rows, l->inputs), l->w.dense + k * l->w.stride, l->inputs,
-                  1, l->bias + k * l->bias_stride, l->rows, l->inputs};
+    return (view){l->w.values != NULL, packed_network(&l->w, k, l->rows, l->inputs), l->w.dense + k * l->w.stride, 1,
+                  l->bias + k * l->bias_stride, l->rows, l->inputs};
 }
 
 static view transposed_view(const layer *l, int64_t k, float *room) {
     const transposed t = transpose(&l->w, k, l->inputs, l->rows, room);
-    return (view){l->w.values != NULL, t.packed, t.interleaved, 1, 3, NULL, l->inputs, l->rows};
+    return (view){l->w.values != NULL, t.packed, t.interleaved, 3, NULL, l->inputs, l->rows};
 }
 
-/* Rows j, j + 1 and j + 2 of a dense matrix from input `start` on; beyond the last row the first of them again. */
-INLINE three rows_of(const view *l, int64_t j, int64_t start) {
-    const float *row = l->dense + j * l->inputs + start * l->step;
-    const int64_t left = l->rows - j;
-    return (three){{row, left > 1 ? row + l->gap : row, left > 2 ? row + 2 * l->gap : row}, l->step};
+/* Rows of a dense matrix from row j and input `start` on; beyond the last row the first of them again. */
+INLINE rows rows_at(const view *l, int64_t j, int64_t start, const int count) {
+    rows found = {.step = l->step};
+    for (int r = 0; r < count; r++) {
+        const int64_t i = j + r < l->rows ? j + r : j;
+        found.row[r] = l->step == 1 ? l->dense + i * l->inputs + start : l->dense + i / 3 * 3 * l->inputs + i % 3 + 3 * start;
+    }
+    return found;
+}
+
+/* Large matrices come from far away, a few short runs at a time: fetch what the next rows will need. */
+INLINE void prefetch_rows(const view *l, int64_t j, int64_t start, int64_t size, const int count) {
+    for (int64_t r = j; r < j + count && r < l->rows; r++) {
+        const rows next = rows_at(l, r, start, 1);
+        if (l->step == 1 || r % 3 == 0)
+            for (int64_t i = 0; i < size * l->step; i += 16) __builtin_prefetch(next.row[0] + i);
+    }
 }
 
 /* A row's sums begin with what is there, or with the bias before the first inputs. */
@@ -142,26 +164,22 @@ INLINE void packed_layer(const view *l, const float *in, float *out, int relu, c
 
 /* The same of a dense matrix. */
 INLINE void dense_layer(const view *l, const float *in, float *out, int64_t columns, int relu, const int width) {
-    const int n = width / LANES;
+    const int n = width / LANES, count = AT_ONCE(width);
     for (int64_t start = 0; start < l->inputs; start += DENSE_CHUNK) {
         const int64_t left = l->inputs - start, size = left < DENSE_CHUNK ? left : DENSE_CHUNK;
-        for (int64_t row = 0; row < l->rows; row += 3) {
-            const three rows = rows_of(l, row, start);
-            const int64_t some = l->rows - row < 3 ? l->rows - row : 3;
-            if (row + 3 < l->rows) { /* large matrices come from far away, a few short runs at a time */
-                const three next = rows_of(l, row + 3, start);
-                for (int64_t i = 0; i < size; i += 16)
-                    for (int g = 0; g < 3; g++) __builtin_prefetch(next.row[g] + i * l->step + (l->step == 1 ? 0 : 16 * g));
-            }
+        for (int64_t row = 0; row < l->rows; row += count) {
+            const rows some = rows_at(l, row, start, count);
+            prefetch_rows(l, row + count, start, size, count);
             for (int64_t c = 0; c < columns; c += width) {
                 float *to = out + row * COLUMNS + c;
-                vec acc[3 * NARROW / LANES];
-                for (int64_t g = 0; g < 3; g++) {
-                    const int64_t r = g < some ? g : 0;
-                    begin_row(acc + g * n, to + r * COLUMNS, l->bias, row + r, start, width);
+                vec acc[SUMS];
+                for (int r = 0; r < count; r++) {
+                    const int64_t there = row + r < l->rows ? r : 0;
+                    begin_row(acc + r * n, to + there * COLUMNS, l->bias, row + there, start, width);
                 }
-                dense_three(acc, &rows, size, in + start * COLUMNS + c, width);
-                for (int64_t g = 0; g < some; g++) end_row(to + g * COLUMNS, acc + g * n, relu && size == left, width);
+                multiply_rows(acc, &some, size, in + start * COLUMNS + c, width);
+                for (int r = 0; r < count && row + r < l->rows; r++)
+                    end_row(to + r * COLUMNS, acc + r * n, relu && size == left, width);
             }
         }
     }
@@ -231,12 +249,12 @@ static void add_gradients(const layer *l, int64_t k, const float *grad, const fl
         for (int64_t row = 0; row < l->rows; row += 3) {
             const int64_t some = l->rows - row < 3 ? l->rows - row : 3;
             const float *first = grad + row * COLUMNS;
-            const three rows = {{first, some > 1 ? first + COLUMNS : first, some > 2 ? first + 2 * COLUMNS : first}, 1};
-            vec acc[3 * NARROW / LANES];
+            const rows three = {{first, some > 1 ? first + COLUMNS : first, some > 2 ? first + 2 * COLUMNS : first}, 1};
+            vec acc[SUMS];
             for (int64_t g = 3; g < 6; g++) prefetch(by_weight + (row + g) * l->inputs + i, NARROW);
             for (int64_t g = 0; g < 3; g++)
                 read_row((float *)(acc + g * n), by_weight + (row + (g < some ? g : 0)) * l->inputs + i, left, NARROW);
-            dense_three(acc, &rows, columns, tile, NARROW);
+            multiply_rows(acc, &three, columns, tile, NARROW);
             for (int64_t g = 0; g < some; g++)
                 write_row(by_weight + (row + g) * l->inputs + i, acc + g * n, left, NARROW);
         }
