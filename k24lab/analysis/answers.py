@@ -42,9 +42,10 @@ def _verdict(ours: np.ndarray, theirs: np.ndarray, name: str, digits: int) -> st
     if low <= 0 <= high:
         return "no difference shown"
     word = "higher" if difference > 0 else "lower"
-    by = f"{abs(difference):.{digits}f} {_interval(*sorted((abs(low), abs(high))), digits)}"
-    chance, *ends = probability_of_improvement([ours], [theirs])
-    return f"{name} is {word} by {by}, probability of improvement {chance:.2f} {_interval(*ends, 2)}"
+    ends = sorted((abs(low), abs(high)))
+    by = f"{abs(difference):.{digits}f} {_interval(ends[0], ends[1], digits)}"
+    chance, low, high = probability_of_improvement([ours], [theirs])
+    return f"{name} is {word} by {by}, probability of improvement {chance:.2f} {_interval(low, high, 2)}"
 
 
 def compare_tasks(summaries: pd.DataFrame, reference: str, value: str = RETURN) -> str:

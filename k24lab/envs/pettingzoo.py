@@ -70,6 +70,7 @@ class PettingZooEnv(SingleEnv):
     # Since the last reset:
     t: int  # env steps
     dead: dict[Any, int]  # names of agents that will not act before the next reset -> their last step
+    rewards: Mapping[Any, Any]  # of the last step, by agent
     _here: list[int]  # agents that act next (or acted last)
 
     def __init__(self, env: ParallelEnv, episode_limit: object = None, named_limit: object = None):
@@ -124,6 +125,7 @@ class PettingZooEnv(SingleEnv):
         names = ("observations", "rewards", "terminated", "truncated", "infos")
         answer = self._dictionaries(names, f"step {self.t}", call(f"step {self.t}", self.env.step, sent))
         obs, rewards, terminated, truncated, infos = answer
+        self.rewards = rewards
         terminations = self._flagged("terminated", terminated, acted)
         truncations = self._flagged("truncated", truncated, acted)
         self.dead.update(dict.fromkeys(terminations | truncations, self.t))
@@ -171,7 +173,7 @@ class PettingZooEnv(SingleEnv):
             return SMALL_SEEDS
 
     def _ask_reset(self, seed: int) -> Any:
-        self.t, self.dead = 0, {}
+        self.t, self.dead, self.rewards = 0, {}, {}
         answer = call(f"reset(seed={seed})", self.env.reset, seed=seed)
         answer = self._dictionaries(("observations", "infos"), "reset", answer)
         if (now := list(self.env.possible_agents)) != self._names:
