@@ -114,9 +114,7 @@ def test_what_the_converter_refuses_is_told():
     env = make_env("pettingzoo/k24_aec:Together", 1)
     env.reset(0)
     env.step(torch.ones(1, 2, dtype=torch.int64))
-    with pytest.raises(
-        RunError, match="step 2 raised ValueError: when an agent is dead, the only valid action is None"
-    ):
+    with pytest.raises(RunError, match="step 2 raised ValueError: when an agent is dead, the only valid"):
         env.step(torch.ones(1, 2, dtype=torch.int64))
 
 

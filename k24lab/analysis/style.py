@@ -97,7 +97,7 @@ def method_style(method: str) -> LineStyle:
 
 def run_title(run: Run, shown: str = "") -> str:
     """Title of a picture of a run: method, seed, what of it is `shown`, and its id (a long one in a second line)."""
-    parts = [method_style(str(run.config["method"])).label, f"seed {run.config['seed']}", shown]
+    parts = [method_style(str(run.config.get("method"))).label, f"seed {run.config.get('seed')}", shown]
     said = ", ".join(part for part in parts if part)
     between = " " if len(said) + len(run.id) < TITLE_LETTERS else "\n"
     return f"{said}{between}({run.id})"
