@@ -15,6 +15,7 @@ KNOWN: dict[str, dict[str, float]] = {
     "vmas/het_mass": {RANDOM: -10.01, SCRIPTED: 9.02},
     "vmas/give_way": {RANDOM: 0.00},
     "vmas/asym_joint": {RANDOM: -11.52},
+    "lbforaging/Foraging-6x6-2p-2f-coop-v3": {RANDOM: 0.01},
     "mpe/simple_spread": {RANDOM: -78.87, SCRIPTED: -24.99},
     "mpe/simple_tag:prey=random": {RANDOM: 13.26, SCRIPTED: 198.66},
 }
