@@ -56,8 +56,8 @@ def fit(variant: str, seed: int, s: Settings) -> float:
     if variant == "random masks":
         k24lab.freeze_masks(model)
     named = list(model.named_parameters())
-    alphas = [p for name, p in named if name.endswith("hetero_alpha")]
-    weights = [p for name, p in named if not name.endswith("hetero_alpha")]
+    alphas: list[Tensor] = [p for name, p in named if name.endswith("hetero_alpha")]
+    weights: list[Tensor] = [p for name, p in named if not name.endswith("hetero_alpha")]
     optimizer = torch.optim.Adam([{"params": weights}, {"params": alphas, "lr": s.lr * s.alpha_lr_factor}], lr=s.lr)
     for step in range(s.steps):
         if variant == "annealed":

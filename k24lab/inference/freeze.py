@@ -155,6 +155,13 @@ def freeze_run(folder: Path) -> FrozenTeam:
 
     A run that acts with drawn masks was never evaluated with the argmax masks that the team has: that is a warning. No
     checkpoint is a RunError, a method whose networks are not 2:4 a ConfigError.
+
+    >>> import k24lab
+    >>> config = k24lab.build_config(task="rolenav", t_max=400, test_episodes=10)  # much too short to learn anything
+    >>> run = k24lab.train(config, name="doc", progress=False)
+    >>> team = k24lab.freeze_run(run)
+    >>> team.n_agents, team.layers["fc2"].patterns.shape  # a pattern for each agent, row and group of four weights
+    (3, torch.Size([3, 64, 16]))
     """
     learner, config, t_env = load_learner(folder)
     if config.acting_masks == "drawn":
@@ -182,7 +189,15 @@ def load_learner(folder: Path) -> tuple[K24QLearner, Config, int]:
 
 
 def save_team(team: FrozenTeam, path: Path, dtype: str = "float32") -> None:
-    """Write a team, whole or not at all; `dtype` of its weights (int8: a scale for each row), biases in float32."""
+    """Write a team, whole or not at all; `dtype` of its weights (int8: a scale for each row), biases in float32.
+
+    >>> import k24lab
+    >>> config = k24lab.build_config(task="rolenav", t_max=400, test_episodes=10)  # much too short to learn anything
+    >>> run = k24lab.train(config, name="doc", progress=False)
+    >>> k24lab.save_team(k24lab.freeze_run(run), run / "team.safetensors", dtype="int8")
+    >>> k24lab.load_team(run / "team.safetensors").dtype
+    'int8'
+    """
     if dtype not in DTYPES:
         raise ConfigError(unknown("dtype", dtype, DTYPES))
     tensors: dict[str, Tensor] = {}
@@ -209,7 +224,15 @@ def save_team(team: FrozenTeam, path: Path, dtype: str = "float32") -> None:
 
 
 def load_team(path: Path) -> FrozenTeam:
-    """Read a team; its weights are float32 again, rounded as the file has them. What is no team is a RunError."""
+    """Read a team; its weights are float32 again, rounded as the file has them. What is no team is a RunError.
+
+    >>> import k24lab
+    >>> config = k24lab.build_config(task="rolenav", t_max=400, test_episodes=10)  # much too short to learn anything
+    >>> run = k24lab.train(config, name="doc", progress=False)
+    >>> k24lab.save_team(k24lab.freeze_run(run), run / "team.safetensors")
+    >>> k24lab.load_team(run / "team.safetensors").n_agents
+    3
+    """
     about, tensors = tensorfile.read(path, FORMAT)
     try:
         return _team(about, tensors)
