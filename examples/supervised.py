@@ -56,9 +56,9 @@ def fit(variant: str, seed: int, s: Settings) -> float:
     if variant == "random masks":
         k24lab.freeze_masks(model)
     named = list(model.named_parameters())
-    alphas: list[Tensor] = [p for name, p in named if name.endswith("hetero_alpha")]
-    weights: list[Tensor] = [p for name, p in named if not name.endswith("hetero_alpha")]
-    optimizer = torch.optim.Adam([{"params": weights}, {"params": alphas, "lr": s.lr * s.alpha_lr_factor}], lr=s.lr)
+    optimizer = torch.optim.Adam([p for name, p in named if not name.endswith("hetero_alpha")], lr=s.lr)
+    if alphas := [p for name, p in named if name.endswith("hetero_alpha") and p.requires_grad]:
+        optimizer.add_param_group({"params": alphas, "lr": s.lr * s.alpha_lr_factor})
     for step in range(s.steps):
         if variant == "annealed":
             k24lab.anneal(model, step / s.steps)
