@@ -61,9 +61,9 @@ def test_locks_differ_only_where_smacv2_demands_it():
 @pytest.mark.parametrize(
     ("lock", "without"),
     [
-        (LOCK, {"browser", "docs", "ray", "smax", "smacv2", "video"}),
-        (SMACV2_LOCK, {"browser", "docs", "ray", "smax", "onnx", "video"}),
-        (LOCK | DOCS_LOCK, {"browser", "ray", "smax", "smacv2", "video"}),
+        (LOCK, {"browser", "docs", "ray", "smax", "smacv2", "video", "wandb"}),
+        (SMACV2_LOCK, {"browser", "docs", "ray", "smax", "onnx", "video", "wandb"}),
+        (LOCK | DOCS_LOCK, {"browser", "ray", "smax", "smacv2", "video", "wandb"}),
     ],
 )
 def test_lock_names_one_exact_version_of_everything_we_depend_on(lock, without):

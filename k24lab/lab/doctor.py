@@ -111,6 +111,7 @@ PARTS: dict[str, Callable[[], list[Check]]] = {
     "kernels": _kernels,
     "cuda": _gpu,
     "tensorboard": _of_extra("tensorboard", "tensorboard"),
+    "wandb": _of_extra("wandb", "wandb"),
     "onnx": _of_extra("onnx", "onnx", "onnxruntime"),
     "video": _video,
     "vmas": _of_extra("vmas", "vmas"),
