@@ -90,9 +90,10 @@ def test_the_lock_is_what_runs_here():
 
 
 def test_version_is_the_same_everywhere():
-    assert (
-        PYPROJECT["project"]["version"] == __version__ == yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]
-    )
+    assert PYPROJECT["project"]["dynamic"] == ["version"]
+    assert PYPROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "k24lab.__version__"}
+    assert __version__ == yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]
+    assert f"\n## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_make_lists_its_two_commands():

@@ -5,7 +5,8 @@ from pathlib import Path
 
 HOME_VARIABLE = "K24LAB_HOME"
 FIGURES_VARIABLE = "K24LAB_FIGURES"
-CHECKOUT = Path(__file__).resolve().parents[2]  # of an editable install
+PACKAGE = Path(__file__).resolve().parents[1]
+CHECKOUT = PACKAGE.parent  # of an editable install
 
 
 def project_root() -> Path:
@@ -19,10 +20,15 @@ def project_root() -> Path:
     return CHECKOUT if (CHECKOUT / "pyproject.toml").is_file() else Path.cwd()
 
 
-def notebooks_dir() -> Path:
-    """Folder of the notebooks: that of the project root, or where it has none that of the checkout."""
-    own = project_root() / "notebooks"
-    return own if own.is_dir() else CHECKOUT / "notebooks"
+def packaged_notebooks() -> Path:
+    """Folder of the notebooks and grids that come with the package: inside it in a wheel, else in the checkout."""
+    inside = PACKAGE / "notebooks"
+    return inside if inside.is_dir() else CHECKOUT / "notebooks"
+
+
+def notebook_folders() -> tuple[Path, ...]:
+    """Where notebooks are looked for: in the project root, which may have some of its own, then in the package."""
+    return project_root() / "notebooks", packaged_notebooks()
 
 
 def runs_dir() -> Path:
