@@ -15,16 +15,17 @@ builds = {"k24lab.ops._k24": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     builds["k24lab.ops._k24_avx2"] = ["-march=x86-64-v3"]
     builds["k24lab.ops._k24_avx512"] = ["-march=x86-64-v4"]  # the same vectors, and registers for twice as many
+SHIPPED = ("notebooks/*.ipynb", "notebooks/grids/*.yaml", "figures/speed/bench_inference*.csv")
 
 
 class BuildWithNotebooks(build_py):
-    """Copies notebooks and grids into the package: a checkout has them at its top, a wheel in k24lab/notebooks."""
+    """Copies notebooks, grids and measurements into the package: a checkout has them at its top, a wheel in k24lab/."""
 
     def run(self):
         """Build the package, then copy; an editable install reads those of its checkout."""
         super().run()
-        for pattern in () if self.editable_mode else ("*.ipynb", "grids/*.yaml"):
-            for source in Path("notebooks").glob(pattern):
+        for pattern in () if self.editable_mode else SHIPPED:
+            for source in Path().glob(pattern):
                 target = Path(self.build_lib, "k24lab", source)
                 self.mkpath(str(target.parent))
                 self.copy_file(str(source), str(target))

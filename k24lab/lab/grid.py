@@ -12,7 +12,7 @@ from k24lab.envs.tasks import canonical_text
 from k24lab.errors import ConfigError, unknown
 from k24lab.lab.config import NOT_HASHED, Config, build_config
 from k24lab.lab.notebooks import parameter_names
-from k24lab.lab.paths import packaged_notebooks
+from k24lab.lab.paths import SHIPPED
 from k24lab.lab.runs import check_name
 from k24lab.lab.unused_settings import same_run_key
 from k24lab.lab.yamlfile import load_yaml
@@ -189,7 +189,7 @@ def _mapping(what: str, value: Any) -> dict[str, Any]:
 
 def _find(path: Path) -> Path:
     """The path; or the package's own grid, where only its name is given and there is no such file."""
-    own = packaged_notebooks() / "grids" / f"{path}.yaml"
+    own = SHIPPED / "notebooks" / "grids" / f"{path}.yaml"
     return own if not path.suffix and not path.is_file() and own.is_file() else path
 
 
@@ -197,7 +197,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         data = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
-        own = ", ".join(sorted(file.stem for file in (packaged_notebooks() / "grids").glob("*.yaml")))
+        own = ", ".join(sorted(file.stem for file in (SHIPPED / "notebooks" / "grids").glob("*.yaml")))
         raise ConfigError(f"no grid file {path}: {error.strerror} (k24lab has {own})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error

@@ -11,7 +11,7 @@ import yaml
 
 from k24lab.errors import ConfigError, RunError, unknown
 from k24lab.lab.config import Config, build_config
-from k24lab.lab.paths import notebook_folders, packaged_notebooks, project_root
+from k24lab.lab.paths import SHIPPED, notebook_folders, project_root
 from k24lab.lab.runs import read_config
 from k24lab.lab.yamlfile import load_yaml
 
@@ -32,7 +32,7 @@ def notebook_path(name: str) -> Path:
 
 def copy_notebooks(folder: Path) -> Path:
     """Copy the notebooks and grids of the package into a new folder, to open and change them there."""
-    return shutil.copytree(packaged_notebooks(), folder, ignore=shutil.ignore_patterns("*.py", "__pycache__", ".*"))
+    return shutil.copytree(SHIPPED / "notebooks", folder, ignore=shutil.ignore_patterns("*.py", "__pycache__", ".*"))
 
 
 def import_papermill() -> Any:

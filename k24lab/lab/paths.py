@@ -7,6 +7,8 @@ HOME_VARIABLE = "K24LAB_HOME"
 FIGURES_VARIABLE = "K24LAB_FIGURES"
 PACKAGE = Path(__file__).resolve().parents[1]
 CHECKOUT = PACKAGE.parent  # of an editable install
+# Holds notebooks/ and, of figures/, what notebooks read: a wheel has both inside the package, a checkout at its top.
+SHIPPED = PACKAGE if (PACKAGE / "notebooks").is_dir() else CHECKOUT
 
 
 def project_root() -> Path:
@@ -20,15 +22,9 @@ def project_root() -> Path:
     return CHECKOUT if (CHECKOUT / "pyproject.toml").is_file() else Path.cwd()
 
 
-def packaged_notebooks() -> Path:
-    """Folder of the notebooks and grids that come with the package: inside it in a wheel, else in the checkout."""
-    inside = PACKAGE / "notebooks"
-    return inside if inside.is_dir() else CHECKOUT / "notebooks"
-
-
 def notebook_folders() -> tuple[Path, ...]:
     """Where notebooks are looked for: in the project root, which may have some of its own, then in the package."""
-    return project_root() / "notebooks", packaged_notebooks()
+    return project_root() / "notebooks", SHIPPED / "notebooks"
 
 
 def runs_dir() -> Path:
