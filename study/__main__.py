@@ -23,6 +23,7 @@ def main() -> None:
     two.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     two.add_argument("--jobs", type=int, help="as of tune")
     commands.add_parser("choose", help="write what the tuning chose into figures/tuning/candidates.csv")
+    commands.add_parser("results", help="tables and figures of all runs of the report so far, into figures/study/")
     commands.add_parser("references", help="returns of random actions and of scripted controllers")
     given = parser.parse_args()
     with one_line_errors():
@@ -38,6 +39,11 @@ def _run(given: argparse.Namespace) -> None:
         for task in TUNING_TASKS:
             restore(group(task), summaries(task))
         print("complete:", ", ".join(write_choices(STUDIED)) or "no method yet")
+        return
+    if given.command == "results":
+        from study.results import write_results  # loads matplotlib
+
+        print("\n".join(map(str, write_results())))
         return
     if given.command == "report":
         report(given.tasks, build_backend("local", Resources(jobs=given.jobs), "report"))
