@@ -37,6 +37,7 @@ refused "pip install 'k24lab[wandb]'" train --loggers wandb --name other
 refused "allowed: rolenav8, vmas_navigation" replay --team rolenav9
 
 pip install "k24lab[notebooks,mpe,vmas,tensorboard,wandb] @ file://$wheel"
+touch installed
 k24lab replay --team vmas_navigation --episodes 1
 k24lab train --task mpe2/simple_spread --t-max 2000 --n-envs 8 --batch-size 8 --name mpe2 --loggers tensorboard,wandb --quiet
 test -s here/runs/mpe2/*/wandb/offline-run-*/*.wandb
@@ -45,6 +46,8 @@ sed -e 's/seed: .*/seed: [0, 1]/' here/copy/grids/demo.yaml > here/small.yaml
 echo 'common: {t_max: 3200, hidden_dim: 16, n_envs: 8, batch_size: 8, test_episodes: 8, snapshot_interval: 800}' >> here/small.yaml
 k24lab sweep small.yaml --jobs 2
 k24lab notebooks --runs demo --jobs 2
-timeout 20 env/bin/k24lab sweep demo --jobs 1 > here/sweep.txt 2>&1 || [ $? = 124 ]  # found by its name: it starts
-ls here here/figures here/executed
-test -z "$(find env -name '*.gif' -newer here/help.txt -o -name 'runs' -newer here/help.txt)"  # nothing is written there
+(cd here && timeout 20 ../env/bin/k24lab sweep demo --jobs 1 > sweep.txt 2>&1) || [ $? = 124 ]  # by its name: it starts
+[ "$(ls here/runs/demo | wc -l)" = 20 ]  # 8 of the small grid and 12 of the package's
+written=$(find env -newer installed -type f ! -name '*.pyc')
+[ -z "$written" ] || { echo "written into the installation: $written" >&2; exit 1; }
+echo "the wheel works outside of the repository"
