@@ -11,8 +11,8 @@ network that sees all observations. What differs from MAPPO (Yu et al., 2022) is
   iteration draws other masks;
 - `diversity_loss` keeps the masks apart.
 
-At the end the team acts under its argmax masks, and `extract` gives the network of one agent. Seed 1 takes three minutes
-on one core; the return rises from 1.45 to about 3.1, and that of the greedy policy is 3.34:
+At the end the team acts under its argmax masks, and `extract` gives the network of one agent. Seed 1 takes three
+minutes on one core; the return rises from 1.45 to about 3.1, and that of the greedy policy is 3.34:
 
     python examples/ppo_cleanrl_style.py --seed 1
     python examples/ppo_cleanrl_style.py --seed 1 --no-masks  # one dense actor for all
