@@ -62,6 +62,10 @@ class EMAActivationTracker(nn.Module):
         self.ema_activation.lerp_(target, torch.where(self.started, 1 - self.decay, 1.0).to(target))
         self.started |= seen
 
+    def update_from_sum(self, total: Float[Tensor, "M in"], count: Float[Tensor, " M"]) -> None:
+        """`update` with the sum of |x_i| in place of the mean."""
+        self.update(total / count.clamp_min(1).unsqueeze(1), count)
+
     @torch.no_grad()
     def soften(self, share: float) -> None:
         """Move every entry by `share` of the way to the mean of its mask."""
@@ -73,13 +77,13 @@ class SharedDraw:
 
     def __init__(self, mask: Float[Tensor, "M out in"], pattern_probs: Float[Tensor, "6 M groups"]):
         self.mask, self.pattern_probs = mask, pattern_probs
-        self.total: Tensor | None = None  # [M, in], sum of |x| over the inputs of each mask
-        self.count: Tensor | None = None  # [M], how many these were
+        self.seen: tuple[Tensor, Tensor] | None = (
+            None  # sum [M, in] of |x| over the inputs of each mask, their number [M]
+        )
 
     def add(self, total: Float[Tensor, "M in"], count: Float[Tensor, " M"]) -> None:
         """Take in the inputs of one forward pass."""
-        self.total = total if self.total is None else self.total + total
-        self.count = count if self.count is None else self.count + count
+        self.seen = (total, count) if self.seen is None else (self.seen[0] + total, self.seen[1] + count)
 
 
 class SemiStructuredLinear24(nn.Module):
@@ -207,7 +211,7 @@ class SemiStructuredLinear24(nn.Module):
         seen = rows.new_full((self.n_masks,), rows.shape[1], dtype=kind) if count is None else count.to(kind)
         total = torch.linalg.vector_norm(rows, ord=1, dim=1, dtype=torch.promote_types(kind, rows.dtype))
         if self.shared_draw is None:
-            self.ema_tracker.update(total / seen.clamp_min(1).unsqueeze(1), seen)
+            self.ema_tracker.update_from_sum(total, seen)
         else:  # the running mean decays once an update
             self.shared_draw.add(total, seen)
 
