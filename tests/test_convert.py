@@ -95,8 +95,10 @@ def test_a_single_layer_is_converted_and_extracted_as_a_whole():
     layer = nn.Linear(8, 4)
     masked = convert(layer, M).eval()
     assert isinstance(masked, SemiStructuredLinear24)
-    one = extract(masked, 1)
-    assert type(one) is nn.Linear and torch.equal(one.weight, layer.weight * masked.argmax_mask()[1])
+    assert not extract(masked.double(), 1).training and extract(masked.train(), 1).training
+    one = extract(masked.float(), 1)
+    assert extract(masked.double(), 1).weight.dtype == torch.float64
+    assert type(one) is nn.Linear and torch.equal(one.weight, layer.weight * masked.float().argmax_mask()[1])
 
 
 @pytest.mark.parametrize(
@@ -109,6 +111,11 @@ def test_a_single_layer_is_converted_and_extracted_as_a_whole():
 def test_a_gru_that_cannot_be_masked_is_an_error_that_names_it(rnn, expected):
     with pytest.raises(InputError, match=expected):
         convert(nn.Sequential(nn.Linear(4, 4), rnn), M)
+
+
+@pytest.mark.filterwarnings("ignore:dropout option adds dropout after all but last")
+def test_a_gru_of_one_layer_has_no_use_for_dropout_and_is_converted():
+    assert isinstance(convert(nn.GRU(4, 4, dropout=0.5), M), MaskedGRU)
 
 
 def test_nothing_to_convert_and_no_masks_are_errors():
@@ -139,6 +146,10 @@ def test_each_mask_of_a_gru_is_torchs_gru_with_masked_weights(bias, batch_first,
         assert sum(weight.count_nonzero() for weight in (one.weight_hh_l0,)) == 18 * 4
     torch.testing.assert_close(got, x.grad)
     assert y.shape == (M, 4, 7, 6) and last.shape == h.shape
+
+
+def test_grus_have_a_bias_unless_told_otherwise():
+    assert MaskedGRU(5, 6, M).hidden_gates[0].has_bias and MaskedGRUCell(5, 6, M).hidden_gates.has_bias
 
 
 def test_a_gru_without_batch_or_first_state_starts_at_zero_as_torchs_does():

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import k24lab
+from k24lab.lab.paths import CHECKOUT
 from k24lab.marl.agent import RNNAgent
 
 
@@ -35,6 +36,13 @@ def test_each_public_name_has_an_example_that_uses_it_and_runs(name):
 def test_the_tour_of_the_package_names_everything_and_runs():
     assert [name for name in k24lab.__all__ if f"`{name}`" not in k24lab.__doc__] == []
     run(examples("k24lab", k24lab.__doc__))
+
+
+def test_the_snippet_of_the_page_about_the_layer_runs_as_it_stands():
+    code = (CHECKOUT / "docs" / "layer.md").read_text().split("```python\n")[1].split("```")[0]
+    names: dict = {}
+    exec(code, names)
+    assert names["one"](names["x"][0]).allclose(names["y"][0], atol=1e-5)
 
 
 def test_an_agent_can_be_called():

@@ -33,8 +33,7 @@ def convert(
         The copy, on the device and in the dtype of the model.
 
     Raises:
-        InputError: no module to convert, a name that is not there, or a GRU that is bidirectional, has projections or
-            dropout.
+        InputError: no module to convert, a name that is not there, or a GRU that is bidirectional or has dropout.
 
     >>> import torch, k24lab
     >>> from torch import nn
@@ -135,7 +134,6 @@ def _check_gru(name: str, module: nn.GRU) -> None:
     """Refuse what `MaskedGRU` is not."""
     cannot = {
         "bidirectional = True": module.bidirectional,
-        f"proj_size = {module.proj_size}": module.proj_size > 0,
         f"dropout = {module.dropout}": module.dropout > 0 and module.num_layers > 1,
     }
     if found := ", ".join(text for text, is_so in cannot.items() if is_so):
