@@ -49,9 +49,17 @@ def check_switch() -> None:
 
 
 def usable(tensor: Tensor) -> bool:
-    """Whether the kernels can work on tensors like this one, and should."""
-    suits = tensor.device.type == "cpu" and tensor.dtype == torch.float32
+    """Whether the kernels can work on tensors like this one, and should.
+
+    The kernels read memory by its address. Inside `torch.vmap` and other transforms of functions a tensor has none.
+    """
+    suits = tensor.device.type == "cpu" and tensor.dtype == torch.float32 and not transformed()
     return suits and torch.get_num_threads() <= MOST_THREADS and library() is not None
+
+
+def transformed() -> bool:
+    """Whether the code that runs is inside `torch.vmap` or another transform of functions."""
+    return torch._C._are_functorch_transforms_active()
 
 
 def in_use(tensor: Tensor) -> str:
