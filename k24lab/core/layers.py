@@ -138,6 +138,11 @@ class SemiStructuredLinear24(nn.Module):
         self.register_buffer("selection_frequency", torch.full_like(alpha, 0.5))
 
     @property
+    def has_bias(self) -> bool:
+        """Whether the bias is a parameter."""
+        return "bias" in self._parameters
+
+    @property
     def learns_masks(self) -> bool:
         """Whether the masks are still drawn and learned; `k24lab.freeze_masks` ends it."""
         alpha: Tensor = self.hetero_alpha
@@ -253,7 +258,7 @@ class SemiStructuredLinear24(nn.Module):
 
     def extra_repr(self) -> str:
         """Sizes, for print(agent)."""
-        bias = "" if "bias" in self._parameters else ", bias=False"
+        bias = "" if self.has_bias else ", bias=False"
         return f"in_features={self.in_features}, out_features={self.out_features}, n_masks={self.n_masks}{bias}"
 
 

@@ -51,15 +51,12 @@ def check_switch() -> None:
 def usable(tensor: Tensor) -> bool:
     """Whether the kernels can work on tensors like this one, and should.
 
-    The kernels read memory by its address. Inside `torch.vmap` and other transforms of functions a tensor has none.
+    They read memory by its address, which tensors inside torch.vmap do not have. torch.compile traces torch alone.
     """
-    suits = tensor.device.type == "cpu" and tensor.dtype == torch.float32 and not transformed()
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    suits = tensor.device.type == "cpu" and tensor.dtype == torch.float32
     return suits and torch.get_num_threads() <= MOST_THREADS and library() is not None
-
-
-def transformed() -> bool:
-    """Whether the code that runs is inside `torch.vmap` or another transform of functions."""
-    return torch._C._are_functorch_transforms_active()
 
 
 def in_use(tensor: Tensor) -> str:

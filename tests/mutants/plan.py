@@ -22,6 +22,8 @@ PLAN = (
     _part("ops/mask_draws.py", "gradients kernels reference_update"),
     _part("core/layers.py", "layers modules masks kernels reference_state reference_update"),
     _part("core/modules.py", "modules"),
+    _part("core/recurrent.py", "convert"),
+    _part("core/convert.py", "convert"),
     _part("core/baselines.py", "baselines gradients reference_update"),
     _part("core/gains.py", "gains reference_update"),
     _part("core/hypernetwork.py", "gains reference_update"),
