@@ -25,7 +25,7 @@ METHODS = {
     "shared": "BenchMARL, shared parameters",
     "separate": "BenchMARL, separate parameters",
     "k24": "K-2:4",
-    "k24-argmax": 'K-2:4, argmax masks in the loss (`noise="none"`)',
+    "k24-drawn": 'K-2:4, `on_policy_masks="drawn"`',
     "random24": "random 2:4 masks",
 }
 CELLS = (64, 64)  # of policy and critic
@@ -36,13 +36,11 @@ def policy(method: str) -> ModelConfig:
     from benchmarl.models import MlpConfig
     from torch import nn
 
-    from k24lab.core.config import MaskConfig
     from k24lab.integrations.benchmarl import K24MlpConfig
 
     if method in ("shared", "separate"):
         return MlpConfig(num_cells=CELLS, layer_class=nn.Linear, activation_class=nn.Tanh)
-    masks = MaskConfig(noise="none" if method == "k24-argmax" else "annealed")
-    return K24MlpConfig(num_cells=CELLS, masks="random" if method == "random24" else "learned", mask_config=masks)
+    return K24MlpConfig(num_cells=CELLS, masks="random" if method == "random24" else "learned")
 
 
 def settings(method: str, folder: str, n_iters: int) -> ExperimentConfig:
@@ -87,7 +85,7 @@ def build(method: str, seed: int, folder: str, n_iters: int) -> Experiment:
         critic_model_config=MlpConfig(num_cells=CELLS, layer_class=nn.Linear, activation_class=nn.Tanh),
         seed=seed,
         config=settings(method, folder, n_iters),
-        callbacks=[K24Callback()],
+        callbacks=[K24Callback(on_policy_masks="drawn" if method == "k24-drawn" else "argmax")],
     )
 
 
@@ -119,7 +117,7 @@ def run(seeds: int = 3, n_iters: int = 40, table: Path = TABLE) -> None:
         n_iters: batches of 6000 frames.
         table: runs that are in it are not trained again.
     """
-    rows = pd.read_csv(table).to_dict("records") if table.exists() else []
+    rows: list[dict[Any, Any]] = pd.read_csv(table).to_dict("records") if table.exists() else []
     for seed in range(seeds):
         for method in METHODS:
             if any((row["method"], row["seed"]) == (method, seed) for row in rows):

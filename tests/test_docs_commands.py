@@ -24,7 +24,8 @@ README = (CHECKOUT / "README.md").read_text()
 PAGES = [path for path in sorted((CHECKOUT / "docs").glob("*.md")) if path.name != "results.md"]
 TEXT = README + "".join(path.read_text() for path in PAGES)
 BLOCKS = [block.replace("\\\n", " ") for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)]
-# tests/test_contributing.py runs those of docs/contributing.md.
+# tests/test_contributing.py runs those of docs/contributing.md, and tests/test_integration_benchmarl.py that of
+# docs/benchmarl.md.
 SNIPPETS = {
     page: re.findall(r"```python\n(.*?)```", (CHECKOUT / page).read_text(), re.DOTALL)
     for page in ("README.md", "docs/inference.md")
@@ -97,6 +98,11 @@ COMMANDS = {
     "cd path/to/epymarl": Not("as the line before"),
     "python src/main.py --config=k24_qmix --env-config=gymma with env_args.time_limit=25 "
     'env_args.key="lbforaging:Foraging-8x8-2p-3f-v3"': Not("as the line before"),
+    "pip install -e '.[benchmarl]' vmas==1.5.2": Not("make test-benchmarl installs it in an environment of its own"),
+    "python examples/benchmarl_navigation.py run": Not(
+        "trains for an hour: tests/test_integration_benchmarl.py builds it"
+    ),
+    "python examples/benchmarl_navigation.py show": Not("tests/test_docs.py compares what it prints with the page"),
 }
 
 
@@ -240,4 +246,5 @@ def test_the_example_of_inference_runs_as_it_stands(checkout, monkeypatch, capsy
 
 
 def test_no_other_page_has_python_that_nothing_runs():
-    assert TEXT.count("```python") == 1 + 1 + (CHECKOUT / "docs" / "contributing.md").read_text().count("```python")
+    contributing = (CHECKOUT / "docs" / "contributing.md").read_text().count("```python")
+    assert TEXT.count("```python") == 1 + 1 + 1 + contributing

@@ -1,5 +1,9 @@
 """K-2:4 inside BenchMARL itself, which needs an environment of its own: `make test-benchmarl` makes it."""
 
+import re
+import runpy
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("benchmarl", reason="BenchMARL needs an environment of its own: make test-benchmarl")
@@ -25,6 +29,7 @@ MODELS = {
     "mlp": lambda **rest: K24MlpConfig(num_cells=[16], **rest),
     "gru": lambda **rest: K24GruConfig(hidden_size=8, mlp_num_cells=[16], **rest),
 }
+ROOT = Path(__file__).parents[1]
 GROUP, N_AGENTS = "agents", 3
 TINY = {
     "max_n_iters": 2,
@@ -96,6 +101,29 @@ def as_collected(model):
     return TensorDict(inputs, [5])
 
 
+@pytest.fixture(scope="module")
+def example():
+    """The module `examples/benchmarl_navigation.py`."""
+    return runpy.run_path(str(ROOT / "examples" / "benchmarl_navigation.py"))
+
+
+def test_the_page_of_the_documentation(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where BenchMARL writes its folders
+    (text,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "benchmarl.md").read_text(), re.DOTALL)
+    small = "\n".join(f"config.{key} = {value!r}" for key, value in TINY.items())
+    assert text.count('config.loggers = ["csv"]') == 1
+    names = {}
+    exec(text.replace('config.loggers = ["csv"]', small), names)
+    assert names["experiment"].n_iters_performed == 2
+
+
+def test_the_experiments_of_the_example_can_be_built(example, tmp_path):
+    for method in example["METHODS"]:
+        (tmp_path / method).mkdir()
+        experiment = example["build"](method, 0, str(tmp_path / method), 2)
+        assert bool(masked_layers(experiment.policy)) == (method not in ("shared", "separate"))
+
+
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_trains_masks(name, kind, make):
@@ -120,7 +148,7 @@ def test_a_task_with_two_groups(make):
 
 
 def test_acting_uses_argmax_masks_and_learning_draws_them(make):
-    model = policy_model(make("Ippo", MODELS["mlp"]()))
+    model = policy_model(make("Qmix", MODELS["mlp"]()))
     inputs = as_collected(model)
     with torch.no_grad():
         acting = model(inputs.clone())[model.out_key]
@@ -197,14 +225,23 @@ def test_mask_coefficients_learn_faster(name, make):
     assert (slow["lr"], fast["lr"]) == (1e-3, pytest.approx(7e-3)) and fast["eps"] == slow["eps"]
 
 
-def test_masks_are_annealed_with_the_frames(make):
-    experiment = make("Ippo", MODELS["mlp"](), max_n_iters=5)
+@pytest.mark.parametrize(("masks", "noise"), [("argmax", "none"), ("drawn", "annealed")])
+def test_masks_are_annealed_with_the_frames(masks, noise, make):
+    experiment = make("Ippo", MODELS["mlp"](), callbacks=[K24Callback(on_policy_masks=masks)], max_n_iters=5)
     seen = []
     layer = next(iter(masked_layers(policy_model(experiment)).values()))
     experiment.losses[GROUP].register_forward_pre_hook(lambda *_: seen.append((layer.temperature, layer.noise)))
     experiment.run()
     assert [t for t, _ in seen[::4]] == pytest.approx([5.0, 3.0, 1.0, 0.55, 0.1])
-    assert [noise for _, noise in seen[::4]] == ["annealed"] * 4 + ["none"]
+    assert [found for _, found in seen[::4]] == [noise] * 4 + ["none"]
+
+
+def test_the_first_ratio_of_ppo_is_one(make):
+    experiment = make("Mappo", MODELS["mlp"](), max_n_iters=1)
+    divergences = []
+    experiment.losses[GROUP].register_forward_hook(lambda *each: divergences.append(each[2]["kl_approx"].item()))
+    experiment.run()
+    assert divergences[0] == pytest.approx(0.0, abs=1e-6) and abs(divergences[-1]) > 1e-6
 
 
 def test_what_is_logged(make, monkeypatch):
@@ -269,6 +306,7 @@ REFUSED = {
     "collect_with_grad": lambda make: make("Ippo", MODELS["mlp"](), collect_with_grad=True),
     r"K24Callback\(\)": lambda make: make("Qmix", MODELS["mlp"](), callbacks=[]).run(),
     "masks = 'drawn'": lambda make: K24MlpConfig(masks="drawn"),
+    "on_policy_masks = 'none'": lambda make: K24Callback(on_policy_masks="none"),
     "mask_config.reset_trigger": lambda make: K24MlpConfig(mask_config=MaskConfig(reset_trigger="periodic")),
 }
 

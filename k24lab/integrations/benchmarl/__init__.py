@@ -4,12 +4,10 @@
 of this package.
 """
 
-from k24lab.errors import ConfigError
-
 try:
     import benchmarl  # noqa: F401
 except ImportError as error:
-    raise ConfigError(
+    raise ImportError(
         f"k24lab.integrations.benchmarl needs BenchMARL ({error}): pip install 'k24lab[benchmarl]'"
     ) from error
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from benchmarl.experiment import Callback
@@ -25,8 +25,8 @@ class Network:
 
     name: str  # as torchrl calls it, for example actor_network
     models: list[K24Model]
-    params: Mapping[Any, Tensor]  # what the loss computes with: the models' own, or those of an ensemble
-    target: Mapping[Any, Tensor] | None
+    params: TensorDictBase  # what the loss computes with: the models' own, or those of an ensemble
+    target: TensorDictBase | None
 
     def alphas(self) -> list[Tensor]:
         """All mask coefficients."""
@@ -75,10 +75,17 @@ class K24Callback(Callback):
     It also does what BenchMARL has no setting for: hetero_alpha learns `alpha_lr_factor` times faster than the weights,
     and target networks get the running activations, which BenchMARL's updates of targets leave out. An experiment
     without K-2:4 models is left as it is.
+
+    Args:
+        on_policy_masks: of the losses of PPO. It compares the policy with the one that collected, which had the argmax
+            masks; drawn masks add their noise to that ratio.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_policy_masks: Literal["argmax", "drawn"] = "argmax") -> None:
         super().__init__()
+        if on_policy_masks not in ("argmax", "drawn"):
+            raise ConfigError(f"on_policy_masks = {on_policy_masks!r} must be 'argmax' or 'drawn'")
+        self.on_policy_masks = on_policy_masks
         self.networks: dict[str, list[Network]] = {}
         self.regularisers: dict[str, list[Regulariser]] = {}
         self.last_masks: dict[str, list[Tensor]] = {}
@@ -125,6 +132,9 @@ class K24Callback(Callback):
             for model in (model for network in networks for model in network.models):
                 anneal(model, min(progress, 1.0))
                 model.follows_training = True
+                if self.experiment.on_policy and self.on_policy_masks == "argmax":
+                    for layer in masked_layers(model).values():
+                        layer.noise = "none"
 
     def on_train_step(self, batch: TensorDictBase, group: str) -> TensorDictBase | None:
         """After an update: let target networks follow; returns what is logged about it."""
