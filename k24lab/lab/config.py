@@ -78,6 +78,7 @@ ADDED: dict[str, Any] = {
     "lr_factor_ramp": 0.0,
     "threshold_scale": 5.0,
     "gain_layers": "all",
+    "gain_shrinkage": 0.0,
     "embedding_dim": 16,
 }
 
@@ -87,7 +88,9 @@ _POSITIVE = (
     "n_threads logit_scale temperature_init temperature_mid temperature_min diversity_history reset_interval "
     "alpha_lr_factor own_lr_factor threshold_scale embedding_dim"
 ).split()
-_NOT_NEGATIVE = "hetero_init_scale diversity_coef kl_threshold epsilon_anneal_steps seed n_workers".split()
+_NOT_NEGATIVE = (
+    "hetero_init_scale diversity_coef kl_threshold gain_shrinkage epsilon_anneal_steps seed n_workers".split()
+)
 _SHARE = (
     "score_weight_power score_ema_power ema_decay anneal_start anneal_end reset_ratio reset_threshold "
     "reset_ema_share gamma td_lambda polyak epsilon_start epsilon_finish lr_factor_ramp"

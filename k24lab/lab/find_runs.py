@@ -108,10 +108,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def group_names() -> list[str]:
+    """The groups that have runs, finished or not."""
+    return sorted({path.parent.parent.name for path in runs_dir().glob("*/*/config.json")})
+
+
 def no_runs(folder: Path) -> str:
     """What is wrong with a group that has no runs, and which have some."""
-    groups = sorted({path.parent.parent.name for path in runs_dir().glob("*/*/config.json")})
-    if groups:
+    if groups := group_names():
         return f"no runs in {folder}: {unknown('group', folder.name, groups)}"
     return f"no runs in {folder}, nor in any other group: `k24lab train --name {folder.name}` makes one"
 

@@ -53,7 +53,7 @@ PLAN = (
     _part("envs/mpe_words.py", "mpe"),
     _part("envs/mpe_treasure.py", "mpe"),
     _part("envs/mpe2.py", "scripted_prey envs_pettingzoo"),
-    _part("envs/pettingzoo.py", "envs_pettingzoo pettingzoo_answers odd_environments task_doctor animation"),
+    _part("envs/pettingzoo.py", "envs_pettingzoo aec pettingzoo_answers odd_environments task_doctor animation"),
     _part("envs/pettingzoo_spaces.py", "pettingzoo_spaces odd_environments task_doctor envs_pettingzoo"),
     _part("envs/vector_env.py", "vector_env"),
     _part("lab/train.py", "reference_state train", ("_iteration", "_epsilon", "_due")),
