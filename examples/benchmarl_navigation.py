@@ -26,6 +26,7 @@ METHODS = {
     "separate": "BenchMARL, separate parameters",
     "k24": "K-2:4",
     "k24-drawn": 'K-2:4, `on_policy_masks="drawn"`',
+    "k24-slow": "K-2:4, `alpha_lr_factor=1`",
     "random24": "random 2:4 masks",
 }
 CELLS = (64, 64)  # of policy and critic
@@ -36,11 +37,13 @@ def policy(method: str) -> ModelConfig:
     from benchmarl.models import MlpConfig
     from torch import nn
 
+    from k24lab.core.config import MaskConfig
     from k24lab.integrations.benchmarl import K24MlpConfig
 
     if method in ("shared", "separate"):
         return MlpConfig(num_cells=CELLS, layer_class=nn.Linear, activation_class=nn.Tanh)
-    return K24MlpConfig(num_cells=CELLS, masks="random" if method == "random24" else "learned")
+    masks = MaskConfig(alpha_lr_factor=1.0) if method == "k24-slow" else MaskConfig()
+    return K24MlpConfig(num_cells=CELLS, masks="random" if method == "random24" else "learned", mask_config=masks)
 
 
 def settings(method: str, folder: str, n_iters: int) -> ExperimentConfig:
