@@ -150,7 +150,8 @@ def changed(field: dataclasses.Field, value: object) -> object:
         return not value
     if isinstance(value, str):
         choices = getattr(field.type, "__args__", None)
-        return next(c for c in choices if c != value) if choices else {"device": "cuda"}.get(field.name, "other")
+        others = {"device": "cuda", "loggers": "csv"}
+        return next(c for c in choices if c != value) if choices else others.get(field.name, "other")
     if value is None:
         return 2.0
     return value + 1 if isinstance(value, int) else value * 0.8 + 0.01

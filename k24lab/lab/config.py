@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from k24lab.envs.tasks import canonical_text
 from k24lab.errors import ConfigError, unknown
+from k24lab.lab.callbacks import LOGGERS
 from k24lab.marl.config import TrainingConfig
 from k24lab.methods import METHODS, get_method
 from k24lab.values import convert
@@ -51,12 +52,19 @@ class Config(TrainingConfig):
     snapshot_interval: int = 10_000  # env steps between stored masks
     n_threads: int = 1  # of torch; on few cores one thread a process is fastest
     n_workers: int = 0  # processes, for libraries that step one environment at a time (mpe2, PettingZoo, SMACv2)
-    tensorboard: bool = False
+    tensorboard: bool = False  # the same as loggers="tensorboard"
+    loggers: str = ""  # csv, tensorboard, wandb, or several: csv,wandb
 
     def __post_init__(self) -> None:
         problems = _range_problems(self)
         if problems:
             raise ConfigError("; ".join(problems))
+
+    @property
+    def logger_names(self) -> list[str]:
+        """Names of the loggers that follow the run, each once."""
+        names = [name.strip() for name in self.loggers.split(",") if name.strip()]
+        return list(dict.fromkeys(names + ["tensorboard"] * self.tensorboard))
 
     def hash(self) -> str:
         """Eight hex digits that two configurations share only if they define the same run."""
@@ -64,11 +72,11 @@ class Config(TrainingConfig):
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
 
 
-# No part of what is learned: where a run computes, and what it writes. n_workers and tensorboard change no number.
+# No part of what is learned: where a run computes, and what it writes. n_workers and loggers change no number.
 # n_threads, like the CPU kernels (K24LAB_KERNELS), changes the order of sums and with it the last digits of all numbers
 # from the first update on: docs/experiments.md says what is the same to the bit. Two such runs are samples of the
 # same experiment, so they share a hash; provenance.jsonl has both, and going on with other ones is a warning.
-NOT_HASHED = frozenset({"n_threads", "n_workers", "tensorboard"})
+NOT_HASHED = frozenset({"n_threads", "n_workers", "tensorboard", "loggers"})
 # Fields that came later, with what earlier versions did: a run that does the same keeps its hash, and so its name.
 ADDED: dict[str, Any] = {
     "target_masks": "argmax",
@@ -115,6 +123,7 @@ def _range_problems(config: Config) -> list[str]:
         if getattr(config, name) > config.buffer_size:
             problems.append(f"{name} = {getattr(config, name)!r} must not exceed buffer_size = {config.buffer_size!r}")
     problems += get_method(config.method).problems(config)
+    problems += [unknown("logger", name, LOGGERS) for name in config.logger_names if name not in LOGGERS]
     if not re.fullmatch(r"cpu|cuda(:\d+)?", config.device):
         problems.append(f"device = {config.device!r} must be 'cpu', 'cuda' or 'cuda:<number>'")
     if config.per_type and config.agent_id:
