@@ -2,10 +2,18 @@
 
 The network gets the same eight inputs for three different functions, and nothing tells it which one is asked for. A
 network that is the same for all three can at best learn their mean. With K-2:4 each function has a 2:4 mask of its own
-over the shared weights. The table shows why the temperature of the masks has to fall during training, which
-`k24lab.anneal` does.
+over the shared weights. The first two rows show why the temperature of the masks has to fall during training, which
+`k24lab.anneal` does. These are the errors of three seeds, of argmax masks on new inputs (1: no better than a constant):
 
     python examples/supervised.py --seeds 0 1 2
+
+    annealed       error 0.105   seeds 0.081  0.102  0.130
+    not annealed   error 0.196   seeds 0.160  0.248  0.179
+    random masks   error 0.036   seeds 0.030  0.040  0.037
+    shared dense   error 0.697   seeds 0.705  0.695  0.690
+
+Fixed random masks do best here: any three masks that differ are enough for three functions, and the weights can adapt
+to them from the first step on.
 """
 
 import statistics
@@ -36,7 +44,6 @@ class Settings:
     batch_size: int = 256
     hidden_dim: int = 16
     lr: float = 1e-3
-    alpha_lr_factor: float = 1.0  # hetero_alpha, the parameter of the masks, learns this many times faster
 
 
 def sample(n: int) -> tuple[Float[Tensor, "M n 8"], Float[Tensor, "M n"]]:
@@ -50,15 +57,11 @@ def fit(variant: str, seed: int, s: Settings) -> float:
     torch.manual_seed(seed)
     h = s.hidden_dim
     model: nn.Module = nn.Sequential(nn.Linear(8, h), nn.ReLU(), nn.Linear(h, h), nn.ReLU(), nn.Linear(h, 1))
-    masked = variant != "shared dense"
-    if masked:
+    if variant != "shared dense":
         model = k24lab.convert(model, n_masks=len(FUNCTIONS))
     if variant == "random masks":
         k24lab.freeze_masks(model)
-    named = list(model.named_parameters())
-    alphas = [p for name, p in named if name.endswith("hetero_alpha")]
-    weights = [p for name, p in named if not name.endswith("hetero_alpha")]
-    optimizer = torch.optim.Adam([{"params": weights}, {"params": alphas, "lr": s.lr * s.alpha_lr_factor}], lr=s.lr)
+    optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=s.lr)
     for step in range(s.steps):
         if variant == "annealed":
             k24lab.anneal(model, step / s.steps)

@@ -24,11 +24,9 @@ README = (CHECKOUT / "README.md").read_text()
 PAGES = [path for path in sorted((CHECKOUT / "docs").glob("*.md")) if path.name != "results.md"]
 TEXT = README + "".join(path.read_text() for path in PAGES)
 BLOCKS = [block.replace("\\\n", " ") for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)]
-# tests/test_contributing.py runs those of docs/contributing.md, and tests/test_integration_benchmarl.py that of
-# docs/benchmarl.md.
 SNIPPETS = {
     page: re.findall(r"```python\n(.*?)```", (CHECKOUT / page).read_text(), re.DOTALL)
-    for page in ("README.md", "docs/inference.md")
+    for page in ("README.md", "docs/inference.md", "docs/layer.md")
 }
 
 SMALL = TINY | {"snapshot_interval": 800, "test_interval": 800, "t_max": 1600}
@@ -247,8 +245,18 @@ def test_the_example_of_inference_runs_as_it_stands(checkout, monkeypatch, capsy
     assert git(checkout, "status", "--porcelain") == ""
 
 
+def test_the_example_of_the_layer_runs_as_it_stands():
+    (snippet,) = SNIPPETS["docs/layer.md"]
+    names = {}
+    exec(snippet, names)
+    assert names["y"].shape == (3, 16, 2)
+
+
 def test_no_other_page_has_python_that_nothing_runs():
-    # README, inference, experiments (tests/test_callbacks.py), benchmarl (tests/test_integration_benchmarl.py) and
-    # contributing
-    contributing = (CHECKOUT / "docs" / "contributing.md").read_text().count("```python")
-    assert TEXT.count("```python") == 1 + 1 + 1 + 1 + contributing
+    elsewhere = {
+        "docs/benchmarl.md",  # tests/test_integration_benchmarl.py
+        "docs/contributing.md",  # tests/test_contributing.py
+        "docs/experiments.md",  # tests/test_callbacks.py
+    }
+    found = {path.relative_to(CHECKOUT).as_posix() for path in PAGES if "```python" in path.read_text()}
+    assert found | {"README.md"} == elsewhere | set(SNIPPETS)

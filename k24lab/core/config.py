@@ -6,7 +6,13 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class MaskConfig:
-    """Settings of what makes agents differ, most of them of masks; docs/method.md has the equations."""
+    """Settings of what makes agents differ, most of them of masks; docs/method.md has the equations.
+
+    >>> import k24lab
+    >>> config = k24lab.MaskConfig(temperature_schedule="linear", anneal_end=0.5)
+    >>> k24lab.SemiStructuredLinear24(8, 4, n_masks=3, config=config).temperature
+    5.0
+    """
 
     score_weight_power: float = 1.0  # p of |W|^p * EMA^q * sigmoid(hetero_alpha), in [0, 1]
     score_ema_power: float = 1.0  # q, in [0, 1]

@@ -62,6 +62,10 @@ class EMAActivationTracker(nn.Module):
         self.ema_activation.lerp_(target, torch.where(self.started, 1 - self.decay, 1.0).to(target))
         self.started |= seen
 
+    def update_from_sum(self, total: Float[Tensor, "M in"], count: Float[Tensor, " M"]) -> None:
+        """`update` with the sum of |x_i| in place of the mean."""
+        self.update(total / count.clamp_min(1).unsqueeze(1), count)
+
     @torch.no_grad()
     def soften(self, share: float) -> None:
         """Move every entry by `share` of the way to the mean of its mask."""
@@ -73,13 +77,13 @@ class SharedDraw:
 
     def __init__(self, mask: Float[Tensor, "M out in"], pattern_probs: Float[Tensor, "6 M groups"]):
         self.mask, self.pattern_probs = mask, pattern_probs
-        self.total: Tensor | None = None  # [M, in], sum of |x| over the inputs of each mask
-        self.count: Tensor | None = None  # [M], how many these were
+        self.seen: tuple[Tensor, Tensor] | None = (
+            None  # sum [M, in] of |x| over the inputs of each mask, their number [M]
+        )
 
     def add(self, total: Float[Tensor, "M in"], count: Float[Tensor, " M"]) -> None:
         """Take in the inputs of one forward pass."""
-        self.total = total if self.total is None else self.total + total
-        self.count = count if self.count is None else self.count + count
+        self.seen = (total, count) if self.seen is None else (self.seen[0] + total, self.seen[1] + count)
 
 
 class SemiStructuredLinear24(nn.Module):
@@ -98,6 +102,13 @@ class SemiStructuredLinear24(nn.Module):
         config: how masks are scored, drawn and annealed.
         learn_masks: False leaves hetero_alpha at its random start. The masks are fixed only if `config` leaves weights
             and activations out of the scores; `k24lab.freeze_masks` fixes the masks of any configuration.
+
+    >>> import torch, k24lab
+    >>> layer = k24lab.SemiStructuredLinear24(8, 4, n_masks=3)
+    >>> layer(torch.randn(3, 10, 8)).shape  # x[m] is for mask m
+    torch.Size([3, 10, 4])
+    >>> layer(torch.randn(10, 8), mask_index=torch.randint(3, (10,))).shape  # each row names its mask
+    torch.Size([10, 4])
     """
 
     bias: nn.Parameter  # with bias=False a buffer of zeros, which no optimizer or state_dict sees
@@ -203,7 +214,7 @@ class SemiStructuredLinear24(nn.Module):
         seen = rows.new_full((self.n_masks,), rows.shape[1], dtype=kind) if count is None else count.to(kind)
         total = torch.linalg.vector_norm(rows, ord=1, dim=1, dtype=torch.promote_types(kind, rows.dtype))
         if self.shared_draw is None:
-            self.ema_tracker.update(total / seen.clamp_min(1).unsqueeze(1), seen)
+            self.ema_tracker.update_from_sum(total, seen)
         else:  # the running mean decays once an update
             self.shared_draw.add(total, seen)
 

@@ -111,8 +111,8 @@ def drawn_masks(model: nn.Module, generator: torch.Generator | None = None) -> I
         for layer, outer in zip(layers, before, strict=True):
             layer.shared_draw = outer
     for layer, each in zip(layers, shared, strict=True):
-        if each.total is not None and each.count is not None:
-            layer.ema_tracker.update(each.total / each.count.clamp_min(1).unsqueeze(1), each.count)
+        if each.seen is not None:
+            layer.ema_tracker.update_from_sum(*each.seen)
 
 
 def _draw(layers: Sequence[SemiStructuredLinear24], generator: torch.Generator | None) -> MaskDraw:

@@ -41,7 +41,15 @@ LEARNER_DEFAULTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainingConfig):
-    """One run: what is learned, where, with which seed and for how long."""
+    """One run: what is learned, where, with which seed and for how long.
+
+    `k24lab.build_config` makes one with the defaults of its method and learner, and with checks of all names.
+
+    >>> import k24lab
+    >>> config = k24lab.Config(task="rolenav", seed=1)
+    >>> config.seed, config.hidden_dim, config.method
+    (1, 64, 'k24')
+    """
 
     task: str = "rolenav"  # name[:key=value,...], e.g. rolenav:n_agents=8
     method: MethodName = "k24"
@@ -137,16 +145,25 @@ def _range_problems(config: Config) -> list[str]:
     return problems
 
 
-def build_config(params: Mapping[str, Any]) -> Config:
+def build_config(params: Mapping[str, Any] | None = None, /, **settings: Any) -> Config:
     """Make the configuration of a new run: defaults, what learner and method change of them, and the given values.
 
     The command line, grid files and notebooks all come here. One run has one spelling: -0.0 becomes 0.0, and the task
     gets its `k24lab.envs.tasks.canonical_text`.
 
+    Args:
+        params: settings by name.
+        **settings: more of them; of a setting that stands in both, this value counts.
+
     Raises:
         ConfigError: all problems at once: unknown keys (with the nearest right name), wrong types, bad ranges.
+
+    >>> import k24lab
+    >>> config = k24lab.build_config(task="rolenav:n_agents=4", method="k24", t_max=20_000)
+    >>> config.task, config.gamma
+    ('rolenav:n_agents=4', 0.95)
     """
-    values = _converted(params)
+    values = _converted({**(params or {}), **settings})
     values |= {key: value + 0.0 for key, value in values.items() if isinstance(value, float)}  # -0.0 + 0.0 is 0.0
     if "task" in values:
         values["task"] = canonical_text(values["task"])

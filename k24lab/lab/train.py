@@ -51,6 +51,12 @@ def train(
     Raises:
         ConfigError: a task, device or logger that cannot be used.
         RunError: the folder holds another run or damaged checkpoints only, or another process trains it.
+
+    >>> import k24lab
+    >>> config = k24lab.build_config(task="rolenav", t_max=400, test_episodes=10)  # much too short to learn anything
+    >>> run = k24lab.train(config, name="doc", progress=False)
+    >>> (run / "metrics.jsonl").exists(), run.parent.name
+    (True, 'doc')
     """
     if folder is None:
         config = canonical(config)
