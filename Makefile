@@ -1,6 +1,6 @@
 # Every target sets up its environment itself: conda where it is present, else venv + pip.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tune results results-smax teams test test-oracle test-wheel test-cluster test-faults test-browser test-soak test-mutants docs lint format lock clean
+.PHONY: help setup demo tune results results-smax teams test test-oracle test-benchmarl test-wheel test-cluster test-faults test-browser test-soak test-mutants docs lint format lock clean
 
 CONDA := $(shell command -v mamba || command -v conda)
 PYTHON ?= python3.11
@@ -90,6 +90,11 @@ test-oracle:  ## the aggregates against rliable, in an environment of its own (i
 	build/oracle/bin/pip install --quiet "rliable==1.2.0" "pandas<3" jaxtyping pytest
 	PYTHONPATH=. build/oracle/bin/python -m pytest -q -c /dev/null --rootdir=. --noconftest -p no:cacheprovider tests/test_oracle.py
 
+test-benchmarl:  ## K-2:4 inside BenchMARL, in an environment of its own (some minutes on 2 cores)
+	$(PYTHON) -m venv build/benchmarl
+	build/benchmarl/bin/pip install --quiet --disable-pip-version-check -r requirements-benchmarl.lock
+	PYTHONPATH=. build/benchmarl/bin/python -m pytest -q -c /dev/null --rootdir=. --noconftest -p no:cacheprovider tests/test_integration_benchmarl.py
+
 test-cluster: setup  ## grids that are killed midway, on this machine, on a real SLURM and on a Ray of two nodes (half an hour on 2 cores)
 	$(RUN) pip install --quiet --disable-pip-version-check -e '.[slurm,ray]'
 	command -v slurmctld >/dev/null || { test "$$(id -u)" = 0 && apt-get install -qq -y slurmctld slurmd slurm-client munge; } || echo "no SLURM: its tests are skipped"
@@ -124,8 +129,8 @@ lint: setup  ## ruff and mypy alone
 format: setup  ## mend the style
 	$(RUN) ruff check --fix . && $(RUN) ruff format .
 
-lock:  ## resolve pyproject.toml anew and write the three lock files
-	for pair in requirements.lock:dev,onnx requirements-smacv2.lock:dev,smacv2; do \
+lock:  ## resolve pyproject.toml anew and write the four lock files
+	for pair in requirements.lock:dev,onnx requirements-smacv2.lock:dev,smacv2 requirements-benchmarl.lock:dev,benchmarl; do \
 	  lock=$${pair%:*} extra=$${pair#*:}; rm -rf build/lock && $(PYTHON) -m venv build/lock && \
 	  build/lock/bin/pip install --quiet torch==2.13.0 -e ".[$$extra]" && \
 	  { sed -n '/^#/p' $$lock; build/lock/bin/pip freeze --exclude-editable | sed 's/+cpu//'; } > build/$$lock && \

@@ -1,5 +1,6 @@
 import copy
 import itertools
+import warnings
 
 import pytest
 import torch
@@ -356,3 +357,33 @@ def test_layer_on_the_gpu_equals_the_layer_on_the_cpu():
     torch.testing.assert_close(layer(x.cuda()).cpu(), expected, rtol=1e-4, atol=1e-4)
     layer.train()(x.cuda()).sum().backward()
     assert layer.hetero_alpha.grad.is_cuda and layer.ema_tracker.ema_activation.is_cuda
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_stacked_parameters_in_vmap_compute_what_each_layer_does(training):
+    """As libraries do with ensembles of critics: one module, and the parameters of several stacked."""
+    config = MaskConfig(noise="none")  # in training mode the argmax masks too, but with their gradient
+    layers = [SemiStructuredLinear24(10, 6, 3, config=config) for _ in range(2)]
+    x = torch.randn(3, 5, 10)
+    params, buffers = torch.func.stack_module_state(layers)
+    expected = [layer.train(training)(x) for layer in layers]
+    module = SemiStructuredLinear24(10, 6, 3, config=config).train(training)
+
+    def call(params, buffers):
+        return torch.func.functional_call(module, {**params, **buffers}, (x,))
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")
+        found = torch.vmap(call, randomness="different")(params, buffers)
+    torch.testing.assert_close(found, torch.stack(expected))
+    for k, layer in enumerate(layers):  # the running activations have moved
+        torch.testing.assert_close(buffers["ema_tracker.ema_activation"][k], layer.ema_tracker.ema_activation)
+    found.square().sum().backward()
+    torch.stack(expected).square().sum().backward()
+    for name, stacked in params.items():
+        for k, layer in enumerate(layers):
+            grad = layer.get_parameter(name).grad
+            if grad is None:
+                assert stacked.grad is None or not stacked.grad[k].any()
+            else:
+                torch.testing.assert_close(stacked.grad[k], grad)

@@ -156,7 +156,10 @@ class SemiStructuredLinear24(nn.Module):
     @property
     def learns_masks(self) -> bool:
         """Whether the masks are still drawn and learned; `k24lab.freeze_masks` ends it."""
-        return self.hetero_alpha.requires_grad
+        alpha: Tensor = self.hetero_alpha
+        while torch._C._functorch.is_batchedtensor(alpha):  # inside torch.vmap, where no tensor says that it learns
+            alpha = torch._C._functorch.get_unwrapped(alpha)
+        return alpha.requires_grad
 
     def effective(self, mask: Float[Tensor, "M out in"]) -> tuple[Float[Tensor, "M out in"], Float[Tensor, "1 out"]]:
         """What each agent computes with under the given masks."""
