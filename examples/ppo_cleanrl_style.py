@@ -12,8 +12,8 @@ network that sees all observations. What differs from MAPPO (Yu et al., 2022) is
 - `diversity_loss` keeps the masks apart.
 
 At the end the team acts under its argmax masks, and `extract` gives the network of one agent. Seed 1 takes three
-minutes on one core; the return rises from 1.45 to about 3.1, and the greedy policy returns 3.34. With one dense actor for
-all agents they are about 1.2 and 1.05:
+minutes on one core; the return rises from 1.45 to about 3.1, and the greedy policy returns 3.34. With one dense actor
+for all agents they are about 1.2 and 1.05:
 
     python examples/ppo_cleanrl_style.py --seed 1
     python examples/ppo_cleanrl_style.py --seed 1 --no-masks
