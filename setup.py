@@ -36,8 +36,8 @@ setup(
     ext_modules=[
         Extension(
             name,
-            [f"{FOLDER}/{part}.c" for part in ("matmul", "gru", "masks", "act")],
-            depends=[f"{FOLDER}/common.h"],
+            [f"{FOLDER}/{part}.c" for part in ("matmul", "network", "masks", "act")],
+            depends=[f"{FOLDER}/common.h", f"{FOLDER}/layers.h"],
             extra_compile_args=FLAGS + flags,
             optional=True,
         )

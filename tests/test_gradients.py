@@ -26,7 +26,8 @@ from k24lab.marl.agent import unroll
 from k24lab.ops import calls as ops, library as kernels
 from k24lab.ops.gru import _BatchedGRU, batched_gru
 from k24lab.ops.linear import LayerWeights, _Linear, linear
-from k24lab.ops.mask_draws import _Draw
+from k24lab.ops.mask_draws import _Draw, _Seen, seen_through
+from k24lab.ops.network import _Network
 
 IMPLEMENTATIONS = ["torch", "kernels"]  # float64 without the C kernels, float32 with them
 STEP = 1e-5  # of finite differences, in float64
@@ -122,15 +123,14 @@ def cell(gate: Tensor, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return (1 - z) * torch.tanh(gate[2 * size :] + r * side[2 * size :]) + z * h
 
 
-def gru_case(own_weight: bool, own_bias: bool, packed: bool) -> Case:
+def gru_case(own_weight: bool, own_bias: bool) -> Case:
     k, size, steps, rows = 2, 4, 3, 2
-    weight = random_24(k, 3 * size, size) if packed else random(k if own_weight else 1, 3 * size, size)
+    weight = random(k if own_weight else 1, 3 * size, size)
     bias, gate = random(k if own_bias else 1, 3 * size), random(k, 3 * size, steps, rows)
     up = random(k, size, steps, rows, seed=7)
 
     def function(gate: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        own = ops.pack(weight.detach()) if packed else None
-        return (batched_gru(gate, hidden, weight, bias, own) * up.to(gate)).sum()
+        return (batched_gru(gate, hidden, weight, bias) * up.to(gate)).sum()
 
     def formula(gate: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         total = torch.zeros((), dtype=torch.float64)
@@ -144,13 +144,13 @@ def gru_case(own_weight: bool, own_bias: bool, packed: bool) -> Case:
     return Case(function, formula, [gate, random(k, size, rows), weight, bias])
 
 
-@pytest.mark.parametrize(("kind", "implementation"), KINDS)
+@pytest.mark.parametrize("own_weight", [False, True])
 @pytest.mark.parametrize("own_bias", [False, True])
-def test_the_gru_has_the_gradient_of_its_equations(own_bias, kind, implementation):
-    check(gru_case(kind != "shared", own_bias, kind == "packed"), implementation)
+def test_the_gru_has_the_gradient_of_its_equations(own_bias, own_weight):
+    check(gru_case(own_weight, own_bias), "torch")
 
 
-@pytest.mark.parametrize("make", [lambda: linear_case(True, True, True, False), lambda: gru_case(True, True, False)])
+@pytest.mark.parametrize("make", [lambda: linear_case(True, True, True, False), lambda: gru_case(True, True)])
 def test_each_input_may_need_no_gradient(make):
     case = make()
     expected = numeric_gradients(case.formula, case.inputs)
@@ -174,6 +174,21 @@ def pairs_case() -> Case:
         return sum((probs[:, a] * probs[:, b]).sum() for a in range(4) for b in range(4) if a != b)
 
     return Case(lambda probs: _SumOverPairs.apply(probs), formula, [probs])
+
+
+def seen_case() -> Case:
+    """Two weights of different sizes, each through three masks."""
+    given = [random(3, 8), random(2, 5), random(3, 3, 8), random(3, 2, 5)]
+    ups = [random(3, 3, 8, seed=7), random(3, 2, 5, seed=7)]
+
+    def formula(*given: Tensor) -> Tensor:
+        return sum((w * m * up.to(w)).sum() for w, m, up in zip(given[:2], given[2:], ups, strict=True))
+
+    def function(*given: Tensor) -> Tensor:
+        products = seen_through(given[:2], given[2:])
+        return sum((y * up.to(y)).sum() for y, up in zip(products, ups, strict=True))
+
+    return Case(function, formula, given)
 
 
 def straight_through_case() -> Case:
@@ -201,7 +216,7 @@ def kept_case() -> Case:
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("make", [pairs_case, straight_through_case, kept_case])
+@pytest.mark.parametrize("make", [pairs_case, seen_case, straight_through_case, kept_case])
 def test_losses_and_masks_of_the_baselines_have_their_defined_gradients(make, implementation):
     check(make(), implementation)
 
@@ -308,33 +323,35 @@ def network_case(n_networks: int, packed: bool) -> Case:
     make = random_24 if packed else random
     matrices = [make(n_networks, o, i) for i, o in sizes.values()]
     biases = [random(1, o) for _, o in sizes.values()]
-    x, up = random(k, observed, steps, rows), random(k, actions, steps, rows, seed=7)
+    x, first = random(k, observed, steps, rows), random(k, hidden, rows, seed=3)
+    up, up_last = random(k, actions, steps, rows, seed=7), random(k, hidden, rows, seed=8)
 
     def function(*given: Tensor) -> Tensor:
         weights = {}
-        for name, weight, bias in zip(sizes, given[:6], given[6:], strict=True):
+        for name, weight, bias in zip(sizes, given[:6], given[6:12], strict=True):
             weights[name] = LayerWeights(weight, bias, ops.pack(weight.detach()) if packed else None)
+        unrolled = unroll(weights, *given[12:])
         like = given[0]
-        q_values = unroll(weights, x.to(like), like.new_zeros(k, hidden, rows)).q_values
-        return (q_values.square() * up.to(like)).sum()
+        return (unrolled.q_values.square() * up.to(like)).sum() + (unrolled.hidden * up_last.to(like)).sum()
 
     def formula(*given: Tensor) -> Tensor:
         total = torch.zeros((), dtype=torch.float64)
         for n in range(k):
-            w = {name: (m[n % len(m)], b[0]) for name, m, b in zip(sizes, given[:6], given[6:], strict=True)}
+            w = {name: (m[n % len(m)], b[0]) for name, m, b in zip(sizes, given[:6], given[6:12], strict=True)}
 
             def linear(name: str, x: Tensor, w: dict = w) -> Tensor:
                 return w[name][0] @ x + w[name][1].unsqueeze(1)
 
-            h = torch.zeros(hidden, rows, dtype=torch.float64)
+            x, h = given[12][n], given[13][n]
             for t in range(steps):
-                gate = linear("rnn_input", linear("fc1", x[n, :, t]).clamp_min(0))
+                gate = linear("rnn_input", linear("fc1", x[:, t]).clamp_min(0))
                 h = cell(gate, h, *w["rnn_hidden"])
                 q = linear("fc4", linear("fc3", linear("fc2", h).clamp_min(0)).clamp_min(0))
                 total = total + (q.square() * up[n, :, t]).sum()
+            total = total + (h * up_last[n]).sum()
         return total
 
-    return Case(function, formula, [*matrices, *biases])
+    return Case(function, formula, [*matrices, *biases, x, first])
 
 
 @pytest.mark.parametrize(
@@ -354,7 +371,9 @@ CHECKED: dict[type, Callable[[], Case]] = {
     _Kept: kept_case,
     _Draw: lambda: draw_case(MaskConfig(), True, True),
     _Linear: lambda: linear_case(True, True, True, False),
-    _BatchedGRU: lambda: gru_case(True, True, False),
+    _BatchedGRU: lambda: gru_case(True, True),
+    _Network: lambda: network_case(2, True),
+    _Seen: seen_case,
 }
 
 
@@ -369,10 +388,11 @@ def test_every_function_with_a_gradient_of_its_own_has_a_check():
 
 @pytest.mark.parametrize("function", CHECKED, ids=lambda function: function.__name__)
 def test_a_second_derivative_is_refused_and_not_wrong(function):
-    if function is _Draw and kernels.library() is None:
+    by_kernels = function in (_Draw, _Network, _Seen)
+    if by_kernels and kernels.library() is None:
         pytest.skip("the kernels are not built: no C compiler")
     case = CHECKED[function]()
-    given = [x.to(torch.float32 if function is _Draw else torch.float64).requires_grad_() for x in case.inputs]
+    given = [x.to(torch.float32 if by_kernels else torch.float64).requires_grad_() for x in case.inputs]
     factor = torch.ones((), dtype=given[0].dtype, requires_grad=True)  # so that what arrives has a gradient
     (gradient, *_) = torch.autograd.grad(case.function(*given) * factor, given, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):

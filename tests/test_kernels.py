@@ -14,9 +14,11 @@ from k24lab.core.layers import SemiStructuredLinear24
 from k24lab.core.masks import argmax_masks, draw_masks
 from k24lab.errors import ConfigError
 from k24lab.lab.train import train
+from k24lab.marl import agent
 from k24lab.marl.learner import build_learner
-from k24lab.ops import acting, calls as ops, gru, library as kernels
-from k24lab.ops.linear import weighted_abs_sum
+from k24lab.ops import acting, calls as ops, library as kernels
+from k24lab.ops.acting import LAYERS
+from k24lab.ops.linear import LayerWeights, weighted_abs_sum
 
 SUFFIXES = importlib.machinery.EXTENSION_SUFFIXES
 RUN_HERE = kernels.BUILDS.get(torch.backends.cpu.get_cpu_capability(), ())
@@ -70,8 +72,6 @@ def test_packed_matrices_multiply_as_dense_ones(build, rows, inputs, columns):
     torch.testing.assert_close(ops.matmul(ops.pack(weight), x, bias), weight @ x + bias[..., None])
     expected = (weight @ x + bias[:1, :, None]).relu()
     torch.testing.assert_close(ops.matmul(ops.pack(weight), x, bias[:1], relu=True), expected)
-    grad = torch.randn(2, rows, columns)
-    torch.testing.assert_close(ops.matmul(ops.pack_transposed(weight), grad), weight.mT @ grad)
 
 
 def test_activations_may_be_a_part_of_a_larger_array(build):
@@ -97,39 +97,56 @@ def test_a_matrix_that_is_not_24_is_refused(build):
         ops.pack(torch.ones(1, 3, 8))
 
 
-# --- GRU -------------------------------------------------------------------------------------------------------
+# --- networks --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sparse", [False, True])
-@pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize(("size", "steps", "batch"), [(4, 1, 1), (5, 3, 33), (64, 4, 32), (130, 2, 8)])
-def test_gru_equals_torchs_in_value_and_gradient(build, without, size, steps, batch, shared, sparse):
-    k = 2
-    weight = random_24(1 if shared else k, 3 * size, size) / size**0.5
-    given = [torch.randn(k, 3 * size, steps, batch), torch.randn(k, size, batch), weight, torch.randn(1, 3 * size)]
-    given = [tensor.requires_grad_() for tensor in given]
-    packed = ops.pack(weight.detach().expand(k, -1, -1)) if sparse else None
-    coefficient = torch.randn(k, size, steps, batch)
+def network_weights(k, size, observed, actions, sparse, shared):
+    """Parameters of a network: six matrices, then six biases."""
+    sizes = ((size, observed), (3 * size, size), (3 * size, size), (size, size), (size, size), (actions, size))
+    make, n = random_24 if sparse else torch.randn, 1 if shared else k
+    return [make(n, *of) / of[1] ** 0.5 for of in sizes] + [torch.randn(1, of[0]) for of in sizes]
 
-    def run(packed):
-        out = gru.batched_gru(*given, packed)
-        return [out, *torch.autograd.grad((out * coefficient).sum(), given)]
 
-    if sparse and shared:
-        pytest.skip("2:4 matrices are never shared: each mask makes its own")
-    for found, expected in zip(run(packed), without(run, None), strict=True):
-        torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+@pytest.mark.parametrize(("sparse", "shared"), [(False, False), (False, True), (True, False)])
+@pytest.mark.parametrize(
+    ("size", "steps", "batch"), [(4, 1, 1), (5, 3, 33), (64, 4, 32), (130, 2, 8), (16, 5, 12), (7, 6, 70)]
+)
+def test_a_network_equals_torchs_in_value_and_gradient(build, without, size, steps, batch, shared, sparse):
+    k, observed, actions = 2, 6, 5
+    given = [torch.randn(k, observed, steps, batch), torch.randn(k, size, batch)]
+    given = [p.requires_grad_() for p in (*given, *network_weights(k, size, observed, actions, sparse, shared))]
+    coefficient, for_last = torch.randn(k, actions, steps, batch), torch.randn(k, size, batch)
+
+    def run(sparse):
+        weights = {
+            name: LayerWeights(w, b, ops.pack(w.detach()) if sparse else None)
+            for name, w, b in zip(LAYERS, given[2:8], given[8:], strict=True)
+        }
+        done = agent.unroll(weights, *given[:2])
+        total = (done.q_values * coefficient).sum() + (done.hidden * for_last).sum()
+        with torch.no_grad():
+            again = agent.unroll(weights, *given[:2])
+        return [*done[:2], *again[:2], *done.inputs.values(), *torch.autograd.grad(total, given)]
+
+    for found, expected in zip(run(sparse), without(run, False), strict=True):
+        torch.testing.assert_close(found, expected, atol=5e-5, rtol=1e-4)
 
 
 def test_gates_are_right_to_the_last_digits_over_the_whole_range(build):
     x = torch.linspace(-120, 120, 4000)
-    gate_x = torch.stack([torch.zeros_like(x), x, torch.zeros_like(x)]).view(1, 3, 1, -1)  # z = sigmoid(x), n = 0
-    hidden = torch.ones(1, 1, 4000)
-    out = gru.batched_gru(gate_x, hidden, torch.zeros(1, 3, 1), torch.zeros(1, 3))[0, 0, 0]
-    torch.testing.assert_close(out, torch.sigmoid(x), atol=1e-37, rtol=1e-6)
-    gate_x = torch.stack([torch.zeros_like(x), -200 + torch.zeros_like(x), x]).view(1, 3, 1, -1)  # z = 0, n = tanh(x)
-    out = gru.batched_gru(gate_x, hidden, torch.zeros(1, 3, 1), torch.zeros(1, 3))[0, 0, 0]
-    torch.testing.assert_close(out, torch.tanh(x), atol=2e-7, rtol=1e-6)
+
+    def state(gate, z):
+        """The state after one step from 1 where a gate (1: z, 2: n) sees x; `z` is the bias of gate z."""
+        matrices = [torch.tensor([[[1.0], [-1.0]]])]  # fc1 hands both signs of x through its ReLU
+        matrices += [torch.zeros(1, 6, 2), torch.zeros(1, 6, 2)] + 3 * [torch.zeros(1, 2, 2)]
+        matrices[1][0, 2 * gate] = torch.tensor([1.0, -1.0])
+        biases = [torch.zeros(1, len(matrix[0])) for matrix in matrices]
+        biases[2][0, 2] = z
+        weights = {name: LayerWeights(w, b) for name, w, b in zip(LAYERS, matrices, biases, strict=True)}
+        return agent.unroll(weights, x.view(1, 1, 1, -1), torch.ones(1, 2, 4000)).hidden[0, 0]
+
+    torch.testing.assert_close(state(gate=1, z=0.0), torch.sigmoid(x), atol=1e-37, rtol=1e-6)  # n = 0
+    torch.testing.assert_close(state(gate=2, z=-200.0), torch.tanh(x), atol=2e-7, rtol=1e-6)
 
 
 # --- masks -----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from k24lab.core.patterns import best_index, group_scores, masks_from_index, pattern_logits, ungroup
+from k24lab.ops import mask_draws
 
 LAYER_WEIGHTS = (1.0, 2.0, 4.0, 8.0)  # of fc1 to fc4 in Kaleidoscope's bonus
 
@@ -55,7 +56,9 @@ class MagnitudeLinear24(nn.Module):
     def mask(self) -> Float[Tensor, "out in"]:
         """Exactly 2:4, whatever the weights are; a tie goes to the first pattern."""
         grouped = group_scores(self.weight.abs().unsqueeze(0), padding=-1.0)
-        chosen = masks_from_index(best_index(pattern_logits(grouped)), grouped)
+        chosen = mask_draws.best(grouped)
+        if chosen is None:
+            chosen = masks_from_index(best_index(pattern_logits(grouped)), grouped)
         return ungroup(chosen, *self.weight.shape).squeeze(0)
 
     def effective(self) -> tuple[Float[Tensor, "1 out in"], Float[Tensor, "1 out"]]:

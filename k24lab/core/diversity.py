@@ -9,6 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from k24lab.ops import calls
+from k24lab.ops.library import usable
+
 
 def pairwise_similarity(probs: Float[Tensor, "6 M groups"]) -> Float[Tensor, "M M"]:
     """Mean over groups of pi_a . pi_b, for every pair of masks (the diagonal is a mask with itself)."""
@@ -22,12 +25,16 @@ class _SumOverPairs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, probs: Tensor) -> Tensor:
         ctx.save_for_backward(probs)
+        if usable(probs):
+            return calls.pairs(probs)
         return probs.sum(dim=1).square().sum() - probs.square().sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (probs,) = ctx.saved_tensors
+        if usable(probs):
+            return calls.pairs_backward(probs, grads[0].item())
         return (probs.sum(dim=1, keepdim=True) - probs).mul_(2 * grads[0])
 
 

@@ -58,6 +58,9 @@ class EMAActivationTracker(nn.Module):
             magnitude = ((count / count.sum().clamp_min(1)) @ magnitude).unsqueeze(0)
             count = count.sum(dim=0, keepdim=True)
         seen = (count > 0).unsqueeze(1)
+        if (seen & self.started).all():  # nearly always, and much quicker
+            self.ema_activation.lerp_(magnitude.to(self.ema_activation), 1 - self.decay)
+            return
         target = torch.where(seen, magnitude.to(self.ema_activation), self.ema_activation)
         self.ema_activation.lerp_(target, torch.where(self.started, 1 - self.decay, 1.0).to(target))
         self.started |= seen
@@ -160,10 +163,6 @@ class SemiStructuredLinear24(nn.Module):
         while torch._C._functorch.is_batchedtensor(alpha):  # inside torch.vmap, where no tensor says that it learns
             alpha = torch._C._functorch.get_unwrapped(alpha)
         return alpha.requires_grad
-
-    def effective(self, mask: Float[Tensor, "M out in"]) -> tuple[Float[Tensor, "M out in"], Float[Tensor, "1 out"]]:
-        """What each agent computes with under the given masks."""
-        return self.weight * mask, self.bias.unsqueeze(0)
 
     def scores(self, weight_gradient: bool = True) -> Float[Tensor, "M out in"]:
         """`S[m,o,i]`, at least in float32; without `weight_gradient` only hetero_alpha learns."""

@@ -97,7 +97,7 @@ def draw_masks(
         limits = Limits(logit_scale, SMALLEST_SCORE, PADDING_SCORE)
         drawn = mask_draws.draw(scored, limits, temperature, uniform, config.score_gradient)
         if drawn is not None:
-            return MaskDraw(_split(drawn[0], layers), drawn[1], drawn[2])
+            return MaskDraw(*drawn)
     z = network_logits(layers, logit_scale, normalise)
     probs = torch.softmax(z / temperature, dim=0)  # what learns through the masks
     if uniform is not None:
@@ -150,9 +150,9 @@ def argmax_masks(layers: Sequence[MaskedLayer]) -> list[Tensor]:
         return []
     config = layers[0].config
     if config.noise != "literal" and (scored := _scored(layers)):
-        grouped = mask_draws.argmax(scored, Limits(config.logit_scale, SMALLEST_SCORE, PADDING_SCORE))
-        if grouped is not None:
-            return _split(grouped, layers)
+        masks = mask_draws.argmax(scored, Limits(config.logit_scale, SMALLEST_SCORE, PADDING_SCORE))
+        if masks is not None:
+            return masks
     z = network_logits(layers, config.logit_scale, normalise=config.noise != "literal")
     return _split(masks_from_index(best_index(z), z), layers)
 

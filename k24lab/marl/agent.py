@@ -1,7 +1,7 @@
 """The network of a team: fc1 -> GRU -> fc2 -> fc3 -> fc4, seen by each agent through its masks, layers or as it is."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -14,8 +14,10 @@ from k24lab.errors import InputError
 from k24lab.marl.config import TrainingConfig
 from k24lab.methods import get_method
 from k24lab.methods.base import LAYERS
+from k24lab.ops import network
 from k24lab.ops.gru import batched_gru
 from k24lab.ops.linear import LayerWeights, linear, sparse_weights
+from k24lab.ops.mask_draws import seen_through
 
 Weights = Mapping[str, LayerWeights]
 
@@ -63,9 +65,11 @@ class RNNAgent(nn.Module):
 
     def weights(self, masks: Mapping[str, Float[Tensor, "M out in"]] | None = None) -> dict[str, LayerWeights]:
         """What all layers compute with, under a mask for each of the `masked_layers` (None: there are none)."""
-        weights, masks = {}, masks or {}
-        for name, layer in self.layers.items():
-            effective = layer.effective(*([masks[name]] if name in masks else []))  # type: ignore[operator]
+        weights, masks, layers = {}, masks or {}, cast(dict[str, Any], dict(self.layers.items()))
+        masked = seen_through([layers[name].weight for name in masks], list(masks.values()))
+        seen = dict(zip(masks, masked, strict=True))
+        for name, layer in layers.items():
+            effective = (seen[name], layer.bias.unsqueeze(0)) if name in masks else layer.effective()
             if name in self.gains:
                 effective = self.gains[name](*effective)
             weights[name] = sparse_weights(*effective) if name in masks else LayerWeights(*effective)
@@ -135,9 +139,10 @@ def build_agent(config: TrainingConfig, input_dim: int, n_actions: int, n_masks:
 
 
 class Unrolled(NamedTuple):
-    """Q-values of whole sequences, and what went into each layer (for the running mean of activations)."""
+    """Q-values of whole sequences, the last hidden state, and what went into each layer (for its running mean)."""
 
     q_values: Float[Tensor, "K A T R"]
+    hidden: Float[Tensor, "K H R"]
     inputs: dict[str, Float[Tensor, "K in T R"]]
 
 
@@ -146,13 +151,21 @@ def unroll(weights: Weights, x: Float[Tensor, "K I T R"], hidden: Float[Tensor, 
 
     Features come before time steps and rows, so that a weight meets all its inputs in one run of memory.
     """
+    done = network.unroll(weights, x, hidden)
+    if done is not None:
+        q_values, last, seen = done
+        if seen is None:
+            return Unrolled(q_values, last, {})
+        after = seen.hidden[:, :, 1:]
+        inputs = {"fc1": x, "rnn_input": seen.fc1, "rnn_hidden": after, "fc2": after, "fc3": seen.fc2, "fc4": seen.fc3}
+        return Unrolled(q_values, last, inputs)
     inputs = {"fc1": x}
     inputs["rnn_input"] = linear(weights["fc1"], x, relu=True)
     gate_x = linear(weights["rnn_input"], inputs["rnn_input"])
-    inputs["rnn_hidden"] = inputs["fc2"] = batched_gru(gate_x, hidden, *weights["rnn_hidden"])
+    inputs["rnn_hidden"] = inputs["fc2"] = batched_gru(gate_x, hidden, *weights["rnn_hidden"][:2])
     inputs["fc3"] = linear(weights["fc2"], inputs["fc2"], relu=True)
     inputs["fc4"] = linear(weights["fc3"], inputs["fc3"], relu=True)
-    return Unrolled(linear(weights["fc4"], inputs["fc4"]), inputs)
+    return Unrolled(linear(weights["fc4"], inputs["fc4"]), inputs["fc2"][:, :, -1], inputs)
 
 
 def step(
@@ -160,4 +173,4 @@ def step(
 ) -> tuple[Float[Tensor, "K A R"], Float[Tensor, "K H R"]]:
     """One time step, for acting: q_values and the next hidden state."""
     unrolled = unroll(weights, x.unsqueeze(2), hidden)
-    return unrolled.q_values.squeeze(2), unrolled.inputs["fc2"].squeeze(2)
+    return unrolled.q_values.squeeze(2), unrolled.hidden

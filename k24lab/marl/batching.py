@@ -162,7 +162,7 @@ def unroll_episodes(
         x = rows.split(inputs[:, block.steps])[..., : block.n_rows]
         hidden = agent.initial_hidden(len(x), block.n_rows) if hidden is None else hidden[..., : block.n_rows]
         unrolled = unroll(weights, x, hidden)
-        hidden = unrolled.inputs["fc2"][:, :, -1]
+        hidden = unrolled.hidden
         parts.append(F.pad(unrolled.q_values, (0, total - block.n_rows)))
         done.append((block, unrolled))
     return Episodes(rows.merge(torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]), done)

@@ -22,6 +22,11 @@ def gradient_norms(losses: Mapping[str, Tensor | float], parameters: list[nn.Par
     return norms
 
 
+def total_norm(tensors: list[Tensor]) -> Tensor:
+    """The norm of all entries together; `torch.nn.utils.get_total_norm` without its sorting by device."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors))) if tensors else torch.zeros(())
+
+
 def refuse_nonfinite(loss_td: float, grad_norm: float, networks: Iterable[nn.Module], t_env: int) -> None:
     """Stop before a loss or a gradient that is no number spoils the weights.
 

@@ -29,12 +29,12 @@ from k24lab.marl.batching import (
     weighted_abs_sums,
 )
 from k24lab.marl.config import TrainingConfig
-from k24lab.marl.diagnostics import gradient_norms, refuse_nonfinite, value_metrics
+from k24lab.marl.diagnostics import gradient_norms, refuse_nonfinite, total_norm, value_metrics
 from k24lab.marl.mixers import build_mixer
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.marl.rollout import agent_inputs
 from k24lab.marl.seeding import Stream, derive_seed
-from k24lab.marl.targets import double_q_values, greedy_actions, move_network, one_step, td_lambda
+from k24lab.marl.targets import Followed, double_q_values, greedy_actions, one_step, td_lambda
 from k24lab.methods import get_method
 
 # Parts of an update, as a profiler and `k24lab bench train` name them.
@@ -114,6 +114,11 @@ class K24QLearner:
         others = [p for m in (self.agent, self.mixer) for p in m.parameters() if p.requires_grad and p not in seen]
         groups: list[dict[str, Any]] = [{"params": group} for group in (others, *apart)]
         return torch.optim.Adam(groups, lr=self.config.lr, fused=True)
+
+    @functools.cached_property
+    def _followed(self) -> tuple[Followed, Followed]:
+        """What each target network follows; listed at the first update, because a change of dtype replaces buffers."""
+        return Followed(self.target_agent, self.agent), Followed(self.target_mixer, self.mixer)
 
     @functools.cached_property
     def _faster(self) -> list[tuple[list[nn.Parameter], float]]:
@@ -218,12 +223,17 @@ class K24QLearner:
         Each group is clipped by its own norm, because alpha's grows as the temperature falls.
         """
         clip, groups = self.config.grad_norm_clip, self.optimizer.param_groups
-        norms = [nn.utils.get_total_norm(p.grad for p in g["params"] if p.grad is not None) for g in groups]
+        grads = [[p.grad for p in group["params"] if p.grad is not None] for group in groups]
+        norms = [total_norm(each) for each in grads]
         refuse_nonfinite(loss_td, torch.stack(norms).sum().item(), (self.agent, self.mixer), t_env)
         if self.config.grad_clip == "all":
             norms = [torch.linalg.vector_norm(torch.stack(norms))] * len(norms)
-        for group, norm in zip(groups, norms, strict=True):
-            nn.utils.clip_grads_with_norm_(group["params"], clip, norm)
+        for each, norm in zip(grads, norms, strict=True):
+            share = clip / (
+                norm + 1e-6
+            )  # as torch's own clipping, which multiplies by 1 where nothing is to be clipped
+            if share < 1:
+                torch._foreach_mul_(each, share)
         self._set_lr(t_env)
         self.optimizer.step()
         if self.config.gain_shrinkage:
@@ -258,8 +268,8 @@ class K24QLearner:
         if c.target_update == "hard" and self.n_updates % c.target_update_interval:
             return
         share = c.polyak if c.target_update == "polyak" else 1.0
-        move_network(self.target_agent, self.agent, share)
-        move_network(self.target_mixer, self.mixer, share)
+        for followed in self._followed:
+            followed.move(share)
 
     @torch.no_grad()
     def _network_metrics(

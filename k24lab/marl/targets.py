@@ -47,11 +47,17 @@ def td_lambda(
     return targets
 
 
-@torch.no_grad()
-def move_network(target: nn.Module, online: nn.Module, share: float) -> None:
-    """Move the parameters of a target network by `share` of the way to the online network's, and copy its buffers."""
-    pairs = list(zip(target.parameters(), online.parameters(), strict=True))
-    if pairs:
-        torch._foreach_lerp_([t for t, _ in pairs], [o for _, o in pairs], share)
-    for t, o in zip(target.buffers(), online.buffers(), strict=True):
-        t.copy_(o)  # the EMA is an average already
+class Followed:
+    """What a target network follows: its parameters and buffers, listed once, because modules list them slowly."""
+
+    def __init__(self, target: nn.Module, online: nn.Module):
+        self.parameters = [*target.parameters()], [*online.parameters()]
+        self.buffers = [*target.buffers()], [*online.buffers()]
+
+    @torch.no_grad()
+    def move(self, share: float) -> None:
+        """Move the target's parameters by `share` of the way to the online network's, and copy its buffers."""
+        if self.parameters[0]:
+            torch._foreach_lerp_([*self.parameters[0]], [*self.parameters[1]], share)
+        if self.buffers[0]:
+            torch._foreach_copy_(*self.buffers)  # the EMA is an average already

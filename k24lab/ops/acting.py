@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from k24lab.ops.calls import _call
+from k24lab.ops.calls import call
 from k24lab.ops.library import library
 
 LANES, FOUR, WORD, TILE = 8, 4, 8, 4  # as in act.c
@@ -79,8 +79,8 @@ class PackedLinear:
         sizes = (k, gates, per, inputs, weight.contiguous(), self.values)
         bad = ctypes.c_int64()
         if self.words is None:
-            _call("k24_act_pack_dense", *sizes)
-        elif _call("k24_act_pack", *sizes, self.words, ctypes.byref(bad)):
+            call("k24_act_pack_dense", *sizes)
+        elif call("k24_act_pack", *sizes, self.words, ctypes.byref(bad)):
             row, group = divmod(bad.value, groups)
             raise NotSparse((*divmod(row, rows), group))
         parts = (self.values, self.words, self.bias)

@@ -35,9 +35,6 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor, packed: calls.Packed | None
     if packed is not None:
         return calls.matmul(packed, x, bias, relu)
     y = torch.bmm(weight.expand(len(x), -1, -1), x)
-    if usable(y):
-        calls.add_bias(y, bias, relu)
-        return y
     y += bias.unsqueeze(2)
     return y.relu_() if relu else y
 
@@ -51,7 +48,6 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, packed: calls.Packed | None, relu: bool) -> Tensor:
         y = _linear(x, weight, bias, packed, relu)
-        ctx.sparse = packed is not None
         ctx.save_for_backward(x, weight, bias, y if relu else None)
         return y
 
@@ -62,9 +58,7 @@ class _Linear(torch.autograd.Function):
         grad = grads[0].contiguous() if y is None else torch.ops.aten.threshold_backward(grads[0], y, 0)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            sparse = ctx.sparse and usable(grad)
-            transposed = weight.mT.expand(len(x), -1, -1)
-            grad_x = calls.matmul(calls.pack_transposed(weight), grad) if sparse else torch.bmm(transposed, grad)
+            grad_x = torch.bmm(weight.mT.expand(len(x), -1, -1), grad)
         grad_weight, grad_bias = torch.bmm(grad, x.mT), grad.sum(dim=2)
         return grad_x, grad_weight.sum_to_size(weight.shape), grad_bias.sum_to_size(bias.shape), None, None
 

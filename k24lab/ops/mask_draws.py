@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -34,24 +33,40 @@ class Limits(NamedTuple):
     padding: float  # score of an entry that does not exist
 
 
-Draw = tuple[Float[Tensor, "M groups 4"], Float[Tensor, "6 M groups"], Int[Tensor, "M groups"]]
+Draw = tuple[list[Tensor], Float[Tensor, "6 M groups"], Int[Tensor, "M groups"]]
 
 
-def _offsets(layers: Sequence[ScoredLayer]) -> list[int]:
-    """First group of each layer, and at the end the number of all."""
-    sizes = (len(layer.weight) * -(-layer.weight.shape[1] // GROUP_SIZE) for layer in layers)
-    return list(itertools.accumulate(sizes, initial=0))
+def _groups(weight: Float[Tensor, "out in"]) -> int:
+    """How many groups a layer has."""
+    return len(weight) * -(-weight.shape[1] // GROUP_SIZE)
 
 
-def _scores(layers: Sequence[ScoredLayer], limits: Limits) -> tuple[Float[Tensor, "M groups 4"], list[Tensor]]:
-    """Scores of all layers, and the scale of each."""
-    *offsets, total = _offsets(layers)
-    grouped = layers[0].weight.new_empty(len(layers[0].alpha), total, GROUP_SIZE)
-    scales = [
-        calls.scores(layer.weight, layer.alpha, layer.ema, layer.with_weight, limits, grouped, offset)
-        for layer, offset in zip(layers, offsets, strict=True)
-    ]
-    return grouped, scales
+def _as_drawn(layers: Sequence[ScoredLayer], *arrays: Sequence[Tensor | None]) -> Any:
+    """The layers as the kernels take them, with arrays of each: its masks or the gradients to them, and its results."""
+    each = []
+    for layer, *own in zip(layers, *arrays, strict=True):
+        ema, addresses = layer.ema, [None if array is None else array.data_ptr() for array in own]
+        stride = 0 if ema is None or len(ema) == 1 else ema.shape[1]
+        parts = (layer.weight.data_ptr(), layer.alpha.data_ptr(), None if ema is None else ema.data_ptr(), stride)
+        each.append(calls.Drawn(*parts, layer.with_weight, *layer.weight.shape, *addresses))
+    return (calls.Drawn * len(each))(*each)
+
+
+def _contiguous(layers: Sequence[ScoredLayer]) -> list[ScoredLayer]:
+    return [layer._replace(weight=layer.weight.contiguous(), alpha=layer.alpha.contiguous()) for layer in layers]
+
+
+def _draw(
+    layers: Sequence[ScoredLayer], limits: Limits, temperature: float, uniform: Tensor | None, with_probs: bool
+) -> tuple[list[Tensor], Tensor, Tensor | None, Tensor | None]:
+    """Masks of each layer, the scale of its scores, and with `with_probs` the distributions and the patterns."""
+    alpha, total = layers[0].alpha, sum(_groups(layer.weight) for layer in layers)
+    masks, scale = [torch.empty_like(layer.alpha) for layer in layers], alpha.new_empty(len(layers), len(alpha))
+    probs = alpha.new_empty(6, len(alpha), total) if with_probs else None
+    index = torch.empty(len(alpha), total, dtype=torch.int32) if with_probs else None
+    sizes = (len(layers), len(alpha), total, _as_drawn(layers, masks))
+    calls.check(calls.call("k24_draw", *sizes, *map(float, limits), float(temperature), uniform, scale, index, probs))
+    return masks, scale, probs, index
 
 
 class _Draw(torch.autograd.Function):
@@ -66,39 +81,33 @@ class _Draw(torch.autograd.Function):
         uniform: Tensor | None,
         score_gradient: str,
         *parameters: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        grouped, scales = _scores(layers, limits)
-        mask, probs, index = calls.draw(grouped, temperature, uniform, with_probs=True)
-        assert probs is not None
-        ctx.temperature, ctx.score_gradient, ctx.offsets = temperature, score_gradient, _offsets(layers)[:-1]
-        ctx.save_for_backward(probs, *scales, *parameters)
+    ) -> tuple[Tensor, ...]:
+        layers = _contiguous(layers)
+        masks, scale, probs, index = _draw(layers, limits, temperature, uniform, with_probs=True)
+        assert probs is not None and index is not None
+        ctx.temperature, ctx.score_gradient = temperature, score_gradient
+        ctx.save_for_backward(probs, scale, *(p for layer in layers for p in (layer.weight, layer.alpha)))
         # Copies: a layer on its own moves its running activations before the backward pass.
-        ctx.emas = [None if layer.ema is None else layer.ema.clone() for layer in layers]
-        ctx.with_weight = [layer.with_weight for layer in layers]
+        ctx.layers = [(None if layer.ema is None else layer.ema.clone(), layer.with_weight) for layer in layers]
         ctx.mark_non_differentiable(index)
         ctx.set_materialize_grads(False)
-        return mask, probs, index
+        return (probs, index, *masks)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        probs, *rest = ctx.saved_tensors
-        n = len(ctx.offsets)
-        scales, weights, alphas = rest[:n], rest[n : 2 * n], rest[2 * n :]
-        grad_scores = calls.draw_backward(probs, ctx.temperature, grads[0], grads[1])
-        for_weight = grad_scores if ctx.score_gradient == "all" else None
-        if ctx.score_gradient == "td" and grads[0] is not None:
-            from_masks = None if grads[1] is None else calls.draw_backward(probs, ctx.temperature, grads[0], None)
-            for_weight = grad_scores if from_masks is None else from_masks
-        grad_weights, grad_alphas = [], []
-        for weight, alpha, ema, with_weight, scale, offset in zip(
-            weights, alphas, ctx.emas, ctx.with_weight, scales, ctx.offsets, strict=True
-        ):
-            given = (weight, alpha, ema, with_weight, scale, offset)
-            grad_alpha, grad_weight = calls.scores_backward(*given, grad_scores, for_weight)
-            grad_weights.append(grad_weight)
-            grad_alphas.append(grad_alpha)
-        return (None, None, None, None, None, *grad_weights, *grad_alphas)
+        probs, scale, *saved = ctx.saved_tensors
+        parameters = zip(saved[::2], saved[1::2], strict=True)
+        layers = [ScoredLayer(*pair, *rest) for pair, rest in zip(parameters, ctx.layers, strict=True)]
+        by_probs, _, *by_masks = (None if g is None else g.contiguous() for g in grads)
+        everything, masks_teach = ctx.score_gradient == "all", any(g is not None for g in by_masks)
+        taught = everything or (ctx.score_gradient == "td" and masks_teach)
+        by_alphas = [torch.empty_like(layer.alpha) for layer in layers]
+        by_weights = [torch.empty_like(layer.weight) if taught and layer.with_weight else None for layer in layers]
+        sizes = (len(layers), *probs.shape[1:], _as_drawn(layers, by_masks, by_alphas, by_weights))
+        given = (scale, float(ctx.temperature), probs, by_probs, int(everything))
+        calls.check(calls.call("k24_draw_backward", *sizes, *given))
+        return (None, None, None, None, None, *by_weights, *by_alphas)
 
 
 def draw(
@@ -108,7 +117,7 @@ def draw(
     uniform: Float[Tensor, "M groups"] | None,
     score_gradient: str,
 ) -> Draw | None:
-    """Masks of all groups, their distribution and pattern; the best ones without `uniform`. None without the kernels.
+    """Masks of each layer, their distributions and patterns; the best ones without `uniform`. None without the kernels.
 
     Args:
         layers: of one network.
@@ -123,12 +132,58 @@ def draw(
     taught = layers[0].with_weight and score_gradient != "alpha"
     weights = [layer.weight if taught else layer.weight.detach() for layer in layers]
     parameters = [*weights, *(layer.alpha for layer in layers)]
-    masks: Draw = _Draw.apply(layers, limits, temperature, uniform, score_gradient, *parameters)
-    return masks
+    probs, index, *masks = _Draw.apply(layers, limits, temperature, uniform, score_gradient, *parameters)
+    return masks, probs, index
 
 
-def argmax(layers: Sequence[ScoredLayer], limits: Limits) -> Float[Tensor, "M groups 4"] | None:
-    """The best masks of all groups. None without the kernels."""
+def argmax(layers: Sequence[ScoredLayer], limits: Limits) -> list[Tensor] | None:
+    """The best masks of each layer. None without the kernels."""
     if not usable(layers[0].weight):
         return None
-    return calls.draw(_scores(layers, limits)[0], 1.0, None, with_probs=False)[0]
+    return _draw(_contiguous(layers), limits, 1.0, None, with_probs=False)[0]
+
+
+def best(grouped: Float[Tensor, "M groups 4"]) -> Float[Tensor, "M groups 4"] | None:
+    """The best mask of each group of scores. None without the kernels."""
+    return calls.best(grouped) if usable(grouped) else None
+
+
+class _Seen(torch.autograd.Function):
+    """`W * mask` of all layers of a network; both get their gradients in one pass."""
+
+    @staticmethod
+    def forward(ctx: Any, *given: Tensor) -> tuple[Tensor, ...]:
+        given = tuple(x.contiguous() for x in given)
+        ctx.save_for_backward(*given)
+        masks = given[len(given) // 2 :]
+        products = [torch.empty_like(mask) for mask in masks]
+        calls.call("k24_seen", len(masks), _as_seen(given, products))
+        return tuple(products)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        given, grads = ctx.saved_tensors, tuple(grad.contiguous() for grad in grads)
+        results = [torch.empty_like(x) for x in given]
+        calls.call("k24_seen_backward", len(grads), _as_seen(given, grads, results))
+        return tuple(results)
+
+
+def _as_seen(given: Sequence[Tensor], products: Sequence[Tensor], results: Sequence[Tensor] = ()) -> Any:
+    """Weights, then masks, as the kernels take them, and the gradients to them in the same order."""
+    n, each = len(products), []
+    for k, product in enumerate(products):
+        own = [given[k], given[n + k], product, *results[k::n]]
+        addresses = [x.data_ptr() for x in own] + [None] * (5 - len(own))
+        each.append(calls.Seen(*addresses, len(product), given[k].numel()))
+    return (calls.Seen * n)(*each)
+
+
+def seen_through(
+    weights: Sequence[Float[Tensor, "_ _"]], masks: Sequence[Float[Tensor, "M _ _"]]
+) -> Sequence[Float[Tensor, "M _ _"]]:
+    """`W * mask` of all layers, whose sizes differ."""
+    if not masks or not torch.is_grad_enabled() or not usable(weights[0]):
+        return [weight * mask for weight, mask in zip(weights, masks, strict=True)]
+    products: tuple[Tensor, ...] = _Seen.apply(*weights, *masks)
+    return products

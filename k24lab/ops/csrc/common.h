@@ -41,17 +41,29 @@ typedef struct {
     int64_t rows, chunks, cap;
 } sparse;
 
+/* The matrices [rows, inputs] of K networks: dense with `stride` floats a network (0: one for all), and where `values` is
+ * not NULL once more packed. */
+typedef struct {
+    const float *dense;
+    int64_t stride;
+    const float *values;
+    const uint8_t *places;
+    const int32_t *counts;
+    int64_t cap;
+} matrix;
+
+void k24_pack_transposed(int64_t networks, int64_t rows, int64_t columns, int64_t cap, const float *dense,
+                         float *values, uint8_t *places, int32_t *counts);
+
 INLINE vec all(float x) { return (vec){x, x, x, x, x, x, x, x}; }
 INLINE vec load(const float *p) { return *(const loose_vec *)p; }
 INLINE void store(float *p, vec x) { *(loose_vec *)p = x; }
 
 INLINE vec either(ivec which, vec a, vec b) { return (vec)(((ivec)a & which) | ((ivec)b & ~which)); }
 
-/* e^x to 2 units in the last place: a power of two times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes).
- * Zero below e^-87, e^88 at most. */
-INLINE vec exponential(vec x) {
-    const ivec vanishes = x < all(-87.0f);
-    x = either(x > all(88.0f), all(88.0f), either(vanishes, all(-87.0f), x));
+/* e^x of x in [-87, 88], to 2 units in the last place: a power of two times a polynomial on [-ln 2 / 2, ln 2 / 2]
+ * (Cephes). */
+INLINE vec exponential_in_range(vec x) {
     const vec rounder = all(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
     vec shifted = x * all(1.44269504f) + rounder;
     vec n = shifted - rounder;
@@ -63,11 +75,18 @@ INLINE vec exponential(vec x) {
     p = p * r + all(1.6666665459e-1f);
     p = p * r + all(5.0000001201e-1f);
     p = p * r * r + r + all(1.0f);
-    return either(vanishes, all(0.0f), (vec)((ivec)p + ((ivec)shifted << 23)));
+    return (vec)((ivec)p + ((ivec)shifted << 23));
 }
 
-INLINE vec sigmoid(vec x) { return all(1.0f) / (all(1.0f) + exponential(-x)); }
-INLINE vec tangent(vec x) { return all(1.0f) - all(2.0f) / (all(1.0f) + exponential(x + x)); }
+INLINE vec in_range(vec x) {
+    return either(x > all(88.0f), all(88.0f), either(x < all(-87.0f), all(-87.0f), x));
+}
+
+/* Zero below e^-87, e^88 at most. */
+INLINE vec exponential(vec x) { return either(x < all(-87.0f), all(0.0f), exponential_in_range(in_range(x))); }
+
+INLINE vec sigmoid(vec x) { return all(1.0f) / (all(1.0f) + exponential_in_range(in_range(-x))); }
+INLINE vec tangent(vec x) { return all(1.0f) - all(2.0f) / (all(1.0f) + exponential_in_range(in_range(x + x))); }
 
 /* The first `count` floats of a vector, the others zero. */
 INLINE vec load_part(const float *from, int64_t count) {
@@ -105,8 +124,14 @@ INLINE void write_row(float *to, const vec *from, int64_t columns, const int wid
         memcpy(to, from, columns * sizeof(float));
 }
 
-/* acc += sum over one row's part in a chunk. */
-INLINE void sparse_dot(vec *acc, const float *value, const uint8_t *place, int count, const float *tile, const int width) {
+INLINE sparse packed_network(const matrix *w, int64_t k, int64_t rows, int64_t columns) {
+    const int64_t chunks = (columns + CHUNK - 1) / CHUNK, at = k * chunks * rows;
+    return (sparse){w->values + at * w->cap, w->places + at * w->cap, w->counts + at, rows, chunks, w->cap};
+}
+
+/* acc += sum over one row's part in a chunk, of `width` columns; features of the tile are `apart` floats apart. */
+INLINE void sparse_dot(vec *acc, const float *value, const uint8_t *place, int count, const float *tile, const int width,
+                       const int apart) {
     const int n = width / LANES, chains = CHAINS / n;
     vec sum[CHAINS];
     int e = 0;
@@ -114,11 +139,11 @@ INLINE void sparse_dot(vec *acc, const float *value, const uint8_t *place, int c
 #pragma GCC unroll 4
     for (; e + chains <= count; e += chains)
         for (int c = 0; c < chains; c++) {
-            const vec *x = (const vec *)tile + (size_t)place[e + c] * n, w = all(value[e + c]);
+            const vec *x = (const vec *)tile + (size_t)place[e + c] * (apart / LANES), w = all(value[e + c]);
             for (int j = 0; j < n; j++) sum[c * n + j] += w * x[j];
         }
     for (; e < count; e++) {
-        const vec *x = (const vec *)tile + (size_t)place[e] * n, w = all(value[e]);
+        const vec *x = (const vec *)tile + (size_t)place[e] * (apart / LANES), w = all(value[e]);
         for (int j = 0; j < n; j++) sum[j] += w * x[j];
     }
     for (int j = 0; j < n; j++) {

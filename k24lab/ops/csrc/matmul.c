@@ -66,7 +66,7 @@ INLINE void matmul_tile(const sparse *m, int64_t inputs, const float *x, int64_t
             if (p < size) prefetch(x + (start + p) * ldx + width, width);
             prefetch(y + p * ldy + width, width);
             const int64_t at = c * m->rows + p;
-            sparse_dot(acc, m->values + at * m->cap, m->places + at * m->cap, m->counts[at], tile, width);
+            sparse_dot(acc, m->values + at * m->cap, m->places + at * m->cap, m->counts[at], tile, width, width);
             if (relu && c == m->chunks - 1)
                 for (int j = 0; j < n; j++) acc[j] = either(acc[j] < all(0.0f), all(0.0f), acc[j]);
             write_row(y + p * ldy, acc, columns, width);
@@ -74,17 +74,14 @@ INLINE void matmul_tile(const sparse *m, int64_t inputs, const float *x, int64_t
     }
 }
 
-/* y[k] = W[k] x[k] + bias[k]: x [K, inputs, columns] with strides kx, ldx; y [K, rows, columns] without gaps.
- * bias has `kb` floats a network (0: one bias for all) or is NULL. Returns 1 where memory is short. */
-int k24_matmul(int64_t networks, int64_t rows, int64_t inputs, int64_t columns, int64_t cap,
-                         const float *values, const uint8_t *places, const int32_t *counts, const float *x, int64_t kx,
-                         int64_t ldx, const float *bias, int64_t kb, int64_t relu, float *y) {
-    const int64_t chunks = (inputs + CHUNK - 1) / CHUNK;
+/* y[k] = W[k] x[k] + bias[k] of packed matrices: x [K, inputs, columns] with strides kx, ldx; y [K, rows, columns] without
+ * gaps. bias has `kb` floats a network (0: one bias for all) or is NULL. Returns 1 where memory is short. */
+int k24_matmul(int64_t networks, int64_t rows, int64_t inputs, int64_t columns, const matrix *w, const float *x,
+               int64_t kx, int64_t ldx, const float *bias, int64_t kb, int64_t relu, float *y) {
     float *tile = aligned_alloc(64, CHUNK * WIDE * sizeof(float));
     if (!tile) return 1;
     for (int64_t k = 0; k < networks; k++) {
-        const int64_t at = k * chunks * rows;
-        const sparse m = {values + at * cap, places + at * cap, counts + at, rows, chunks, cap};
+        const sparse m = packed_network(w, k, rows, inputs);
         for (int64_t c = 0; c < columns; c += WIDE) {
             const int64_t left = columns - c;
             const float *from = x + k * kx + c, *b = bias ? bias + k * kb : NULL;
@@ -97,21 +94,6 @@ int k24_matmul(int64_t networks, int64_t rows, int64_t inputs, int64_t columns, 
     }
     free(tile);
     return 0;
-}
-
-/* y = y + bias or its positive part, in place: y [K, rows, columns] without gaps, bias as in k24_matmul. */
-void k24_bias(int64_t networks, int64_t rows, int64_t columns, const float *bias, int64_t kb, int64_t relu, float *y) {
-    for (int64_t k = 0; k < networks; k++)
-        for (int64_t p = 0; p < rows; p++, y += columns) {
-            const float b = bias[k * kb + p];
-            if (relu)
-                for (int64_t c = 0; c < columns; c++) {
-                    const float sum = y[c] + b;
-                    y[c] = sum < 0.0f ? 0.0f : sum;
-                }
-            else
-                for (int64_t c = 0; c < columns; c++) y[c] += b;
-        }
 }
 
 /* Weighted sums of |x|: x [K, features, columns] with strides kx, ldx, weight [K, columns], sums [K, features]. */
