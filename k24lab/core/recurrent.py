@@ -8,7 +8,6 @@ from k24lab.core.config import MaskConfig
 from k24lab.core.layers import SemiStructuredLinear24, full_precision
 from k24lab.errors import InputError
 from k24lab.ops.gru import batched_gru
-from k24lab.ops.linear import sparse_weights
 
 
 def _gates(
@@ -139,8 +138,8 @@ class MaskedGRU(nn.Module):
         gate_x, weight = input_gates(x), hidden_gates.weight * hidden_gates.mask()
         gate_x, h = (tensor.to(weight.dtype) for tensor in (gate_x.permute(0, 3, 1, 2).contiguous(), h.mT))
         with full_precision(weight):
-            hidden = sparse_weights(weight, hidden_gates.bias.unsqueeze(0))
-            y = batched_gru(gate_x, h.contiguous(), *hidden).permute(0, 2, 3, 1)
+            bias = hidden_gates.bias.unsqueeze(0)
+            y = batched_gru(gate_x, h.contiguous(), weight, bias).permute(0, 2, 3, 1)
         hidden_gates.observe(y.detach().flatten(1, 2))  # these are its inputs, one time step later
         return y
 
