@@ -39,7 +39,6 @@ class Recurrent(nn.Module):
 def all_ones(monkeypatch):
     """Masks that keep everything."""
     monkeypatch.setattr(SemiStructuredLinear24, "mask", lambda self: torch.ones_like(self.hetero_alpha))
-    monkeypatch.setattr("k24lab.core.recurrent.sparse_weights", lambda weight, bias: (weight, bias))
 
 
 # --- conversion ------------------------------------------------------------------------------------------------

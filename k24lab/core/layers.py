@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from k24lab.core.config import MaskConfig
 from k24lab.core.masks import MaskDraw, Noise, argmax_masks, draw_masks
 from k24lab.errors import InputError
+from k24lab.ops.library import usable
 
 SELECTION_DECAY = 0.99  # of the running selection frequency, per drawn mask
 SMALLEST_WEIGHT = 1e-30  # smaller ones score as this does, without a gradient
@@ -58,7 +59,8 @@ class EMAActivationTracker(nn.Module):
             magnitude = ((count / count.sum().clamp_min(1)) @ magnitude).unsqueeze(0)
             count = count.sum(dim=0, keepdim=True)
         seen = (count > 0).unsqueeze(1)
-        if (seen & self.started).all():  # nearly always, and much quicker
+        # Nearly always, and much quicker; a compiler, torch.vmap and a GPU that need not wait cannot ask.
+        if usable(self.ema_activation) and (seen & self.started).all():
             self.ema_activation.lerp_(magnitude.to(self.ema_activation), 1 - self.decay)
             return
         target = torch.where(seen, magnitude.to(self.ema_activation), self.ema_activation)
@@ -80,9 +82,8 @@ class SharedDraw:
 
     def __init__(self, mask: Float[Tensor, "M out in"], pattern_probs: Float[Tensor, "6 M groups"]):
         self.mask, self.pattern_probs = mask, pattern_probs
-        self.seen: tuple[Tensor, Tensor] | None = (
-            None  # sum [M, in] of |x| over the inputs of each mask, their number [M]
-        )
+        # Of each mask: the sum of |x| over its inputs [M, in], and their number [M].
+        self.seen: tuple[Tensor, Tensor] | None = None
 
     def add(self, total: Float[Tensor, "M in"], count: Float[Tensor, " M"]) -> None:
         """Take in the inputs of one forward pass."""
