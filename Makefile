@@ -1,6 +1,6 @@
 # Every target sets up its environment itself: conda where it is present, else venv + pip.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tune results results-smax test test-oracle test-cluster test-faults test-browser test-soak test-mutants docs lint format lock clean
+.PHONY: help setup demo tune results results-smax teams test test-oracle test-benchmarl test-wheel test-cluster test-faults test-browser test-soak test-mutants docs lint format lock clean
 
 CONDA := $(shell command -v mamba || command -v conda)
 PYTHON ?= python3.11
@@ -73,10 +73,27 @@ results-smax: setup  ## the study of SMAX (installs half a gigabyte more; one to
 	$(RUN) k24lab sweep notebooks/grids/smax.yaml
 	$(RUN) k24lab notebooks 07_unit_types 05_ablations --runs smax
 
+teams: export K24LAB_HOME := $(CURDIR)
+teams: setup  ## the trained teams of k24lab/teams anew (2 minutes on an idle core)
+	$(RUN) k24lab train --task rolenav:n_agents=8 --method k24-alpha --lr 0.01 --name teams
+	$(RUN) k24lab train --task vmas/navigation --method k24-alpha --alpha-lr-factor 20 --updates-per-rollout 16 --t-max 307200 --name teams
+	$(RUN) k24lab export rolenav_n_agents_8-k24-alpha-s0-17207eaf --format safetensors --output k24lab/teams/rolenav8.safetensors
+	$(RUN) k24lab export vmas_navigation-k24-alpha-s0-7b1d75e7 --format safetensors --output k24lab/teams/vmas_navigation.safetensors
+
+test-wheel:  ## the wheel in an empty environment outside the repository, with and without its extras (minutes)
+	rm -rf build/wheel && mkdir -p build/wheel
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	bash tests/outside.sh $(PYTHON) build/wheel/k24lab-*.whl
+
 test-oracle:  ## the aggregates against rliable, in an environment of its own (it needs pandas 2)
 	$(PYTHON) -m venv build/oracle
 	build/oracle/bin/pip install --quiet "rliable==1.2.0" "pandas<3" jaxtyping pytest
 	PYTHONPATH=. build/oracle/bin/python -m pytest -q -c /dev/null --rootdir=. --noconftest -p no:cacheprovider tests/test_oracle.py
+
+test-benchmarl:  ## K-2:4 inside BenchMARL, in an environment of its own (some minutes on 2 cores)
+	$(PYTHON) -m venv build/benchmarl
+	build/benchmarl/bin/pip install --quiet --disable-pip-version-check -r requirements-benchmarl.lock
+	PYTHONPATH=. build/benchmarl/bin/python -m pytest -q -c /dev/null --rootdir=. --noconftest -p no:cacheprovider tests/test_integration_benchmarl.py
 
 test-cluster: setup  ## grids that are killed midway, on this machine, on a real SLURM and on a Ray of two nodes (half an hour on 2 cores)
 	$(RUN) pip install --quiet --disable-pip-version-check -e '.[slurm,ray]'
@@ -112,8 +129,8 @@ lint: setup  ## ruff and mypy alone
 format: setup  ## mend the style
 	$(RUN) ruff check --fix . && $(RUN) ruff format .
 
-lock:  ## resolve pyproject.toml anew and write the three lock files
-	for pair in requirements.lock:dev,onnx requirements-smacv2.lock:dev,smacv2; do \
+lock:  ## resolve pyproject.toml anew and write the four lock files
+	for pair in requirements.lock:dev,onnx requirements-smacv2.lock:dev,smacv2 requirements-benchmarl.lock:dev,benchmarl; do \
 	  lock=$${pair%:*} extra=$${pair#*:}; rm -rf build/lock && $(PYTHON) -m venv build/lock && \
 	  build/lock/bin/pip install --quiet torch==2.13.0 -e ".[$$extra]" && \
 	  { sed -n '/^#/p' $$lock; build/lock/bin/pip freeze --exclude-editable | sed 's/+cpu//'; } > build/$$lock && \

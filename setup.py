@@ -1,8 +1,13 @@
-"""The CPU kernels; everything else is in pyproject.toml. Without a C compiler torch does their work."""
+"""The CPU kernels and the notebooks of a wheel; everything else is in pyproject.toml.
+
+Without a C compiler torch does the work of the kernels.
+"""
 
 import platform
+from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 FOLDER = "k24lab/ops/csrc"
 FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=fast", "-Wno-psabi"]
@@ -10,8 +15,24 @@ builds = {"k24lab.ops._k24": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     builds["k24lab.ops._k24_avx2"] = ["-march=x86-64-v3"]
     builds["k24lab.ops._k24_avx512"] = ["-march=x86-64-v4"]  # the same vectors, and registers for twice as many
+SHIPPED = ("notebooks/*.ipynb", "notebooks/grids/*.yaml", "figures/speed/bench_inference*.csv")
+
+
+class BuildWithNotebooks(build_py):
+    """Copies notebooks, grids and measurements into the package: a checkout has them at its top, a wheel in k24lab/."""
+
+    def run(self):
+        """Build the package, then copy; an editable install reads those of its checkout."""
+        super().run()
+        for pattern in () if self.editable_mode else SHIPPED:
+            for source in Path().glob(pattern):
+                target = Path(self.build_lib, "k24lab", source)
+                self.mkpath(str(target.parent))
+                self.copy_file(str(source), str(target))
+
 
 setup(
+    cmdclass={"build_py": BuildWithNotebooks},
     ext_modules=[
         Extension(
             name,
@@ -21,5 +42,5 @@ setup(
             optional=True,
         )
         for name, flags in builds.items()
-    ]
+    ],
 )

@@ -104,11 +104,11 @@ def sweep(
 ) -> None:
     """Train every run of a grid file that is not finished yet.
 
-    Example: k24lab sweep notebooks/grids/demo.yaml
+    Example: k24lab sweep demo
     Example: k24lab sweep grid.yaml --backend slurm --jobs 50 --hours 4 --options slurm_partition cpu
 
     Args:
-        grid: YAML file of the runs, see docs/experiments.md.
+        grid: YAML file of the runs, see docs/experiments.md; or the name of one that comes with the package.
         jobs: runs at a time; by default as many as this machine has cores and memory for, on SLURM and Ray 1000.
         retry: try runs that failed once more; otherwise they are only listed.
         backend: processes on this machine, a SLURM job array, or a Ray cluster; the last two need their extras.
@@ -162,20 +162,26 @@ def notebooks(
     runs: str | None = None,
     jobs: int = os.cpu_count() or 1,
     parameters: dict[str, str] | None = None,
+    copy: Path | None = None,
 ) -> None:
     """Execute notebooks on a group of runs: figures go to output/, the executed copies to executed/.
 
     Example: k24lab notebooks 03_mask_patterns 05_ablations --runs demo
     Example: k24lab notebooks 05_ablations --runs ablation --parameters reference k24
+    Example: k24lab notebooks --copy mine
 
     Args:
         names: notebooks; by default 01, 03, 04, 05 and 06.
         runs: group of runs for the notebooks that read one; by default demo.
         jobs: notebooks at a time.
         parameters: names and values (YAML) for the notebooks' parameters cells.
+        copy: execute nothing; copy all notebooks and grids of the package into this new folder.
     """
-    from k24lab.lab.notebooks import execute_all, parse_parameters
+    from k24lab.lab.notebooks import copy_notebooks, execute_all, parse_parameters
 
+    if copy is not None:
+        print(copy_notebooks(copy))
+        return
     for path in execute_all(names, runs, jobs, parse_parameters(parameters or {})):
         print(path)
 

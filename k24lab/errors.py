@@ -15,6 +15,10 @@ class ConfigError(K24Error):
     """A configuration, task or parameter that cannot be used."""
 
 
+class InputError(ConfigError, ValueError):
+    """An argument of a layer or function that cannot be used: a wrong shape, an index out of range."""
+
+
 class RunError(K24Error):
     """A run folder, checkpoint or metrics file that cannot be used, or an environment that cannot go on."""
 

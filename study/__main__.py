@@ -4,7 +4,7 @@ import argparse
 
 from k24lab.cli import one_line_errors
 from k24lab.lab.backends import Resources, build_backend
-from study.protocol import STUDIED, TASKS, TUNING_TASKS
+from study.protocol import OWN_EXTRA, STUDIED, TASKS, TUNING_TASKS
 from study.references import TABLE, reference_table
 from study.report import report
 from study.store import restore
@@ -20,9 +20,12 @@ def main() -> None:
     one.add_argument("--methods", nargs="+", choices=STUDIED, default=STUDIED)
     one.add_argument("--jobs", type=int, help="runs at a time; by default what the machine has room for")
     two = commands.add_parser("report", help="the runs of the report, of all methods whose tuning is complete")
-    two.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    two.add_argument(
+        "--tasks", nargs="+", choices=list(TASKS), default=[task for task in TASKS if task not in OWN_EXTRA]
+    )
     two.add_argument("--jobs", type=int, help="as of tune")
     commands.add_parser("choose", help="write what the tuning chose into figures/tuning/candidates.csv")
+    commands.add_parser("results", help="tables and figures of all runs of the report so far, into figures/study/")
     commands.add_parser("references", help="returns of random actions and of scripted controllers")
     given = parser.parse_args()
     with one_line_errors():
@@ -38,6 +41,11 @@ def _run(given: argparse.Namespace) -> None:
         for task in TUNING_TASKS:
             restore(group(task), summaries(task))
         print("complete:", ", ".join(write_choices(STUDIED)) or "no method yet")
+        return
+    if given.command == "results":
+        from study.results import write_results  # loads matplotlib
+
+        print("\n".join(map(str, write_results())))
         return
     if given.command == "report":
         report(given.tasks, build_backend("local", Resources(jobs=given.jobs), "report"))

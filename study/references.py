@@ -9,7 +9,7 @@ from torch import Tensor
 
 from k24lab.envs.base import Step, VecEnv
 from k24lab.envs.registry import make_env
-from study.protocol import TASKS
+from study.protocol import OWN_EXTRA, TASKS
 from study.scripted import CONTROLLERS, Controller
 
 EPISODES, SEED = 1000, 0
@@ -39,7 +39,10 @@ def returns(task: str, make: Callable[[], Controller], n_episodes: int = EPISODE
     return total
 
 
-def reference_table(tasks: Iterable[str] = TASKS, n_episodes: int = EPISODES) -> pd.DataFrame:
+INSTALLED = tuple(task for task in TASKS if task not in OWN_EXTRA)
+
+
+def reference_table(tasks: Iterable[str] = INSTALLED, n_episodes: int = EPISODES) -> pd.DataFrame:
     """A row for each task and reference: mean return and its standard error over the episodes."""
     rows = []
     for task in tasks:

@@ -9,10 +9,11 @@ from k24lab.errors import RunError
 from k24lab.lab.backends import Backend
 from k24lab.lab.config import Config
 from study import store
-from study.protocol import SEEDS, TUNING_TASKS, study_run
+from study.protocol import SEEDS, study_run
 from study.tuning import FOLDER as TUNING
 
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
+ONE, OF_TASK = "one setting for all tasks", "setting of the task"  # the two readings
 
 
 def group(task: str) -> str:
@@ -25,8 +26,10 @@ def summaries(task: str) -> Path:
     return FIGURES / group(task) / "runs.jsonl"
 
 
-def settings(task: str) -> list[tuple[str, int]]:
-    """Methods and the candidates that they are reported with: their one setting, and that of the task if it was tuned.
+def choices(task: str) -> list[tuple[str, str, int]]:
+    """Method, reading and candidate of everything that a task's report compares.
+
+    The reading `ONE` is the one setting of each method, `OF_TASK` that of the task, if the task was tuned.
 
     Raises:
         RunError: nothing was chosen yet.
@@ -36,15 +39,19 @@ def settings(task: str) -> list[tuple[str, int]]:
         raise RunError(f"{file} does not exist: python -m study tune, then python -m study choose")
     table = pd.read_csv(file)
     table["candidate"] = table.groupby(["method", "task"], sort=False).cumcount()
-    of_task = table["of_task"] & (table["task"] == task) if task in TUNING_TASKS else False
-    chosen = table[table["one"] | of_task]
-    pairs = zip(chosen["method"], chosen["candidate"], strict=True)
-    return list(dict.fromkeys((str(method), int(k)) for method, k in pairs))
+    one = table[table["one"]].drop_duplicates("method")
+    own = table[table["of_task"] & (table["task"] == task)]
+    return [
+        (str(row["method"]), reading, int(row["candidate"]))
+        for reading, rows in ((ONE, one), (OF_TASK, own))
+        for row in rows.to_dict("records")
+    ]
 
 
 def report_runs(task: str) -> list[Config]:
     """All runs of a task's report."""
-    return [study_run(task, method, k, seed) for method, k in settings(task) for seed in range(SEEDS[task])]
+    settings = dict.fromkeys((method, k) for method, _, k in choices(task))  # the two readings may agree
+    return [study_run(task, method, k, seed) for method, k in settings for seed in range(SEEDS[task])]
 
 
 def report(tasks: Sequence[str], backend: Backend) -> None:

@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from k24lab.core.masks import argmax_masks, draw_masks
+from k24lab.core.modules import drawn_masks
+from k24lab.errors import InputError
 from k24lab.lab.config import build_config
 from k24lab.marl.agent import LAYERS, build_agent, step, unroll
 
@@ -199,3 +201,41 @@ def test_hidden_state_starts_at_zero_in_the_dtype_of_the_network():
     for kind in KINDS:
         hidden = make_agent(kind).initial_hidden(N, B)
         assert hidden.shape == (N, H, B) and hidden.dtype == torch.float64 and not hidden.any()
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "gains"])
+def test_an_agent_called_as_a_module_does_one_step_of_all_agents(kind):
+    if kind == "gains":
+        agent = build_agent(build_config({"method": "gains", "hidden_dim": H}), INPUT, A, N).double()
+    else:
+        agent = make_agent(kind)
+    agent.eval()
+    obs, hidden = torch.randn(N, B, INPUT).double(), torch.randn(N, B, H).double()
+    q_values, after = agent(obs, hidden)
+    with torch.no_grad():
+        weights = agent.argmax_weights()
+        if kind in ("shared", "magnitude masks"):
+            x, h = obs.flatten(0, 1).unsqueeze(0), hidden.flatten(0, 1).unsqueeze(0)
+        else:
+            x, h = obs, hidden
+        expected = step(weights, x.mT.contiguous(), h.mT.contiguous())
+    torch.testing.assert_close(q_values, expected[0].mT.reshape(N, B, A))
+    torch.testing.assert_close(after, expected[1].mT.reshape(N, B, H))
+    torch.testing.assert_close(agent(obs)[0], agent(obs, torch.zeros_like(hidden))[0])
+    assert q_values.requires_grad
+
+
+def test_an_agent_in_training_draws_masks_and_uses_those_of_a_block():
+    agent, obs = make_agent("masked, all"), torch.randn(N, B, INPUT).double()
+    assert not torch.equal(agent(obs)[0], agent(obs)[0])
+    with drawn_masks(agent) as drawn:
+        q_values, _ = agent(obs)
+        assert torch.equal(agent(obs)[0], q_values)
+    weights = agent.weights(dict(zip(agent.masked_layers, drawn.masks, strict=True)))
+    expected = step(weights, obs.mT.contiguous(), torch.zeros(N, H, B).double())[0]
+    torch.testing.assert_close(q_values, expected.mT)
+
+
+def test_observations_of_another_number_of_agents_are_an_error():
+    with pytest.raises(InputError, match=r"obs of shape \(2, 2, 7\), expected \(3, B, I\)"):
+        make_agent("masked, all")(torch.zeros(2, B, INPUT).double())

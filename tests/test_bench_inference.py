@@ -78,7 +78,7 @@ def test_benchmark_prints_and_stores_every_case(build, small, capsys):  # noqa: 
 
 
 def test_the_tables_have_the_columns_of_the_files_that_are_committed(small):
-    committed = pd.read_csv(bench.CHECKOUT / "figures" / f"{bench.NAME}.csv", nrows=1)
+    committed = pd.read_csv(bench.SHIPPED / "figures" / f"{bench.NAME}.csv", nrows=1)
     row = bench._rows({"2:4": [1.0], "packed dense": [1.0], "a": [1.0]}, ["a"], {"level": "layer", "width": 1})[0]
     assert set(row) <= set(committed.columns)
 

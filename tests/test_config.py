@@ -19,6 +19,15 @@ def test_unknown_keys_are_all_named_with_the_nearest_right_name():
     assert "'lr'" not in message
 
 
+def test_settings_may_be_keywords_which_win_over_the_mapping():
+    config = build_config(task="rolenav", method="k24-alpha", lr=1e-3)
+    assert config == build_config({"task": "rolenav", "method": "k24-alpha", "lr": 1e-3})
+    assert build_config({"lr": 0.1, "seed": 3}, lr=0.2) == build_config(lr=0.2, seed=3)
+    assert build_config() == build_config({})
+    with pytest.raises(ConfigError, match="'taks'; did you mean 'task'"):
+        build_config(taks="rolenav")
+
+
 def test_problems_of_different_kinds_are_reported_together():
     with pytest.raises(ConfigError) as error:
         build_config({"hiden_dim": 3, "lr": "x", "mixer": "vdnn"})
@@ -150,7 +159,8 @@ def changed(field: dataclasses.Field, value: object) -> object:
         return not value
     if isinstance(value, str):
         choices = getattr(field.type, "__args__", None)
-        return next(c for c in choices if c != value) if choices else {"device": "cuda"}.get(field.name, "other")
+        others = {"device": "cuda", "loggers": "csv"}
+        return next(c for c in choices if c != value) if choices else others.get(field.name, "other")
     if value is None:
         return 2.0
     return value + 1 if isinstance(value, int) else value * 0.8 + 0.01

@@ -4,9 +4,11 @@ import importlib.util
 import os
 import pkgutil
 import re
+import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -38,6 +40,9 @@ def named_by(text):
 
 
 def exists(dotted):
+    if dotted.startswith("k24lab.integrations.benchmarl"):  # only where BenchMARL is installed can it be imported
+        exported = (ROOT / "k24lab/integrations/benchmarl/__init__.py").read_text().partition("__all__")[2]
+        return dotted.endswith(".benchmarl") or f'"{dotted.rpartition(".")[2]}"' in exported
     try:
         pkgutil.resolve_name(dotted)
     except (ImportError, AttributeError):
@@ -173,3 +178,9 @@ def test_documented_grid_can_run(tmp_path):
     (tmp_path / "grid.yaml").write_text(text)
     name, configs, notebook = grid.load_grid(tmp_path / "grid.yaml")
     assert (name, len(configs), notebook) == ("mine", 24, "02_train")
+
+
+def test_the_table_of_benchmarl_is_that_of_its_file():
+    example = runpy.run_path(str(ROOT / "examples" / "benchmarl_navigation.py"))
+    table = example["summary"](pd.read_csv(ROOT / "figures" / "benchmarl" / "navigation.csv"))
+    assert table in TEXT["docs/benchmarl.md"]

@@ -24,10 +24,9 @@ README = (CHECKOUT / "README.md").read_text()
 PAGES = [path for path in sorted((CHECKOUT / "docs").glob("*.md")) if path.name != "results.md"]
 TEXT = README + "".join(path.read_text() for path in PAGES)
 BLOCKS = [block.replace("\\\n", " ") for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)]
-# tests/test_contributing.py runs those of docs/contributing.md.
 SNIPPETS = {
     page: re.findall(r"```python\n(.*?)```", (CHECKOUT / page).read_text(), re.DOTALL)
-    for page in ("README.md", "docs/inference.md")
+    for page in ("README.md", "docs/inference.md", "docs/layer.md")
 }
 
 SMALL = TINY | {"snapshot_interval": 800, "test_interval": 800, "t_max": 1600}
@@ -46,6 +45,7 @@ COMMANDS = {
     "k24lab train --task rolenav --method k24 --name first": (
         f"k24lab train --task rolenav --method k24 --name first {FLAGS}"
     ),
+    "k24lab replay --team rolenav8": "k24lab replay --team rolenav8 --episodes 1",
     "k24lab report first": None,
     "k24lab replay runs/first/rolenav-k24-s0-…": "k24lab replay runs/first/rolenav-k24-s0-… --episodes 1",
     "make demo": "make -n demo && k24lab notebooks 05_ablations --runs demo",
@@ -69,6 +69,7 @@ COMMANDS = {
     f"k24lab show {RUN8}…": None,
     "k24lab report rolenav3": None,
     f"k24lab replay {RUN8}…": f"k24lab replay {RUN8}… --episodes 1",
+    "k24lab notebooks --copy my_notebooks": "k24lab notebooks --copy build/my_notebooks",
     "k24lab notebooks 03_mask_patterns 05_ablations --runs rolenav3": (
         "k24lab notebooks 03_mask_patterns --runs rolenav3"  # make demo runs the other one
     ),
@@ -97,6 +98,11 @@ COMMANDS = {
     "cd path/to/epymarl": Not("as the line before"),
     "python src/main.py --config=k24_qmix --env-config=gymma with env_args.time_limit=25 "
     'env_args.key="lbforaging:Foraging-8x8-2p-3f-v3"': Not("as the line before"),
+    "pip install -e '.[benchmarl]' vmas==1.5.2": Not("make test-benchmarl installs it in an environment of its own"),
+    "python examples/benchmarl_navigation.py run": Not(
+        "trains for an hour: tests/test_integration_benchmarl.py builds it"
+    ),
+    "python examples/benchmarl_navigation.py show": Not("tests/test_docs.py compares what it prints with the page"),
 }
 
 
@@ -239,5 +245,18 @@ def test_the_example_of_inference_runs_as_it_stands(checkout, monkeypatch, capsy
     assert git(checkout, "status", "--porcelain") == ""
 
 
+def test_the_example_of_the_layer_runs_as_it_stands():
+    (snippet,) = SNIPPETS["docs/layer.md"]
+    names = {}
+    exec(snippet, names)
+    assert names["y"].shape == (3, 16, 2)
+
+
 def test_no_other_page_has_python_that_nothing_runs():
-    assert TEXT.count("```python") == 1 + 1 + (CHECKOUT / "docs" / "contributing.md").read_text().count("```python")
+    elsewhere = {
+        "docs/benchmarl.md",  # tests/test_integration_benchmarl.py
+        "docs/contributing.md",  # tests/test_contributing.py
+        "docs/experiments.md",  # tests/test_callbacks.py
+    }
+    found = {path.relative_to(CHECKOUT).as_posix() for path in PAGES if "```python" in path.read_text()}
+    assert found | {"README.md"} == elsewhere | set(SNIPPETS)

@@ -26,6 +26,7 @@ def _lock(name):
 LOCK = _lock("requirements.lock")
 SMACV2_LOCK = _lock("requirements-smacv2.lock")
 DOCS_LOCK = _lock("requirements-docs.lock")  # beside the first one
+BENCHMARL_LOCK = _lock("requirements-benchmarl.lock")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -61,9 +62,10 @@ def test_locks_differ_only_where_smacv2_demands_it():
 @pytest.mark.parametrize(
     ("lock", "without"),
     [
-        (LOCK, {"browser", "docs", "ray", "smax", "smacv2", "video"}),
-        (SMACV2_LOCK, {"browser", "docs", "ray", "smax", "onnx", "video"}),
-        (LOCK | DOCS_LOCK, {"browser", "ray", "smax", "smacv2", "video"}),
+        (LOCK, {"benchmarl", "browser", "docs", "ray", "smax", "smacv2", "video", "wandb"}),
+        (SMACV2_LOCK, {"benchmarl", "browser", "docs", "ray", "smax", "onnx", "video", "wandb"}),
+        (LOCK | DOCS_LOCK, {"benchmarl", "browser", "ray", "smax", "smacv2", "video", "wandb"}),
+        (BENCHMARL_LOCK, {"browser", "docs", "ray", "smax", "smacv2", "onnx", "video", "wandb"}),
     ],
 )
 def test_lock_names_one_exact_version_of_everything_we_depend_on(lock, without):
@@ -90,9 +92,10 @@ def test_the_lock_is_what_runs_here():
 
 
 def test_version_is_the_same_everywhere():
-    assert (
-        PYPROJECT["project"]["version"] == __version__ == yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]
-    )
+    assert PYPROJECT["project"]["dynamic"] == ["version"]
+    assert PYPROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "k24lab.__version__"}
+    assert __version__ == yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]
+    assert f"\n## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_make_lists_its_two_commands():

@@ -1,5 +1,6 @@
 """RoleNav against its definition: kinematics, reward, what an observation tells, the two bounds on the return."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -176,6 +177,27 @@ def test_optimum_is_reached_with_identity():
     # of 0.12 the nearest point is 0.3826 * 0.12 away on average: 2.990. Standard error: 0.86 / sqrt(16384) = 0.007.
     result = mean_return(RoleNav(n_envs=16384), own_goals)
     assert result == pytest.approx(3 * (1.0428 - 0.3826 * 0.12), abs=0.03)
+
+
+def ends_on_an_axis(x, n_steps, step=0.12):
+    """Where so many steps on one axis can end, and after how many: straight, or into a wall and back."""
+    ends = [(x, 0)]
+    for direction in (1, -1):
+        straight = [(x + direction * step * k, k) for k in range(1, n_steps + 1)]
+        inside = [end for end in straight if abs(end[0]) < 1]
+        to_wall = len(inside) + 1
+        back = [(direction * (1 - step * k), to_wall + k) for k in range(int(2 / step) + 1)]
+        ends += inside + back
+    return np.array(ends)
+
+
+def test_walls_let_an_agent_come_nearer_to_its_goal():
+    rng, left = np.random.default_rng(0), []
+    for start, goal in rng.uniform(-1, 1, (1000, 2, 2)):
+        x, y = (ends_on_an_axis(start[axis], n_steps=25) for axis in (0, 1))
+        distance = np.hypot((x[:, 0] - goal[0])[:, None], y[:, 0] - goal[1])
+        left.append(distance[x[:, 1][:, None] + y[:, 1] <= 25].min())
+    assert 3 * (1.0428 - np.mean(left)) == pytest.approx(3.03, abs=0.015)  # standard error 0.002
 
 
 def test_without_identity_the_median_of_the_goals_bounds_the_return():

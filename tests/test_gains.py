@@ -1,11 +1,12 @@
 """What agents have of their own on a common network (gains, ids, generated layers), and how fast it learns."""
 
+import copy
 import math
 
 import pytest
 import torch
 
-from k24lab.core.gains import Gains, IdLinear
+from k24lab.core.gains import Gains, IdLinear, shrink_to_mean
 from k24lab.core.hypernetwork import GAIN, HIDDEN, HyperLinear, fresh_embedding
 from k24lab.core.layers import DenseLinear
 from k24lab.lab.config import build_config
@@ -112,6 +113,30 @@ def test_what_belongs_to_single_agents_learns_at_a_rate_of_its_own(changes, t_en
     trained = [p for module in (learner.agent, learner.mixer) for p in module.parameters() if p.requires_grad]
     assert {id(p) for group in groups for p in group["params"]} == {id(p) for p in trained}
     assert sum(len(group["params"]) for group in groups) == len(trained)
+
+
+def test_gains_go_back_to_the_mean_of_the_team_where_their_gradients_are_noise():
+    gain = torch.tensor([[1.0, 1.0, 1.0], [3.0, 3.0, 3.0]])
+    grad, square = torch.tensor([[0.0, 2.0, 1.0]] * 2), torch.tensor([[4.0, 4.0, 4.0]] * 2)
+    shrink_to_mean(gain, grad, square, rate=0.5)
+    assert gain.T.tolist() == [[1.5, 2.5], [1.0, 3.0], [1.375, 2.625]]
+    shrink_to_mean(gain, torch.zeros(2, 3), square, rate=7.0)  # never beyond the mean
+    assert (gain == 2).all()
+
+
+@pytest.mark.parametrize("method", ["gains24", "k24-gains", "fups"])
+def test_gain_shrinkage_moves_gains_alone(method, tiny_spec, random_episodes):
+    without, with_it = (
+        build_learner(build_config({"method": method, "gain_shrinkage": shrinkage}), tiny_spec)
+        for shrinkage in (0.0, 5.0)
+    )
+    without.update(random_episodes(seed=0), 0)  # the first gradient has one direction
+    with_it.load_state_dict(copy.deepcopy(without.state_dict()))
+    for learner in (without, with_it):
+        learner.update(random_episodes(seed=1), 0)
+    before, after = (dict(learner.agent.named_parameters()) for learner in (without, with_it))
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == ({"gains"} if method != "fups" else set())
 
 
 def test_thresholds_start_where_the_setting_says():

@@ -1,5 +1,6 @@
 """What must not be loaded: readers of runs work where torch is not installed, and start without waiting for it."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -94,3 +95,9 @@ def test_the_package_itself_loads_nothing():
     code = "import sys; before = set(sys.modules); import k24lab; print(len(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) <= 2
+
+
+def test_the_models_for_benchmarl_say_what_they_need(monkeypatch):
+    monkeypatch.setitem(sys.modules, "benchmarl", None)  # as where it is not installed
+    with pytest.raises(ImportError, match=r"needs BenchMARL .*pip install 'k24lab\[benchmarl\]'"):
+        importlib.import_module("k24lab.integrations.benchmarl")

@@ -1,5 +1,6 @@
 import copy
 import itertools
+import warnings
 
 import pytest
 import torch
@@ -7,8 +8,10 @@ import torch
 from k24lab.core.config import MaskConfig
 from k24lab.core.layers import DenseLinear, EMAActivationTracker, SemiStructuredLinear24
 from k24lab.core.masks import PADDING_SCORE, argmax_masks, draw_masks
+from k24lab.core.modules import drawn_masks
 from k24lab.core.patterns import PATTERNS_24
-from k24lab.errors import ConfigError
+from k24lab.errors import ConfigError, InputError
+from k24lab.ops.library import library
 
 ONES = torch.ones(2)
 
@@ -148,11 +151,118 @@ def test_any_number_of_batch_dimensions_is_accepted(shape, training):
     assert layer.ema_tracker.ema_activation.isfinite().all()
 
 
-@pytest.mark.parametrize("n", [1, 3, 4])
+@pytest.mark.parametrize(
+    ("n_masks", "shape", "expected"),
+    [
+        (2, (3, 5, 6), r"x of shape \(3, 5, 6\), expected \(2, \*batch, 6\): x\[m\] is for mask m of 2\. .*mask_index"),
+        (2, (1, 6), r"x of shape \(1, 6\), expected \(2, \*batch, 6\)"),
+        (2, (6,), r"x of shape \(6,\), expected \(2, \*batch, 6\)"),
+        (2, (2, 5, 7), r"x of shape \(2, 5, 7\), expected \(2, \*batch, 6\): x\[m\] is for mask m of 2$"),
+        (2, (), r"x of shape \(\), expected"),
+        (1, (5, 7), r"x of shape \(5, 7\), expected \(\*batch, 6\)"),
+        (1, (), r"x of shape \(\), expected"),
+    ],
+)
 @pytest.mark.parametrize("training", [True, False])
-def test_input_for_another_number_of_masks_is_an_error(n, training):
-    with pytest.raises(Exception, match=r"shape|size|batch"):
-        make_layer().train(training)(torch.randn(n, 2, 6))
+def test_input_of_another_shape_is_an_error_that_names_the_sizes(n_masks, shape, expected, training):
+    with pytest.raises(ValueError, match=expected):
+        make_layer(n_masks=n_masks).train(training)(torch.randn(shape))
+
+
+def test_input_of_integers_is_an_error():
+    with pytest.raises(InputError, match=r"x is torch\.int64, expected floating-point"):
+        make_layer()(torch.ones(2, 5, 6, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("shape", [(6,), (5, 6), (1, 5, 6), (4, 5, 6)])
+def test_a_single_mask_takes_any_batch_as_torchs_layer_does(shape):
+    layer = make_layer(n_masks=1).eval()
+    x = torch.randn(shape)
+    expected = torch.nn.functional.linear(x, layer.weight * layer.argmax_mask()[0], layer.bias)
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_a_layer_without_bias_has_no_such_parameter_and_adds_nothing():
+    layer, x = SemiStructuredLinear24(6, 3, 2, bias=False).eval(), torch.randn(2, 5, 6)
+    torch.testing.assert_close(layer(x), x @ (layer.weight * layer.argmax_mask()).mT)
+    assert "bias" not in layer.state_dict() and len(list(layer.parameters())) == 2
+    assert "n_masks=2, bias=False" in repr(layer) and "bias" not in repr(make_layer())
+
+
+# --- rows of mixed masks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(7,), (4, 5), (2, 3, 4), (0,)])
+@pytest.mark.parametrize("n_masks", [1, 3])
+def test_each_row_gets_the_mask_of_its_index(shape, n_masks):
+    layer = make_layer(n_masks=n_masks)
+    x, index = torch.randn(*shape, 6, requires_grad=True), torch.randint(n_masks, shape)
+    mask = draw_masks([layer], 5.0, 10.0, "annealed", torch.Generator().manual_seed(4)).masks[0]
+    with drawn_masks(layer, torch.Generator().manual_seed(4)):
+        y = layer(x, index)
+    expected = torch.einsum("...oi,...i->...o", (layer.weight * mask)[index], x) + layer.bias
+    torch.testing.assert_close(y, expected)
+    assert y.shape == (*shape, 3)
+    if y.numel():
+        coefficient, inputs = torch.randn(y.shape), [x, *layer.parameters()]
+        wanted = torch.autograd.grad((expected * coefficient).sum(), inputs)
+        for a, b in zip(torch.autograd.grad((y * coefficient).sum(), inputs), wanted, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_rows_of_mixed_masks_move_the_running_mean_of_their_own_mask():
+    layer = make_layer(n_masks=3)
+    x, index = torch.randn(5, 6), torch.tensor([0, 2, 2, 0, 0], dtype=torch.int32)
+    layer(x, index)
+    ema = layer.ema_tracker.ema_activation
+    torch.testing.assert_close(ema[0], x[index == 0].abs().mean(dim=0))
+    torch.testing.assert_close(ema[2], x[index == 2].abs().mean(dim=0))
+    assert (ema[1] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("x", "index", "expected"),
+    [
+        (torch.ones(3, 6), torch.tensor([0, 1, 2]), r"mask_index from 0 to 2, expected 0 to 1: there are 2 masks"),
+        (torch.ones(3, 6), torch.tensor([0, 1, -1]), r"mask_index from -1 to 1, expected 0 to 1"),
+        (torch.ones(3, 6), torch.ones(3), r"mask_index is torch\.float32, expected integers"),
+        (torch.ones(3, 6), torch.ones(3, dtype=torch.bool), r"mask_index is torch\.bool, expected integers"),
+        (torch.ones(3, 6), torch.tensor([0, 1]), r"\(3, 6\) with mask_index of shape \(2,\), expected \(\*batch, 6\)"),
+        (torch.ones(3, 7), torch.tensor([0, 1, 1]), r"\(3, 7\) with mask_index of shape \(3,\), expected"),
+        (torch.ones(6), torch.tensor(1), r"x of shape \(6,\) with mask_index of shape \(\)"),
+    ],
+)
+def test_an_index_that_does_not_fit_is_an_error_that_names_the_sizes(x, index, expected):
+    with pytest.raises(InputError, match=expected):
+        make_layer()(x, index)
+
+
+@pytest.fixture
+def without_kernels(monkeypatch):
+    """Masks by torch, whose products autocast would round."""
+    monkeypatch.setenv("K24LAB_KERNELS", "torch")
+    library.cache_clear()
+    yield
+    library.cache_clear()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_autocast_computes_in_bfloat16_with_masks_from_float32(training, without_kernels):
+    layer, x = make_layer(16, 12).train(training), torch.randn(2, 5, 16)
+    layer.ema_tracker.update(torch.rand(2, 16), ONES)
+    torch.manual_seed(1)
+    mask = copy.deepcopy(layer).mask()
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        twin_mask = copy.deepcopy(layer).mask()
+        torch.manual_seed(1)
+        y = layer(x)
+    assert twin_mask.dtype == torch.float32 and torch.equal(twin_mask, mask)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), x @ (layer.weight * mask).mT + layer.bias, rtol=0.02, atol=0.02)
+    y.float().square().sum().backward()
+    assert layer.weight.grad.dtype == torch.float32 and layer.weight.grad.any()
+    assert layer.ema_tracker.ema_activation.dtype == torch.float32
 
 
 def test_evaluation_uses_the_argmax_mask_and_changes_no_state():
@@ -247,3 +357,33 @@ def test_layer_on_the_gpu_equals_the_layer_on_the_cpu():
     torch.testing.assert_close(layer(x.cuda()).cpu(), expected, rtol=1e-4, atol=1e-4)
     layer.train()(x.cuda()).sum().backward()
     assert layer.hetero_alpha.grad.is_cuda and layer.ema_tracker.ema_activation.is_cuda
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_stacked_parameters_in_vmap_compute_what_each_layer_does(training):
+    """As libraries do with ensembles of critics: one module, and the parameters of several stacked."""
+    config = MaskConfig(noise="none")  # in training mode the argmax masks too, but with their gradient
+    layers = [SemiStructuredLinear24(10, 6, 3, config=config) for _ in range(2)]
+    x = torch.randn(3, 5, 10)
+    params, buffers = torch.func.stack_module_state(layers)
+    expected = [layer.train(training)(x) for layer in layers]
+    module = SemiStructuredLinear24(10, 6, 3, config=config).train(training)
+
+    def call(params, buffers):
+        return torch.func.functional_call(module, {**params, **buffers}, (x,))
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")
+        found = torch.vmap(call, randomness="different")(params, buffers)
+    torch.testing.assert_close(found, torch.stack(expected))
+    for k, layer in enumerate(layers):  # the running activations have moved
+        torch.testing.assert_close(buffers["ema_tracker.ema_activation"][k], layer.ema_tracker.ema_activation)
+    found.square().sum().backward()
+    torch.stack(expected).square().sum().backward()
+    for name, stacked in params.items():
+        for k, layer in enumerate(layers):
+            grad = layer.get_parameter(name).grad
+            if grad is None:
+                assert stacked.grad is None or not stacked.grad[k].any()
+            else:
+                torch.testing.assert_close(stacked.grad[k], grad)

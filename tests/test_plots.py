@@ -1,5 +1,7 @@
 """Figures: same bytes when made again, fonts that venues accept, and what the marks on the axes stand for."""
 
+from pathlib import Path
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -14,6 +16,7 @@ from matplotlib.colors import to_rgb
 from k24lab.analysis import comparison_plots, curve_plots as plots, mask_plots, similarity, stats, style
 from k24lab.core.pattern_table import PATTERN_NAMES
 from k24lab.errors import ConfigError
+from k24lab.lab.find_runs import Run
 from k24lab.methods import METHODS
 
 
@@ -155,7 +158,7 @@ def test_learning_curves_draw_means_bands_and_references(curves):
     assert ax.get_title() == "rolenav, n = 3 seeds"
     k24 = ax.get_lines()[0]
     assert np.column_stack(k24.get_data()).tolist() == [[0, 1], [1000, 2], [2000, 3]]
-    assert len(ax.collections) == 2
+    assert len([drawn for drawn in ax.collections if not isinstance(drawn, LineCollection)]) == 2
     assert ax.get_ylim()[1] >= 9.0
     assert "bound" in [text.get_text() for text in ax.texts]
 
@@ -178,13 +181,53 @@ def test_more_than_eight_variants_have_intervals_at_the_end_in_place_of_bands():
     for count, limits in ((8, (-0.14, 1.24)), (9, (-0.04, 1.24))):
         curves = pd.concat([one.assign(variant=f"k24 seedless={k}") for k in range(count)])
         ax = plots.learning_curves(curves)
-        assert len(ax.get_lines()) == count
+        assert len([line for line in ax.get_lines() if line.get_linestyle() != "None"]) == count
         assert ax.get_ylim() == pytest.approx(limits)
     bars = [drawn for drawn in ax.collections if isinstance(drawn, LineCollection)]
     whiskers = [each.get_segments()[0].tolist() for each in bars]
     assert [top for _, (_, top) in whiskers] == [1.2] * 9 and [low for (_, low), _ in whiskers] == [0.9] * 9
     places = [x for (x, _), _ in whiskers]
-    assert places == sorted(set(places)) and 100 < places[0] < places[-1] < 115
+    assert places == sorted(set(places)) and 100 < places[0] < places[-1] < 117
+
+
+def test_lines_upon_each_other_have_their_markers_apart_and_their_ends_side_by_side(curves):
+    upon = pd.concat([curves[curves["variant"] == "k24"].assign(variant=name) for name in ("k24", "fups", "nops")])
+    dense = pd.concat([upon.assign(t_env=upon["t_env"] + 3000 * k) for k in range(16)]).sort_values("t_env")
+    ax = plots.learning_curves(dense)
+    starts = [line.get_markevery()[0] for line in ax.get_lines() if line.get_linestyle() != "None"]
+    assert len(set(starts)) == 3
+    ends = [line.get_xydata()[0] for line in ax.get_lines() if line.get_linestyle() == "None"]
+    assert [mean for _, mean in ends] == [3.0, 3.0, 3.0]
+    assert dense["t_env"].max() < ends[0][0] < ends[1][0] < ends[2][0]
+    alone = plots.learning_curves(curves[curves["variant"] == "k24"])
+    assert len(alone.get_lines()) == 1
+
+
+def test_a_reference_far_from_the_runs_is_named_under_the_axis():
+    scores = pd.DataFrame({"variant": ["k24"] * 3, "test_return_mean": [2.0, 3.0, 4.0]})
+    ax = comparison_plots.final_returns(scores, references={"optimum": 5.0, "random": -90.0})
+    assert [text.get_text() for text in ax.texts] == ["optimum"]
+    assert ax.get_xlabel() == "final test return (outside: random \N{MINUS SIGN}90.00)"
+    assert ax.get_xlim()[0] > -10
+
+
+def test_maps_are_titled_by_run_method_layer_and_seed(index):
+    run = Run(Path("runs/g/rolenav-k24-s3-ab"), {"method": "k24", "seed": 3}, True)
+    ax = mask_plots.mask_map(index, title=style.run_title(run, "layer fc2"))
+    assert ax.get_title() == "K-2:4, seed 3, layer fc2 (rolenav-k24-s3-ab)"
+    long = Run(Path("runs") / ("r" * 90), {"method": "fups", "seed": 0}, True)
+    assert style.run_title(long) == f"shared, seed 0\n({'r' * 90})"
+
+
+def test_usage_maps_mark_an_even_use_as_white():
+    shares = {"fc1": np.full((2, 6), 1 / 6), "fc2": np.eye(6)[:2]}
+    fig = mask_plots.usage_maps(shares, "a run")
+    bar = fig.axes[-1]
+    assert [ax.get_title() for ax in fig.axes[:2]] == ["fc1", "fc2"] and fig.get_suptitle() == "a run"
+    at = dict(zip([label.get_text() for label in bar.get_yticklabels()], bar.get_yticks(), strict=True))
+    assert at["1/6 (even)"] == pytest.approx(1 / 6)
+    heat = fig.axes[0].collections[0]
+    assert heat.cmap(heat.norm(1 / 6))[:3] == pytest.approx((0.97, 0.97, 0.97), abs=0.01)
 
 
 def test_a_single_run_is_drawn_without_a_band():

@@ -51,7 +51,7 @@ def test_both_rounds_have_all_steps_and_a_seed_each():
 
 def test_the_page_names_every_method_with_its_values_and_every_task():
     for name, method in ((name, METHODS[name]) for name in STUDIED):
-        (row,) = [line for line in PAGE.splitlines() if line.startswith("|") and f"`{name}`" in line]
+        (row,) = [line for line in PAGE.splitlines() if line.startswith("|") and f"`{name}`" in line.split("|")[1]]
         for setting in {key for own in method.search for key in own}:
             assert f"`{setting}`" in row
         for value in {value for own in method.search for value in own.values()} or MORE_LEARNING_RATES:
@@ -125,7 +125,8 @@ def test_choices_are_written_once_a_method_is_complete(tmp_path, monkeypatch, ho
     table = pd.read_csv(tuning.FOLDER / "candidates.csv")
     assert len(table) == 27 and set(table["method"]) == {"fups"}
     monkeypatch.setattr(report, "TUNING", tuning.FOLDER)
-    assert report.settings("rolenav3") == report.settings("tag") == [("fups", 8)]
+    assert report.choices("rolenav3") == [("fups", report.ONE, 8)]
+    assert report.choices("tag") == [("fups", report.ONE, 8), ("fups", report.OF_TASK, 8)]
     best = table[table["one"]]
     assert len(best) == 3 and set(best["lr"]) == {0.01} and best["of_task"].all()
     assert best["mean"].tolist() == pytest.approx([54.005] * 3) and best["first"].tolist() == [8.0] * 3
@@ -141,7 +142,8 @@ def test_the_report_has_the_one_setting_and_that_of_the_task_on_fresh_seeds(tmp_
         for k in range(9)
     ]
     pd.DataFrame(rows).to_csv(tmp_path / "candidates.csv", index=False)
-    assert report.settings("rolenav8") == [("k24", 2), ("k24", 5)] and report.settings("rolenav3") == [("k24", 2)]
+    assert report.choices("rolenav8") == [("k24", report.ONE, 2), ("k24", report.OF_TASK, 5)]
+    assert report.choices("rolenav3") == [("k24", report.ONE, 2)]
     runs = report.report_runs("rolenav8")
     assert len(runs) == 20 and {run.seed for run in runs} == set(range(10)) and not {100, 101} & {r.seed for r in runs}
     assert {(run.lr, run.alpha_lr_factor) for run in runs} == {(1e-3, 20.0), (3e-3, 20.0)}

@@ -242,7 +242,6 @@ def test_trained_run_whose_notebook_failed_is_listed_and_goes_through_the_notebo
     notebook.metadata["kernelspec"]["language"] = "python"
     (home / "notebooks").mkdir()
     nbformat.write(notebook, home / "notebooks" / "mine.ipynb")
-    monkeypatch.setattr("k24lab.lab.notebooks.notebooks_dir", lambda: home / "notebooks")
 
     class ThroughTheNotebook(Here):
         def _job(self, path):

@@ -17,7 +17,8 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 EXECUTED = ROOT / "build" / "docs"
-COPIED = ("CITATION.cff", "LICENSE", "examples/train_minimal.py")
+EXAMPLES = tuple(f"examples/{name}.py" for name in ("train_minimal", "supervised", "ppo_cleanrl_style"))
+COPIED = ("CITATION.cff", "LICENSE", *EXAMPLES)
 OUTSIDE = {"README.md": "index.md"} | {name: name for name in COPIED}
 NOTE = (
     '<div class="admonition note"><p>This page was executed on very small runs, with the small parameters that tests '

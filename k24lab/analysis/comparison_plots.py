@@ -18,6 +18,7 @@ from k24lab.analysis.style import GREY, LineStyle, method_style, variant_styles
 LABEL_WIDTH = 44  # letters of a label beside an axis, before a second line
 TITLE_WIDTH = 12  # letters of an aggregate's name, before a second line
 TASK_WIDTH = 30  # letters of a task beside an axis, before a second line
+NEAR = 0.25  # of the width of what a panel shows: references within are drawn, others are only named
 FAR = 6.0  # times the median length: further differences are numbers
 
 
@@ -32,7 +33,8 @@ def final_returns(
 ) -> Axes:
     """Mean and 95 % interval (from three seeds on) per variant of one task, best on top; every seed is an open dot.
 
-    `scores` has a row per run with the columns variant and `value`. `references` are dotted vertical lines.
+    `scores` has a row per run with the columns variant and `value`. `references` are dotted vertical lines; one far
+    from all runs is named under the axis, with its value: it would press the runs together.
     """
     scores = scores.dropna(subset=[value])
     order = scores.groupby("variant")[value].mean().sort_values(ascending=False).index
@@ -46,15 +48,27 @@ def final_returns(
     for y, (variant, color) in enumerate(zip(order, colors, strict=True)):
         seeds = scores.loc[scores["variant"] == variant, value]
         ax.scatter(seeds, np.full(len(seeds), y + 0.27), s=9, facecolors="none", edgecolors=color, linewidths=0.7)
-    for name, at in (references or {}).items():
-        ax.axvline(at, color=GREY, linestyle=":", linewidth=0.9, zorder=1)
-        ax.annotate(name, (at, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom", color=GREY, size=6.5)
+    far = _vertical_references(ax, references or {})
     n = "(n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{})"
     labels = [textwrap.fill(f"{styles[v].label} {n.format(counts[v])}", LABEL_WIDTH) for v in order]
     ax.set_yticks(range(len(order)), labels)
-    ax.set(xlabel=xlabel, ylabel="", ylim=(len(order) - 0.4, -0.5))
+    ax.set(xlabel=xlabel + far, ylabel="", ylim=(len(order) - 0.4, -0.5))
     ax.set_title(title, pad=12 if references else None)  # above the names of the references
     return ax
+
+
+def _vertical_references(ax: Axes, references: Mapping[str, float]) -> str:
+    """Dotted lines with their names above the panel; returns what to say of those that are far from what it shows."""
+    low, high = ax.get_xlim()
+    reach, far = NEAR * (high - low), []
+    for name, at in references.items():
+        if not low - reach <= at <= high + reach:
+            far.append(f"{name} {at:.2f}".replace("-", "\N{MINUS SIGN}"))
+            continue
+        ax.axvline(at, color=GREY, linestyle=":", linewidth=0.9, zorder=1)
+        place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom"}
+        ax.annotate(name, (at, 1.0), **place, color="0.35", size=6.5)
+    return f" (outside: {', '.join(far)})" if far else ""
 
 
 def pair_scatter(pairs: pd.DataFrame, x: str, y: str, ax: Axes | None = None, *, chance: float | None = None) -> Axes:

@@ -8,17 +8,19 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from k24lab.analysis.similarity import ALL_LAYERS
 from k24lab.analysis.stats import MIN_SEEDS
-from k24lab.analysis.style import GREY, ROW_HEIGHT, TEXT_WIDTH, LineStyle, variant_styles
+from k24lab.analysis.style import GREY, ROW_HEIGHT, TEXT_WIDTH, TITLE_LETTERS, LineStyle, variant_styles
 
 N_MARKERS = 8  # on a line: enough to tell it in grey, few enough to see it
 LAYER_MARKERS = "osD^vP<>"
+BAND_ALPHA = 0.15
 MOST_BANDS = 8  # in one panel: more would hide the lines and one another
-WHISKER_STEP = 0.012  # of the time axis, between two intervals at its end
-TITLE_WIDTH = 102  # letters of a title over the width of the text
+END_STEP = 0.016  # of the time axis in a panel of text width, between two marks behind the ends of the lines
+MOST_OF_AXIS = 0.3  # that all these marks take
 LEGEND_LINE = 0.15  # inches, of 7 pt letters
 
 
@@ -69,22 +71,20 @@ def learning_curves(
 
     `curves` is what `stats.curves` returns (columns variant, t_env, mean, low, high, n). Two seeds have no band,
     and one far wider than the range of the means is cut by the panel's edge, to keep the lines readable; for the same
-    reason more than eight variants have bars with the intervals of their last points, to the right, in place of bands.
+    reason more than eight variants have no bands. To the right of the lines their ends stand side by side, each mean
+    with its interval, so that lines that lie upon each other can be told apart.
     `log`: of the vertical axis.
     `references` are dotted horizontal lines with their names (bounds, chance). Give all panels of a figure the same
     `styles` (`style.variant_styles` of all their variants).
     """
     ax = ax or new_axes()
     styles = styles or variant_styles(curves["variant"])
-    crowded = curves["variant"].nunique() > MOST_BANDS
-    shown = curves["n"] >= MIN_SEEDS
-    if crowded:
-        shown &= curves["t_env"] == curves.groupby("variant")["t_env"].transform("max")
+    ends = curves["t_env"] == curves.groupby("variant")["t_env"].transform("max")
+    shown = (curves["n"] >= MIN_SEEDS) & (ends | (curves["variant"].nunique() <= MOST_BANDS))
     curves = curves.assign(low=curves["low"].where(shown), high=curves["high"].where(shown))
     drawn = curves[curves["mean"] > 0] if log else curves
     band_lines(drawn, "t_env", "mean", ax, styles=styles)
-    if crowded:
-        _whiskers_at_the_end(drawn, ax, styles)
+    _ends_side_by_side(drawn[ends], ax, styles)
     if log:
         ax.set_yscale("log")
     elif not curves.empty:
@@ -97,25 +97,36 @@ def learning_curves(
 def band_lines(
     table: pd.DataFrame, x: str, y: str, ax: Axes | None = None, *, styles: Mapping[str, LineStyle] | None = None
 ) -> Axes:
-    """A line per variant (columns variant, `x`, `y`), and a band where `low` and `high` are numbers."""
+    """A line per variant (columns variant, `x`, `y`), and a band where `low` and `high` are numbers.
+
+    Every line has its markers at other points than the one before, so that lines upon each other show both.
+    """
     ax = ax or new_axes()
-    for variant, look in (styles or variant_styles(table["variant"])).items():
-        rows = table[table["variant"] == variant]
-        if rows.empty:
-            continue
+    looks = styles or variant_styles(table["variant"])
+    present = [name for name in looks if name in set(table["variant"])]
+    for k, variant in enumerate(present):
+        rows, look = table[table["variant"] == variant], looks[variant]
+        every = max(len(rows) // N_MARKERS, min(len(present), len(rows) // 3), 1)
         (line,) = ax.plot(rows[x], rows[y], color=look.color, linestyle=look.linestyle, label=look.label)
-        line.set(marker=look.marker, markevery=max(1, len(rows) // N_MARKERS))
-        ax.fill_between(rows[x], rows["low"], rows["high"], color=look.color, alpha=0.2, linewidth=0)
+        line.set(marker=look.marker, markevery=(k * max(1, every // len(present)) % every, every))
+        ax.fill_between(rows[x], rows["low"], rows["high"], color=look.color, alpha=BAND_ALPHA, linewidth=0)
     return ax
 
 
-def _whiskers_at_the_end(curves: pd.DataFrame, ax: Axes, styles: Mapping[str, LineStyle]) -> None:
-    """The interval of each variant's last point, side by side behind the ends of the lines."""
-    ends = curves[curves["low"].notna()].set_index("variant")
-    step = WHISKER_STEP * (curves["t_env"].max() - curves["t_env"].min())
-    for k, name in enumerate([name for name in styles if name in ends.index], start=1):
-        row = ends.loc[name]
-        ax.vlines(row["t_env"] + k * step, row["low"], row["high"], color=styles[name].color, linewidth=1.2)
+def _ends_side_by_side(ends: pd.DataFrame, ax: Axes, styles: Mapping[str, LineStyle]) -> None:
+    """The last mean of each variant and its interval, one beside the other behind the ends of the lines."""
+    rows = ends.set_index("variant")
+    names = [name for name in styles if name in rows.index]
+    if len(names) < 2:
+        return
+    first, last = ax.dataLim.intervalx
+    step = (last - first) * min(END_STEP * _columns(ax), MOST_OF_AXIS / len(names))
+    ax.axvspan(last + step, last + (len(names) + 1.4) * step, color="0.95", zorder=0)  # no time
+    for k, name in enumerate(names, start=1):
+        row, look = rows.loc[name], styles[name]
+        at = last + (k + 0.7) * step
+        ax.vlines(at, row["low"], row["high"], color=look.color, linewidth=1.2)
+        ax.plot(at, row["mean"], color=look.color, marker=look.marker, markersize=3, linestyle="none")
 
 
 def _limit_to_means(ax: Axes, curves: pd.DataFrame, margin: float = 0.3) -> None:
@@ -133,20 +144,26 @@ def _title(ax: Axes, title: str, n_seeds: pd.Series) -> str:
         return title
     low, high = n_seeds.min(), n_seeds.max()
     seeds = f"n = {low}-{high} seeds" if low < high else f"n = {high} seed{'s' if high > 1 else ''}"
-    place = ax.get_subplotspec()
-    width = TITLE_WIDTH // (place.get_gridspec().ncols if place else 1)
+    width = TITLE_LETTERS // _columns(ax)
     between = "" if not title else ", " if len(title) + len(seeds) + 2 <= width else ",\n"
     return title + between + seeds
 
 
+def _columns(ax: Axes) -> int:
+    """Panels side by side in the figure."""
+    place = ax.get_subplotspec()
+    return place.get_gridspec().ncols if place else 1
+
+
 def reference_lines(ax: Axes, references: Mapping[str, float]) -> Axes:
-    """Dotted grey horizontal lines, each with its name at the right end; the axis grows to hold them."""
+    """Dotted grey horizontal lines, each with its name above its right end; the axis grows to hold them."""
     low, high = ax.get_ylim()
     ax.set_ylim(min(low, *references.values()) if references else low, max(high, *references.values(), high))
     for name, value in references.items():
         ax.axhline(value, color=GREY, linestyle=":", linewidth=0.9, zorder=1)
         place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-        ax.annotate(name, (1.0, value), (0, 1.5), ha="right", va="bottom", color=GREY, fontsize=6.5, **place)
+        text = ax.annotate(name, (1.0, value), (0, 1.5), ha="right", va="bottom", color="0.35", fontsize=6.5, **place)
+        text.set_path_effects([withStroke(linewidth=1.5, foreground="white")])  # legible upon a line
     return ax
 
 

@@ -1,6 +1,6 @@
 """Pictures of masks, of distances between them, and of how a single layer learns them (01_masks)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,36 +9,51 @@ from jaxtyping import Float, Integer
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
 
-from k24lab.analysis.curve_plots import new_axes
+from k24lab.analysis.curve_plots import new_axes, panels
 from k24lab.analysis.similarity import masks
 from k24lab.analysis.style import GREY, HALF_WIDTH, OKABE_ITO
-from k24lab.core.pattern_table import GROUP_SIZE, PATTERN_NAMES
+from k24lab.core.pattern_table import GROUP_SIZE, N_PATTERNS, PATTERN_NAMES
 
 PATTERN_COLORS = [OKABE_ITO[c] for c in ("orange", "sky", "green", "yellow", "blue", "vermillion")]
 TILE_HEIGHT = 1.25  # inches, one line of agents side by side
+TITLE_HEIGHT = 0.2  # inches
 PER_LINE = 4  # agents side by side before a new line begins
 SHORT = 3  # letters that stand under a column unturned
 
 
-def mask_map(index: Integer[np.ndarray, "M out G"], ax: Axes | None = None, *, rows: int = 16, groups: int = 8) -> Axes:
+def mask_map(
+    index: Integer[np.ndarray, "M out G"],
+    ax: Axes | None = None,
+    *,
+    rows: int = 16,
+    groups: int = 8,
+    title: str = "",
+) -> Axes:
     """The first `rows` x 4 `groups` weights of a layer, agents side by side: dropped ones white, kept ones coloured.
 
-    The colour says how many agents keep that weight: dark is this agent's alone, bright is common to all.
+    The colour says how many agents keep that weight: dark is this agent's alone, bright is common to all. `title` says
+    whose masks they are (`style.run_title`).
     """
     kept = masks(index[:, :rows, :groups])
     owners = np.where(kept, kept.sum(axis=0), 0)  # [M, rows, 4 groups]
     n_masks = len(index)
     colors = ["white", *colormaps["viridis"](np.linspace(0.1, 0.9, n_masks))]
     names = ["dropped", *map(str, range(1, n_masks + 1))]
-    return _side_by_side(owners, colors, names, "agents that keep the weight", ax, GROUP_SIZE)
+    return _side_by_side(owners, colors, names, "agents that keep the weight", ax, GROUP_SIZE, title)
 
 
 def pattern_map(
-    index: Integer[np.ndarray, "M out G"], ax: Axes | None = None, *, rows: int = 16, groups: int = 16
+    index: Integer[np.ndarray, "M out G"],
+    ax: Axes | None = None,
+    *,
+    rows: int = 16,
+    groups: int = 16,
+    title: str = "",
 ) -> Axes:
     """The pattern chosen for the first `rows` x `groups` groups of a layer, agents side by side, a colour a pattern."""
-    return _side_by_side(index[:, :rows, :groups], PATTERN_COLORS, PATTERN_NAMES, "pattern (1: kept)", ax, 1)
+    return _side_by_side(index[:, :rows, :groups], PATTERN_COLORS, PATTERN_NAMES, "pattern (1: kept)", ax, 1, title)
 
 
 def _side_by_side(
@@ -48,6 +63,7 @@ def _side_by_side(
     label: str,
     ax: Axes | None,
     columns_per_group: int,
+    title: str,
 ) -> Axes:
     """Blocks side by side, `PER_LINE` in a line, thin lines between the groups, the agent above each block.
 
@@ -55,7 +71,7 @@ def _side_by_side(
     """
     n_masks, rows, columns = blocks.shape
     n_lines, per_line = -(-n_masks // PER_LINE), min(n_masks, PER_LINE)
-    ax = ax or new_axes(height=0.4 + TILE_HEIGHT * n_lines)
+    ax = ax or new_axes(height=0.4 + TILE_HEIGHT * n_lines + TITLE_HEIGHT * bool(title))
     gap, line_gap = max(1, round(0.06 * columns)), max(2, round(rows / 5))
     canvas = np.full((n_lines * (rows + line_gap) - line_gap, per_line * (columns + gap) - gap), np.nan)
     for agent, block in enumerate(blocks):
@@ -73,6 +89,7 @@ def _side_by_side(
     height, width = canvas.shape
     ax.set(xlim=(-0.1, width + 0.1), ylim=(height + 0.1, -0.1), ylabel=f"first {rows} output units")
     ax.set_xlabel(f"first {columns // columns_per_group} groups of four input weights")
+    ax.set_title(title, pad=14)  # above the names of the agents
     return ax
 
 
@@ -91,6 +108,23 @@ def share_map(
     ax = ax or new_axes(height=0.7 + 0.2 * len(shares))
     colors = ("viridis", 0.0, max(0.5, float(shares.max()))) if chance is None else ("RdBu_r", 0.0, 2 * chance)
     return _numbers(shares, ".0%", ax, colors, columns, labels)
+
+
+def usage_maps(usages: Mapping[str, Float[np.ndarray, "M 6"]], title: str = "") -> Figure:
+    """How often each agent chose each pattern, a panel per layer; the scale marks 1/6, an even use, as white.
+
+    `usages` has the shares by layer (`similarity.pattern_usage`); `title` says whose masks they are.
+    """
+    n_agents = len(next(iter(usages.values())))
+    fig, axes = panels(len(usages), n_columns=3, height=0.6 + 0.16 * n_agents)
+    for ax, (layer, shares) in zip(axes, usages.items(), strict=True):
+        share_map(shares, ax, columns=PATTERN_NAMES, chance=1 / N_PATTERNS).set_title(layer)
+    bar = fig.colorbar(axes[0].collections[0], ax=axes, aspect=30, pad=0.01, label="share of groups")
+    bar.set_ticks([0.0, 1 / N_PATTERNS, 2 / N_PATTERNS], labels=["0", "1/6 (even)", "1/3"])
+    bar.ax.axhline(1 / N_PATTERNS, color="black", linewidth=1.0)
+    fig.supylabel("agent", fontsize="medium")
+    fig.suptitle(title, fontsize="medium")
+    return fig
 
 
 def matrix_map(

@@ -133,7 +133,7 @@ def difference_table(summaries: pd.DataFrame, reference: str, value: str = RETUR
         groups = values_by_variant(runs, value)
         bases = sorted(runs.loc[runs["method"] == reference, "variant"].unique())
         for name in groups if bases else ():
-            base = _comparable(name, reference, bases)
+            base = comparable(name, reference, bases)
             if base != name:
                 sizes = (groups[name].size, groups[base].size)
                 rows.append((task, name, base, *sizes, *difference_interval(groups[name], groups[base])))
@@ -147,7 +147,7 @@ def values_by_variant(runs: pd.DataFrame, value: str) -> dict[str, np.ndarray]:
     return {str(name): each.to_numpy(dtype=float) for name, each in runs.groupby("variant", sort=False)[value]}
 
 
-def _comparable(variant: str, reference: str, bases: Sequence[str]) -> str:
+def comparable(variant: str, reference: str, bases: Sequence[str]) -> str:
     """Which of the reference's variants, the plain one first, a variant is compared with; the plain one with itself."""
     method, _, settings = variant.partition(" ")
     same = f"{reference} {settings}".strip()

@@ -21,6 +21,7 @@ from PIL import Image
 
 from k24lab.errors import ConfigError
 from k24lab.lab.files import atomic_write
+from k24lab.lab.find_runs import Run
 from k24lab.lab.paths import figures_dir
 from k24lab.methods import METHODS
 
@@ -30,6 +31,7 @@ ROW_HEIGHT = 1.9  # inches, one row of panels
 PNG_DPI = 200
 PLAIN_NAME = "[A-Za-z0-9_=-][A-Za-z0-9_.=-]*"  # of a file or folder
 SCREEN_DPI = 150
+TITLE_LETTERS = 100  # of a title over the width of the text
 RASTER_DPI = 300  # of heatmaps inside a PDF, whose text and lines stay vectors
 
 # Okabe & Ito (2008), colours that colour-blind readers can tell apart.
@@ -91,6 +93,14 @@ def method_style(method: str) -> LineStyle:
         return LineStyle(method, GREY)
     look = METHODS[method]
     return LineStyle(look.label, look.color, look.linestyle, look.marker)
+
+
+def run_title(run: Run, shown: str = "") -> str:
+    """Title of a picture of a run: method, seed, what of it is `shown`, and its id (a long one in a second line)."""
+    parts = [method_style(str(run.config.get("method"))).label, f"seed {run.config.get('seed')}", shown]
+    said = ", ".join(part for part in parts if part)
+    between = " " if len(said) + len(run.id) < TITLE_LETTERS else "\n"
+    return f"{said}{between}({run.id})"
 
 
 def variant_styles(variants: Iterable[str]) -> dict[str, LineStyle]:

@@ -26,7 +26,7 @@ from k24lab.inference.actor import Actor, batched, team_step
 from k24lab.inference.freeze import FrozenTeam, freeze
 from k24lab.inference.gpu import DTYPES, GPUActor, gpu_time, sparse24_available
 from k24lab.lab.config import build_config
-from k24lab.lab.paths import CHECKOUT, figures_dir
+from k24lab.lab.paths import SHIPPED, figures_dir
 from k24lab.lab.provenance import cpu_name
 from k24lab.marl.agent import build_agent
 from k24lab.ops import acting, library as kernels
@@ -68,11 +68,11 @@ def published_points() -> pd.DataFrame:
 def measurements() -> list[pd.DataFrame | None]:
     """What was measured on a CPU and on a GPU (None: nowhere yet).
 
-    From the files of `bench_inference` in the figures folder, or else those that come with the package's checkout.
+    From the files of `bench_inference` in the figures folder, or else those that come with the package.
     """
     tables: list[pd.DataFrame | None] = []
     for name in (NAME, GPU_NAME):
-        paths = [folder / f"{name}.csv" for folder in (figures_dir(), CHECKOUT / "figures")]
+        paths = [folder / f"{name}.csv" for folder in (figures_dir(), SHIPPED / "figures")]
         path = next((path for path in paths if path.is_file()), None)
         tables.append(pd.read_csv(path) if path else None)
         print(f"{name}: {path or 'measured nowhere yet (k24lab bench inference)'}")

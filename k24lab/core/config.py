@@ -6,7 +6,13 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class MaskConfig:
-    """Settings of what makes agents differ, most of them of masks; docs/method.md has the equations."""
+    """Settings of what makes agents differ, most of them of masks; docs/method.md has the equations.
+
+    >>> import k24lab
+    >>> config = k24lab.MaskConfig(temperature_schedule="linear", anneal_end=0.5)
+    >>> k24lab.SemiStructuredLinear24(8, 4, n_masks=3, config=config).temperature
+    5.0
+    """
 
     score_weight_power: float = 1.0  # p of |W|^p * EMA^q * sigmoid(hetero_alpha), in [0, 1]
     score_ema_power: float = 1.0  # q, in [0, 1]
@@ -50,7 +56,10 @@ class MaskConfig:
     kl_threshold: float = 0.1  # of the adaptive trigger, in nats; never exceeded in our ablation
     agent_id: bool = False  # append a one-hot agent index to the observation
     threshold_scale: float = 5.0  # Kaleidoscope's thresholds start at -scale (u + 1), u uniform in [0, 1)
-    gain_layers: Literal["all", "fc1"] = "all"  # layers in which agents have gains and biases of their own
+    gain_layers: Literal["all", "fc1", "fc4"] = "all"  # layers in which agents have gains and biases of their own
+    # How fast gains and biases of agents go back to the team's mean, times their learning rate; the whole of it where
+    # their gradient is noise alone, none where it has one direction.
+    gain_shrinkage: float = 0.0
     embedding_dim: int = 16  # of an agent, from which a hypernetwork makes its weights
     alpha_lr_factor: float = 20.0  # hetero_alpha learns this many times faster than the weights
     own_lr_factor: float = 1.0  # thresholds, gains and the columns for ids learn this many times faster

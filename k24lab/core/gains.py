@@ -35,6 +35,21 @@ class Gains(nn.Module):
         return weight * (1 + self.gain).unsqueeze(2), bias + self.bias
 
 
+@torch.no_grad()
+def shrink_to_mean(
+    deviation: Float[Tensor, "N out"],
+    mean_grad: Float[Tensor, "N out"],
+    mean_square: Float[Tensor, "N out"],
+    rate: float,
+) -> None:
+    """Move the deviations of agents towards the team's mean, by `rate` times the share of noise in their gradients.
+
+    The share is `1 - m^2 / v` of Adam's two moments: 0 where all gradients of late had one value, 1 where they cancel.
+    """
+    noise = 1 - (mean_grad.square() / mean_square.clamp_min(1e-30)).clamp(max=1)
+    deviation.lerp_(deviation.mean(dim=0, keepdim=True).expand_as(deviation), noise.mul_(rate).clamp_(max=1))
+
+
 class IdLinear(nn.Module):
     """A dense layer for all agents, whose columns for the one-hot ids behind the observation are a parameter apart.
 

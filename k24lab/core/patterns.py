@@ -61,7 +61,7 @@ def sample_index(probs: Float[Tensor, "6 M groups"], uniform: Float[Tensor, "M g
     """
     cumulative = probs.cumsum(dim=0)
     u = uniform * cumulative[-1]  # rounding may leave the total a little off 1
-    index = torch.zeros(u.shape, device=u.device, dtype=torch.int32)
+    index = torch.zeros_like(u, dtype=torch.int32)
     for plane in cumulative[:-1]:
         index += plane <= u
     return index
@@ -72,9 +72,9 @@ def best_index(logits: Float[Tensor, "6 M groups"]) -> Int[Tensor, "M groups"]:
 
     A running maximum over the planes: torch's argmax over a first axis is far slower.
     """
-    best = logits[0].clone()
-    index = torch.zeros(best.shape, device=best.device, dtype=torch.int32)
+    best = logits[0]
+    index = torch.zeros_like(best, dtype=torch.int32)
     for p in range(1, N_PATTERNS):
         index.masked_fill_(logits[p] > best, p)
-        torch.maximum(best, logits[p], out=best)
+        best = torch.maximum(best, logits[p])
     return index

@@ -115,7 +115,7 @@ def _load(name: str) -> tuple[Callable[..., ParallelEnv], list[Parameter]]:
     try:
         raw_env = importlib.import_module(f"mpe2.{MPE2_TASKS[name]}").raw_env
     except ImportError as error:
-        raise ConfigError(f"task 'mpe2/{name}' needs mpe2 ({error}): pip install 'mpe2>=1.1'") from error
+        raise ConfigError(f"task 'mpe2/{name}' needs mpe2 ({error}): pip install 'k24lab[mpe]'") from error
     options = [option for option in factory_options(raw_env) if option.name not in SCREEN_OPTIONS]
     if name in WITH_PREY:
         options.append(Parameter("prey", Parameter.KEYWORD_ONLY, default="flee"))

@@ -1,4 +1,4 @@
-"""Any PettingZoo parallel environment as a `SingleEnv`, with all that it returns checked."""
+"""Any environment of PettingZoo, parallel or AEC, as a `SingleEnv`, with all that it returns checked."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from k24lab.envs.aec import to_parallel
 from k24lab.envs.base import NO_SCENE, EnvSpec
 from k24lab.envs.pettingzoo_spaces import KEYED, NUMBERS, Unfit, action_mask, brief, discrete, encoder
 from k24lab.envs.scene import Scene, mpe_action, mpe_scene
@@ -31,7 +32,10 @@ def call(what: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) 
 
 
 class PettingZooEnv(SingleEnv):
-    """One parallel environment. This is the contract: what it must do, and what is made of what it returns.
+    """One environment. This is the contract: what it must do as a parallel one, and what is made of what it returns.
+
+    An AEC environment is converted by PettingZoo: by `aec_to_parallel` if its metadata say `is_parallelizable`, else by
+    `turn_based_aec_to_parallel`. In the second case an env step is the move of one agent, and all others wait.
 
     What breaks the contract is a ConfigError when the environment is built, or a RunError at the reset or step where
     it shows; both name the agent, the step, the value, and what is allowed. `k24lab doctor --task` plays whole
@@ -54,9 +58,9 @@ class PettingZooEnv(SingleEnv):
     - **Rewards** are finite numbers, not arrays with axes. The team's reward is their sum, with those of the dead. An
       agent without one gets 0.
     - **Actions** are Discrete. An `action_mask` in the observation or info forbids some of them. An agent whose mask is
-      all zeros while others can move (a turn-based game made parallel) has action 0 as its only available one, and is
-      sent the first action of its space, as `Discrete.sample` of Gymnasium gives it. All zeros for everyone are an
-      error, but in the last observation they say nothing, and every action counts as available.
+      all zeros while others can move, or that waits in a turn-based AEC environment, has action 0 as its only available
+      one, and is sent the first action of its space, as `Discrete.sample` of Gymnasium gives it. All zeros for everyone
+      are an error, but in the last observation they say nothing, and every action counts as available.
     - **End.** An episode is over when no agent is left. It is truncated if one of the last to leave was truncated and
       not terminated, or if `episode_limit` env steps are over with agents left; else it is terminated.
     - **State.** `state()`, where there is one, is an array of numbers whose size never changes; else the state is all
@@ -66,6 +70,7 @@ class PettingZooEnv(SingleEnv):
     # Since the last reset:
     t: int  # env steps
     dead: dict[Any, int]  # names of agents that will not act before the next reset -> their last step
+    rewards: Mapping[Any, Any]  # of the last step, by agent
     _here: list[int]  # agents that act next (or acted last)
 
     def __init__(self, env: ParallelEnv, episode_limit: object = None, named_limit: object = None):
@@ -74,6 +79,7 @@ class PettingZooEnv(SingleEnv):
         Its limit is `episode_limit`, or what it names in one of LIMIT_ATTRIBUTES, or else `named_limit`: the option
         that it was built with.
         """
+        env, self._turns = to_parallel(env)
         self.env, self._here = env, []
         self._names = _agents_of(env)
         try:
@@ -97,7 +103,7 @@ class PettingZooEnv(SingleEnv):
             obs_dims=obs_dims,
             n_actions=tuple(int(space.n) for space in actions),
             state_dim=sum(obs_dims) if own_state_dim is None else own_state_dim,
-            episode_limit=_episode_limit(env, episode_limit, named_limit),
+            episode_limit=_episode_limit(env, episode_limit, named_limit, len(self._names) if self._turns else 1),
         )
         # Memory for the observations of a step, and which of its numbers and actions are no padding.
         spec = self.spec
@@ -119,6 +125,7 @@ class PettingZooEnv(SingleEnv):
         names = ("observations", "rewards", "terminated", "truncated", "infos")
         answer = self._dictionaries(names, f"step {self.t}", call(f"step {self.t}", self.env.step, sent))
         obs, rewards, terminated, truncated, infos = answer
+        self.rewards = rewards
         terminations = self._flagged("terminated", terminated, acted)
         truncations = self._flagged("truncated", truncated, acted)
         self.dead.update(dict.fromkeys(terminations | truncations, self.t))
@@ -166,7 +173,7 @@ class PettingZooEnv(SingleEnv):
             return SMALL_SEEDS
 
     def _ask_reset(self, seed: int) -> Any:
-        self.t, self.dead = 0, {}
+        self.t, self.dead, self.rewards = 0, {}, {}
         answer = call(f"reset(seed={seed})", self.env.reset, seed=seed)
         answer = self._dictionaries(("observations", "infos"), "reset", answer)
         if (now := list(self.env.possible_agents)) != self._names:
@@ -259,6 +266,8 @@ class PettingZooEnv(SingleEnv):
             try:
                 self._obs[i, : self.spec.obs_dims[i]] = self._encode[i](obs[agent])
                 mask = action_mask(obs[agent], infos.get(agent), self.spec.n_actions[i])
+                if self._turns is not None and agent != self._turns.agent_selection:
+                    mask = np.zeros(self.spec.n_actions[i], bool)
             except Unfit as error:
                 raise RunError(f"agent {agent!r} at step {self.t}: {error}") from None
             if mask is not None:
@@ -292,11 +301,6 @@ def _scalar(value: object) -> Any:
 
 def _agents_of(env: ParallelEnv) -> list[Any]:
     """The names of the agents; raises ConfigError for what is no parallel environment or names an agent twice."""
-    if hasattr(env, "agent_iter"):
-        raise ConfigError(
-            f"{env} is a turn-based (AEC) environment; a parallel one is needed: its module's `parallel_env`, "
-            "or pettingzoo.utils.aec_to_parallel"
-        )
     needed = ("possible_agents", "reset", "step", "observation_space", "action_space")
     if missing := [name for name in needed if not hasattr(env, name)]:
         raise ConfigError(f"{env!r} is no PettingZoo parallel environment: it lacks {', '.join(missing)}")
@@ -306,8 +310,11 @@ def _agents_of(env: ParallelEnv) -> list[Any]:
     return names
 
 
-def _episode_limit(env: ParallelEnv, given: object, named: object) -> int:
-    """The given limit, the one that the environment names, or that of its options; in env steps."""
+def _episode_limit(env: ParallelEnv, given: object, named: object, moves: int) -> int:
+    """The given limit, the one that the environment names, or that of its options; in env steps.
+
+    Whoever names a limit means rounds: in a turn-based environment each has as many `moves`, which are env steps.
+    """
     holders = (env, getattr(env, "unwrapped", env))
     found = [getattr(holder, name, None) for holder in holders for name in LIMIT_ATTRIBUTES]
     limit = next((value for value in (given, *found, named) if value is not None), None)
@@ -318,7 +325,7 @@ def _episode_limit(env: ParallelEnv, given: object, named: object) -> int:
     number = _scalar(limit)  # NumPy's types and 10.0 will do
     if number is None or number % 1:
         raise ConfigError(f"episode limit {brief(limit)} of {env}: must be a whole number of env steps, at least 1")
-    return int(number)
+    return int(number) if given is not None else int(number) * moves
 
 
 def _mpe_world(env: ParallelEnv) -> Any:

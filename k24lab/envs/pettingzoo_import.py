@@ -1,4 +1,4 @@
-"""Builders of parallel environments of PettingZoo: whatever an import path of Python names."""
+"""Builders of environments of PettingZoo: whatever an import path of Python names."""
 
 import contextlib
 import importlib
@@ -52,13 +52,15 @@ def build_env(task: str, load: Load, options: Mapping[str, Any]) -> PettingZooEn
 
 
 def import_builder(path: str) -> TaskBuilder:
-    """The builder of what an import path names: a module with `parallel_env`, `module.factory` or `module:factory`.
+    """The builder of what an import path names: `module.factory`, `module:factory`, or a module of PettingZoo.
+
+    Of such a module `parallel_env` is taken, or where there is none, as in turn-based games, `env`.
 
     Its options are those of the factory and `episode_limit` (env steps), which is required if the
     environment does not name its own in one of LIMIT_ATTRIBUTES.
 
     Raises:
-        ConfigError: nothing can be imported from `path`, or it is no factory of parallel environments.
+        ConfigError: nothing can be imported from `path`, or it is no factory of environments.
     """
     return pettingzoo_builder(f"pettingzoo/{path}", partial(_load, path))
 
@@ -79,12 +81,11 @@ def find_factory(path: str) -> Callable[..., ParallelEnv]:
     except BaseException as error:  # a module may raise anything, even sys.exit, when it is imported
         raise ConfigError(f"task 'pettingzoo/{path}': cannot import {path!r}: {told(error)}") from error
     if inspect.ismodule(found):
-        found = getattr(found, "parallel_env", None)
+        found = getattr(found, "parallel_env", getattr(found, "env", None))
     if not callable(found):
         raise ConfigError(
             f"task 'pettingzoo/{path}': neither a function or class that builds an environment, nor a module with "
-            "parallel_env (an old version of the module? A turn-based environment needs a function that returns "
-            "pettingzoo.utils.conversions.turn_based_aec_to_parallel(env()): name that)"
+            "parallel_env or env (an old version of the module?)"
         )
     return found
 

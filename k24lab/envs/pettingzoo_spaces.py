@@ -51,7 +51,8 @@ def discrete(agent: object, space: Any) -> Any:
 
     if isinstance(space, spaces.Discrete):
         return space
-    hint = "; for an mpe2 environment leave continuous_actions=False" if isinstance(space, spaces.Box) else ""
+    options = "continuous=False of pistonball, continuous_actions=False of mpe2"
+    hint = f"; some environments have an option for that: {options}" if isinstance(space, spaces.Box) else ""
     raise ConfigError(f"agent {agent!r}: action space {short(space)} is not supported (allowed: Discrete){hint}")
 
 

@@ -6,6 +6,7 @@ episodes are played, each of them twice, and what a run lets pass is looked at t
 """
 
 import contextlib
+import importlib.util
 import io
 import warnings
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from k24lab.errors import ConfigError, RunError, warn
 
 API_CYCLES = 100  # env steps of PettingZoo's own test, for each of its two resets
 MOST_STEPS = 10_000  # of an episode: more are not needed to see what an environment does
+CANCEL = "the rewards of the agents sum to 0 at every step: a team, which gets the sum, learns nothing from opponents"
 MASK_WORDS = ("avail", "legal", "mask", "valid")  # in the names that others give to an action mask
 
 Problems = dict[str, str]  # what should not be -> where it was seen first
@@ -61,6 +63,8 @@ def _examine(task: str, episodes: int) -> tuple[list[str], Problems]:
     spec, names = env.spec, list(single.agents) if single else [str(i) for i in range(env.spec.n_agents)]
     try:
         played = [steps for k in range(episodes) if (steps := _play_twice(env, k, names, problems))]
+        if any(bool(step.reward) for steps in played for step in steps):
+            problems.pop(CANCEL, None)
         if isinstance(single, PettingZooEnv):
             _look_for_masks(single, problems)
     finally:
@@ -69,7 +73,7 @@ def _examine(task: str, episodes: int) -> tuple[list[str], Problems]:
         _api_test(task, problems)
     lines = [
         f"  agents    {spec.n_agents}: {', '.join(names)}",
-        f"  observed  numbers: {_alike(spec.obs_dims)}; state: {spec.state_dim}",
+        f"  observed  numbers: {_alike(spec.obs_dims)}; state: {spec.state_dim}" + _pictures(single),
         f"  actions   {_alike(spec.n_actions)}",
         f"  limit     {spec.episode_limit} env steps",
     ]
@@ -117,6 +121,8 @@ def _look_at_step(env: VecEnv, now: Step, place: str, names: Sequence[str], prob
     single = env.envs[0] if isinstance(env, SerialVector) else None
     if not isinstance(single, PettingZooEnv):
         return
+    if any(single.rewards.values()) and not bool(now.reward):
+        problems.setdefault(CANCEL, place)
     for agent, end in single.dead.items():
         if end < single.t and agent in single.env.agents:
             said = f"agent {agent!r} is in agents after its end; it stays dead until the next reset"
@@ -150,6 +156,15 @@ def _look_for_masks(single: PettingZooEnv, problems: Problems) -> None:
                     problems[f"{said}: nobody reads it, the name is 'action_mask'"] = ""
 
 
+def _pictures(single: Any) -> str:
+    """What becomes of observations that are pictures; nothing for others."""
+    one = isinstance(single, PettingZooEnv)
+    space: Any = single.env.observation_space(single.env.possible_agents[0]) if one else None
+    if getattr(space, "dtype", None) != np.uint8 or len(space.shape) < 2:
+        return ""
+    return f"; these are pictures {space.shape}, flattened as they are: there are no convolutions"
+
+
 def _difference(first: list[Step], second: list[Step], agents: Sequence[str]) -> str:
     """Where two episodes differ first; nothing if they do not."""
     for t, (a, b) in enumerate(zip(first, second, strict=False)):
@@ -164,6 +179,8 @@ def _difference(first: list[Step], second: list[Step], agents: Sequence[str]) ->
 
 def _api_test(task: str, problems: Problems) -> None:
     """PettingZoo's own test of parallel environments, on an environment of its own."""
+    if importlib.util.find_spec("pettingzoo") is None:  # the environment does without it
+        return
     import pettingzoo
     from pettingzoo.test import parallel_api_test
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from k24lab.core.baselines import MagnitudeLinear24
@@ -27,8 +27,10 @@ from k24lab.inference.packing import pack_patterns, patterns_of, quantise, to_dt
 from k24lab.lab import tensorfile
 from k24lab.lab.config import Config, stored_config
 from k24lab.lab.files import atomic_write
+from k24lab.lab.paths import PACKAGE
 from k24lab.lab.runs import RunFolder, read_config
 from k24lab.marl.agent import RNNAgent
+from k24lab.marl.batching import Rows, rows_for
 from k24lab.marl.learner import K24QLearner, build_learner
 from k24lab.methods import METHODS, get_method
 from k24lab.methods.base import LAYERS
@@ -36,6 +38,7 @@ from k24lab.ops.linear import LayerWeights
 
 FORMAT = "k24lab-team-1"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
+TEAMS = PACKAGE / "teams"  # trained teams that come with the package
 SIZES = ("obs_dim", "n_agents", "n_masks", "t_env")
 Own = tuple[Float[Tensor, "N out"], Float[Tensor, "N out"]]  # what an agent multiplies each output with, and adds to it
 MASKED_METHODS = tuple(name for name, method in METHODS.items() if method.masks != "none" and method.pattern == "2:4")
@@ -102,6 +105,10 @@ class FrozenTeam:
         gains = any(layer.own for layer in self.layers.values())
         return gains and all(layer.patterns is None or len(layer.patterns) == 1 for layer in self.layers.values())
 
+    def rows(self, unit_type: Int[Tensor, "B N"]) -> Rows:
+        """Which unit of these episodes is seen through which mask."""
+        return rows_for(self.config, unit_type, self.n_masks)
+
     def folded(self) -> dict[str, tuple[Float[Tensor, "K out in"], Float[Tensor, "Kb out"]]]:
         """Of each layer the matrix and bias of each network, or one for all."""
         return {name: layer.folded() for name, layer in self.layers.items()}
@@ -155,6 +162,13 @@ def freeze_run(folder: Path) -> FrozenTeam:
 
     A run that acts with drawn masks was never evaluated with the argmax masks that the team has: that is a warning. No
     checkpoint is a RunError, a method whose networks are not 2:4 a ConfigError.
+
+    >>> import k24lab
+    >>> config = k24lab.build_config(task="rolenav", t_max=400, test_episodes=10)  # much too short to learn anything
+    >>> run = k24lab.train(config, name="doc", progress=False)
+    >>> team = k24lab.freeze_run(run)
+    >>> team.n_agents, team.layers["fc2"].patterns.shape  # a pattern for each agent, row and group of four weights
+    (3, torch.Size([3, 64, 16]))
     """
     learner, config, t_env = load_learner(folder)
     if config.acting_masks == "drawn":
@@ -182,7 +196,15 @@ def load_learner(folder: Path) -> tuple[K24QLearner, Config, int]:
 
 
 def save_team(team: FrozenTeam, path: Path, dtype: str = "float32") -> None:
-    """Write a team, whole or not at all; `dtype` of its weights (int8: a scale for each row), biases in float32."""
+    """Write a team, whole or not at all; `dtype` of its weights (int8: a scale for each row), biases in float32.
+
+    >>> import k24lab
+    >>> config = k24lab.build_config(task="rolenav", t_max=400, test_episodes=10)  # much too short to learn anything
+    >>> run = k24lab.train(config, name="doc", progress=False)
+    >>> k24lab.save_team(k24lab.freeze_run(run), run / "team.safetensors", dtype="int8")
+    >>> k24lab.load_team(run / "team.safetensors").dtype
+    'int8'
+    """
     if dtype not in DTYPES:
         raise ConfigError(unknown("dtype", dtype, DTYPES))
     tensors: dict[str, Tensor] = {}
@@ -208,8 +230,25 @@ def save_team(team: FrozenTeam, path: Path, dtype: str = "float32") -> None:
         tensorfile.write(file, about, tensors)
 
 
-def load_team(path: Path) -> FrozenTeam:
-    """Read a team; its weights are float32 again, rounded as the file has them. What is no team is a RunError."""
+def load_team(file: Path | str) -> FrozenTeam:
+    """Read a team from a file, or one that comes with the package by its name: `load_team("rolenav8")`.
+
+    Its weights are float32 again, rounded as the file has them.
+
+    Raises:
+        ConfigError: no team has this name.
+        RunError: the file is not there, or holds no team.
+
+    >>> import k24lab
+    >>> team = k24lab.load_team("rolenav8")
+    >>> team.config.task, team.n_agents
+    ('rolenav:n_agents=8', 8)
+    """
+    path = Path(file)
+    if not path.suffix and not path.is_file():
+        path = TEAMS / f"{file}.safetensors"
+        if not path.is_file():
+            raise ConfigError(unknown("team", file, [path.stem for path in TEAMS.glob("*.safetensors")]))
     about, tensors = tensorfile.read(path, FORMAT)
     try:
         return _team(about, tensors)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from k24lab.envs.tasks import canonical_text
 from k24lab.errors import ConfigError, unknown
+from k24lab.lab.callbacks import LOGGERS
 from k24lab.marl.config import TrainingConfig
 from k24lab.methods import METHODS, get_method
 from k24lab.values import convert
@@ -40,7 +41,15 @@ LEARNER_DEFAULTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainingConfig):
-    """One run: what is learned, where, with which seed and for how long."""
+    """One run: what is learned, where, with which seed and for how long.
+
+    `k24lab.build_config` makes one with the defaults of its method and learner, and with checks of all names.
+
+    >>> import k24lab
+    >>> config = k24lab.Config(task="rolenav", seed=1)
+    >>> config.seed, config.hidden_dim, config.method
+    (1, 64, 'k24')
+    """
 
     task: str = "rolenav"  # name[:key=value,...], e.g. rolenav:n_agents=8
     method: MethodName = "k24"
@@ -51,12 +60,19 @@ class Config(TrainingConfig):
     snapshot_interval: int = 10_000  # env steps between stored masks
     n_threads: int = 1  # of torch; on few cores one thread a process is fastest
     n_workers: int = 0  # processes, for libraries that step one environment at a time (mpe2, PettingZoo, SMACv2)
-    tensorboard: bool = False
+    tensorboard: bool = False  # the same as loggers="tensorboard"
+    loggers: str = ""  # csv, tensorboard, wandb, or several: csv,wandb
 
     def __post_init__(self) -> None:
         problems = _range_problems(self)
         if problems:
             raise ConfigError("; ".join(problems))
+
+    @property
+    def logger_names(self) -> list[str]:
+        """Names of the loggers that follow the run, each once."""
+        names = [name.strip() for name in self.loggers.split(",") if name.strip()]
+        return list(dict.fromkeys(names + ["tensorboard"] * self.tensorboard))
 
     def hash(self) -> str:
         """Eight hex digits that two configurations share only if they define the same run."""
@@ -64,11 +80,11 @@ class Config(TrainingConfig):
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
 
 
-# No part of what is learned: where a run computes, and what it writes. n_workers and tensorboard change no number.
+# No part of what is learned: where a run computes, and what it writes. n_workers and loggers change no number.
 # n_threads, like the CPU kernels (K24LAB_KERNELS), changes the order of sums and with it the last digits of all numbers
 # from the first update on: docs/experiments.md says what is the same to the bit. Two such runs are samples of the
 # same experiment, so they share a hash; provenance.jsonl has both, and going on with other ones is a warning.
-NOT_HASHED = frozenset({"n_threads", "n_workers", "tensorboard"})
+NOT_HASHED = frozenset({"n_threads", "n_workers", "tensorboard", "loggers"})
 # Fields that came later, with what earlier versions did: a run that does the same keeps its hash, and so its name.
 ADDED: dict[str, Any] = {
     "target_masks": "argmax",
@@ -78,6 +94,7 @@ ADDED: dict[str, Any] = {
     "lr_factor_ramp": 0.0,
     "threshold_scale": 5.0,
     "gain_layers": "all",
+    "gain_shrinkage": 0.0,
     "embedding_dim": 16,
 }
 
@@ -87,7 +104,9 @@ _POSITIVE = (
     "n_threads logit_scale temperature_init temperature_mid temperature_min diversity_history reset_interval "
     "alpha_lr_factor own_lr_factor threshold_scale embedding_dim"
 ).split()
-_NOT_NEGATIVE = "hetero_init_scale diversity_coef kl_threshold epsilon_anneal_steps seed n_workers".split()
+_NOT_NEGATIVE = (
+    "hetero_init_scale diversity_coef kl_threshold gain_shrinkage epsilon_anneal_steps seed n_workers".split()
+)
 _SHARE = (
     "score_weight_power score_ema_power ema_decay anneal_start anneal_end reset_ratio reset_threshold "
     "reset_ema_share gamma td_lambda polyak epsilon_start epsilon_finish lr_factor_ramp"
@@ -112,6 +131,7 @@ def _range_problems(config: Config) -> list[str]:
         if getattr(config, name) > config.buffer_size:
             problems.append(f"{name} = {getattr(config, name)!r} must not exceed buffer_size = {config.buffer_size!r}")
     problems += get_method(config.method).problems(config)
+    problems += [unknown("logger", name, LOGGERS) for name in config.logger_names if name not in LOGGERS]
     if not re.fullmatch(r"cpu|cuda(:\d+)?", config.device):
         problems.append(f"device = {config.device!r} must be 'cpu', 'cuda' or 'cuda:<number>'")
     if config.per_type and config.agent_id:
@@ -125,16 +145,25 @@ def _range_problems(config: Config) -> list[str]:
     return problems
 
 
-def build_config(params: Mapping[str, Any]) -> Config:
+def build_config(params: Mapping[str, Any] | None = None, /, **settings: Any) -> Config:
     """Make the configuration of a new run: defaults, what learner and method change of them, and the given values.
 
     The command line, grid files and notebooks all come here. One run has one spelling: -0.0 becomes 0.0, and the task
     gets its `k24lab.envs.tasks.canonical_text`.
 
+    Args:
+        params: settings by name.
+        **settings: more of them; of a setting that stands in both, this value counts.
+
     Raises:
         ConfigError: all problems at once: unknown keys (with the nearest right name), wrong types, bad ranges.
+
+    >>> import k24lab
+    >>> config = k24lab.build_config(task="rolenav:n_agents=4", method="k24", t_max=20_000)
+    >>> config.task, config.gamma
+    ('rolenav:n_agents=4', 0.95)
     """
-    values = _converted(params)
+    values = _converted({**(params or {}), **settings})
     values |= {key: value + 0.0 for key, value in values.items() if isinstance(value, float)}  # -0.0 + 0.0 is 0.0
     if "task" in values:
         values["task"] = canonical_text(values["task"])

@@ -44,6 +44,12 @@ def find_runs(source: str | Path, *, finished_only: bool = True, **filters: obje
 
     Raises:
         RunError: no such folder, no runs in it, none finished, none that passes the filters, an unknown field.
+
+    >>> import k24lab
+    >>> config = k24lab.build_config(task="rolenav", t_max=400, test_episodes=10)  # much too short to learn anything
+    >>> run = k24lab.train(config, name="doc", progress=False)
+    >>> [run.config["method"] for run in k24lab.find_runs("doc", task="rolenav")]
+    ['k24']
     """
     folder = source if isinstance(source, Path) else runs_dir() / source
     runs = [read_run(path.parent) for path in sorted(folder.glob("*/config.json"))]
@@ -108,10 +114,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def group_names() -> list[str]:
+    """The groups that have runs, finished or not."""
+    return sorted({path.parent.parent.name for path in runs_dir().glob("*/*/config.json")})
+
+
 def no_runs(folder: Path) -> str:
     """What is wrong with a group that has no runs, and which have some."""
-    groups = sorted({path.parent.parent.name for path in runs_dir().glob("*/*/config.json")})
-    if groups:
+    if groups := group_names():
         return f"no runs in {folder}: {unknown('group', folder.name, groups)}"
     return f"no runs in {folder}, nor in any other group: `k24lab train --name {folder.name}` makes one"
 

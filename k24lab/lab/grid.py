@@ -12,7 +12,7 @@ from k24lab.envs.tasks import canonical_text
 from k24lab.errors import ConfigError, unknown
 from k24lab.lab.config import NOT_HASHED, Config, build_config
 from k24lab.lab.notebooks import parameter_names
-from k24lab.lab.paths import CHECKOUT
+from k24lab.lab.paths import SHIPPED
 from k24lab.lab.runs import check_name
 from k24lab.lab.unused_settings import same_run_key
 from k24lab.lab.yamlfile import load_yaml
@@ -33,13 +33,14 @@ def load_grid(path: Path, check: bool = True) -> Grid:
     """Read a grid file (docs/experiments.md has its format) and check all of its runs.
 
     Args:
-        path: of the file.
+        path: of the file, or the name of a grid that comes with the package (`demo`).
         check: also build the environments, and refuse the same run twice and an unknown notebook. Without it torch is
             not loaded, and a task that repeats a default (`rolenav:n_agents=3`) is spelled as written.
 
     Raises:
         ConfigError: no such file, no YAML, unknown keys, a bad value, task or notebook, the same run twice.
     """
+    path = _find(path)
     data = _read(path)
     try:
         grid = _build(data, path.stem, _canonical_task if check else canonical_text)
@@ -186,12 +187,18 @@ def _mapping(what: str, value: Any) -> dict[str, Any]:
     return value
 
 
+def _find(path: Path) -> Path:
+    """The path; or the package's own grid, where only its name is given and there is no such file."""
+    own = SHIPPED / "notebooks" / "grids" / f"{path}.yaml"
+    return own if not path.suffix and not path.is_file() and own.is_file() else path
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         data = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
-        own = ", ".join(sorted(file.stem for file in (CHECKOUT / "notebooks" / "grids").glob("*.yaml")))
-        raise ConfigError(f"no grid file {path}: {error.strerror} (notebooks/grids has {own})") from None
+        own = ", ".join(sorted(file.stem for file in (SHIPPED / "notebooks" / "grids").glob("*.yaml")))
+        raise ConfigError(f"no grid file {path}: {error.strerror} (k24lab has {own})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except ConfigError as error:

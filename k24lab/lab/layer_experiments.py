@@ -11,7 +11,7 @@ from k24lab.core import schedules
 from k24lab.core.layers import SemiStructuredLinear24
 from k24lab.core.masks import Noise, draw_masks
 from k24lab.lab.config import Config, build_config
-from k24lab.methods import get_method
+from k24lab.methods import METHODS, get_method
 
 LR = 1e-3  # of the regression
 TARGETS = {  # three different functions of the same eight inputs
@@ -91,9 +91,15 @@ def three_functions(method: str, seed: int, steps: int = 1000, hidden_dim: int =
 
 
 def three_functions_table(methods: list[str], seeds: list[int], steps: int = 1000) -> pd.DataFrame:
-    """`three_functions` for every method and seed."""
+    """`three_functions` for every method and seed; `label` is the method's name in figures."""
     rows = [{"method": m, "seed": s, "error": three_functions(m, s, steps)} for m in methods for s in seeds]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).assign(label=lambda table: table["method"].map(_label))
+
+
+def _label(method: str) -> str:
+    name, _, noise = method.partition(":")
+    label = "one dense network" if name == "dense" else METHODS[name].label
+    return f"{label} (noise {noise})" if noise else label
 
 
 def _sample(batch: int) -> tuple[Tensor, Tensor]:

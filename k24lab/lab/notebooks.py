@@ -1,6 +1,7 @@
 """Notebooks executed as a batch: checked parameters, this interpreter, no half-written results."""
 
 import dataclasses
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +11,7 @@ import yaml
 
 from k24lab.errors import ConfigError, RunError, unknown
 from k24lab.lab.config import Config, build_config
-from k24lab.lab.paths import notebooks_dir, project_root
+from k24lab.lab.paths import SHIPPED, notebook_folders, project_root
 from k24lab.lab.runs import read_config
 from k24lab.lab.yamlfile import load_yaml
 
@@ -22,11 +23,25 @@ Task = tuple[str, dict[str, Any], str]  # a notebook, its parameters, and the la
 
 def notebook_path(name: str) -> Path:
     """Path of a notebook by its name, with or without `.ipynb`. Raises ConfigError: no such notebook."""
-    folder = notebooks_dir()
-    path = folder / f"{name.removesuffix('.ipynb')}.ipynb"
-    if not path.is_file():
-        raise ConfigError(unknown("notebook", name, [p.stem for p in folder.glob("*.ipynb")]))
-    return path
+    found = {path.stem: path for folder in reversed(notebook_folders()) for path in folder.glob("*.ipynb")}
+    stem = name.removesuffix(".ipynb")
+    if stem not in found:
+        raise ConfigError(unknown("notebook", name, found))
+    return found[stem]
+
+
+def copy_notebooks(folder: Path) -> Path:
+    """Copy the notebooks and grids of the package into a new folder, to open and change them there."""
+    return shutil.copytree(SHIPPED / "notebooks", folder, ignore=shutil.ignore_patterns("*.py", "__pycache__", ".*"))
+
+
+def import_papermill() -> Any:
+    """The package papermill; raises ConfigError if it is not installed."""
+    try:
+        import papermill
+    except ImportError as error:
+        raise ConfigError(f"notebooks need their extra: pip install 'k24lab[notebooks]' ({error})") from error
+    return papermill
 
 
 def parameter_names(name: str, needed: Collection[str] = ()) -> set[str]:
@@ -35,9 +50,7 @@ def parameter_names(name: str, needed: Collection[str] = ()) -> set[str]:
     Raises:
         ConfigError: no such notebook, none that papermill can read, or one without a parameter that is needed.
     """
-    import papermill
-
-    path = notebook_path(name)
+    papermill, path = import_papermill(), notebook_path(name)
     try:
         allowed = set(papermill.inspect_notebook(str(path)))
     except Exception as error:  # no JSON, no notebook, no kernel named in it: each has an error of its own
@@ -122,7 +135,7 @@ def executed_copies(folder: Path, name: str) -> tuple[Path, Path]:
 
 def _execute(source: Path, parameters: Mapping[str, Any], folder: Path, stem: str) -> Path:
     """Run a notebook; only a copy whose cells have all run gets the name `stem`."""
-    import papermill
+    papermill = import_papermill()
     from papermill.exceptions import PapermillExecutionError
 
     from k24lab.lab.notebook_kernel import ThisInterpreter

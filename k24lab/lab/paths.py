@@ -5,7 +5,10 @@ from pathlib import Path
 
 HOME_VARIABLE = "K24LAB_HOME"
 FIGURES_VARIABLE = "K24LAB_FIGURES"
-CHECKOUT = Path(__file__).resolve().parents[2]  # of an editable install
+PACKAGE = Path(__file__).resolve().parents[1]
+CHECKOUT = PACKAGE.parent  # of an editable install
+# Holds notebooks/ and, of figures/, what notebooks read: a wheel has both inside the package, a checkout at its top.
+SHIPPED = PACKAGE if (PACKAGE / "notebooks").is_dir() else CHECKOUT
 
 
 def project_root() -> Path:
@@ -19,10 +22,9 @@ def project_root() -> Path:
     return CHECKOUT if (CHECKOUT / "pyproject.toml").is_file() else Path.cwd()
 
 
-def notebooks_dir() -> Path:
-    """Folder of the notebooks: that of the project root, or where it has none that of the checkout."""
-    own = project_root() / "notebooks"
-    return own if own.is_dir() else CHECKOUT / "notebooks"
+def notebook_folders() -> tuple[Path, ...]:
+    """Where notebooks are looked for: in the project root, which may have some of its own, then in the package."""
+    return project_root() / "notebooks", SHIPPED / "notebooks"
 
 
 def runs_dir() -> Path:

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from k24lab.core import schedules
 from k24lab.envs.base import VecEnv
 from k24lab.envs.registry import make_env
 from k24lab.envs.vector_env import close_all
-from k24lab.errors import ConfigError, RunError
+from k24lab.errors import RunError
 from k24lab.lab import provenance
+from k24lab.lab.callbacks import Callback, Callbacks, build_loggers
 from k24lab.lab.checks import check_usable
 from k24lab.lab.config import Config
 from k24lab.lab.runs import RunFolder, canonical, run_folder
@@ -30,7 +32,13 @@ BEHAVIOUR_EPISODES = 8  # whose observations the agents' policies are compared o
 MASKS_OF = {Stream.TRAIN_EPISODES: Stream.ACTING_MASKS, Stream.TEST_EPISODES: Stream.TEST_MASKS}
 
 
-def train(config: Config, name: str = "default", folder: Path | None = None, progress: bool = True) -> Path:
+def train(
+    config: Config,
+    name: str = "default",
+    folder: Path | None = None,
+    progress: bool = True,
+    callbacks: Sequence[Callback] = (),
+) -> Path:
     """Train one run, or go on with it where its last checkpoint left it; a finished run is left as it is.
 
     Args:
@@ -38,28 +46,37 @@ def train(config: Config, name: str = "default", folder: Path | None = None, pro
         name: group of runs, a folder under `runs/`.
         folder: run folder; by default it follows from `name` and `config`.
         progress: show a progress bar.
+        callbacks: what follows the run, besides the loggers of the setting `loggers`.
 
     Raises:
-        ConfigError: a task or device that cannot be used.
+        ConfigError: a task, device or logger that cannot be used.
         RunError: the folder holds another run or damaged checkpoints only, or another process trains it.
+
+    >>> import k24lab
+    >>> config = k24lab.build_config(task="rolenav", t_max=400, test_episodes=10)  # much too short to learn anything
+    >>> run = k24lab.train(config, name="doc", progress=False)
+    >>> (run / "metrics.jsonl").exists(), run.parent.name
+    (True, 'doc')
     """
     if folder is None:
         config = canonical(config)
         folder = run_folder(config, name)
+    followed = Callbacks(callbacks)
     if not (folder / "DONE").exists():
         check_usable(config)  # an invalid setting creates no run folder
+        followed = Callbacks([*build_loggers(config.logger_names), *callbacks])
     run = RunFolder(folder, config)
     if not run.done:
         with run.attempt():
             if not run.done:  # another process may have finished it just now
-                _train(config, run, progress)
+                _train(config, run, progress, followed)
     return run.path
 
 
-def _train(config: Config, run: RunFolder, progress: bool) -> None:
+def _train(config: Config, run: RunFolder, progress: bool, callbacks: Callbacks) -> None:
     torch.set_num_threads(config.n_threads)
     keep_memory()
-    trainer = Trainer(config, run)
+    trainer = Trainer(config, run, callbacks)
     try:
         trainer.run_to_end(progress)
     finally:
@@ -69,8 +86,8 @@ def _train(config: Config, run: RunFolder, progress: bool) -> None:
 class Trainer:
     """Everything of a run that changes while it trains."""
 
-    def __init__(self, config: Config, run: RunFolder):
-        self.config, self.run = config, run
+    def __init__(self, config: Config, run: RunFolder, callbacks: Callbacks | None = None):
+        self.config, self.run, self.callbacks = config, run, callbacks or Callbacks(())
         self.env = self._make_env(config.n_envs)
         self.test_env = self.env if self.env.spec.costly else self._make_env(config.test_episodes)
         torch.manual_seed(derive_seed(config.seed, Stream.NETWORK))
@@ -89,13 +106,13 @@ class Trainer:
         self.metrics_file = run.open_metrics(state["metrics_size"] if state else 0)
         self.kernels = in_use(next(self.learner.agent.parameters()))
         provenance.record(run.path, config, self.t_env, self.kernels, torch.get_num_threads())
-        self.writer = _tensorboard(run.path, self.t_env) if config.tensorboard else None
 
     def _make_env(self, n_envs: int) -> VecEnv:
         return make_env(self.config.task, n_envs, self.config.n_workers, self.config.device)
 
     def run_to_end(self, progress: bool = True) -> None:
         """Train until t_max, then write summary, policy and DONE."""
+        self.callbacks.start(self.run.path, self.config, self.t_env)
         config, started, before = self.config, time.perf_counter(), self.seconds
         bar = tqdm(
             total=config.t_max,
@@ -137,7 +154,7 @@ class Trainer:
                 sample = self.replay.sample(self.config.batch_size, self.sampling)
                 metrics = self.learner.update(sample, self.t_env, log=log and last)
             if log:
-                self._log(metrics | {"epsilon": self._epsilon()} | self._outcome(batch))
+                self._log("on_log", metrics | {"epsilon": self._epsilon()} | self._outcome(batch))
         self._evaluate_and_store()
         if self._due("checkpoint", self.config.checkpoint_interval) and self.t_env < self.config.t_max:
             self._save_checkpoint()
@@ -169,7 +186,7 @@ class Trainer:
     def _evaluate_and_store(self) -> None:
         """Greedy evaluation and a snapshot of the masks, each when due."""
         if self._due("test", self.config.test_interval):
-            self._log(self._outcome(self._test_batch(), "test_"))
+            self._log("on_test", self._outcome(self._test_batch(), "test_"))
         if self.learner.masked_layers and self._due("snapshot", self.config.snapshot_interval):
             self.run.save_arrays(f"patterns/{self.t_env:010d}.npz", pattern_arrays(self.learner, self.t_env))
 
@@ -182,16 +199,14 @@ class Trainer:
         won = {f"{prefix}battle_won_mean": batch.won.float().mean().item()} if self.env.spec.has_win else {}
         return {f"{prefix}return_mean": batch.returns.mean().item()} | won
 
-    def _log(self, metrics: dict[str, float]) -> None:
-        """Append one line to metrics.jsonl."""
+    def _log(self, method: str, metrics: dict[str, float]) -> None:
+        """Append one line to metrics.jsonl, and call this method of the callbacks."""
         self.recent |= metrics
         c = self.config
         row = {"t_env": self.t_env, "update": self.learner.n_updates, "episode": self.n_rollouts * c.n_envs} | metrics
         self.metrics_file.write((json.dumps(row) + "\n").encode())
         self.metrics_file.flush()
-        if self.writer:
-            for key, value in metrics.items():
-                self.writer.add_scalar(key, value, self.t_env)
+        self.callbacks.call(method, self.t_env, metrics)
 
     def _postfix(self) -> dict[str, str]:
         """What the bar shows besides steps/s and ETA."""
@@ -213,7 +228,9 @@ class Trainer:
             "env_steps_per_s": round(self.t_env / max(self.seconds, 1e-9), 1),
         }
         names = self.env.spec.unit_type_names
-        self.run.finish(summary | ({"unit_type_names": names} if names else {}) | self.recent)
+        summary |= ({"unit_type_names": names} if names else {}) | self.recent
+        self.run.finish(summary)
+        self.callbacks.call("on_end", summary)
 
     def _save_checkpoint(self, final: bool = False) -> None:
         self.metrics_file.flush()
@@ -246,15 +263,6 @@ class Trainer:
 
     def close(self) -> None:
         """Release environments and files; what cannot be released is named in a warning, whatever the run's outcome."""
-        held: list[Any] = [self.metrics_file, self.env, self.writer]
+        held: list[Any] = [self.metrics_file, self.env, self.callbacks]
         held += [self.test_env] if self.test_env is not self.env else []
-        close_all(filter(None, held))
-
-
-def _tensorboard(folder: Path, t_env: int) -> Any:
-    """A writer that hides what an earlier attempt wrote after the checkpoint."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ConfigError("tensorboard = True needs the extra: pip install 'k24lab[tensorboard]'") from error
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=t_env + 1 if t_env else None)
+        close_all(held)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from k24lab.core.gains import Gains
 from k24lab.core.layers import SemiStructuredLinear24
 from k24lab.core.masks import argmax_masks
+from k24lab.errors import InputError
 from k24lab.marl.config import TrainingConfig
 from k24lab.methods import get_method
 from k24lab.methods.base import LAYERS
@@ -73,6 +74,35 @@ class RNNAgent(nn.Module):
                 effective = self.gains[name](*effective)
             weights[name] = sparse_weights(*effective) if name in masks else LayerWeights(*effective)
         return weights
+
+    def forward(
+        self, obs: Float[Tensor, "N B I"], hidden: Float[Tensor, "N B H"] | None = None
+    ) -> tuple[Float[Tensor, "N B A"], Float[Tensor, "N B H"]]:
+        """One time step of N agents in B episodes: their Q-values and the next hidden state.
+
+        In evaluation mode under the argmax masks, in training mode under masks drawn as `SemiStructuredLinear24` draws
+        them (`k24lab.drawn_masks` for several steps). Training itself uses `unroll`, which sees whole sequences.
+
+        Args:
+            obs: observations, with the agent's index if the network has one as its input.
+            hidden: of the step before; None before the first one.
+
+        >>> import torch, k24lab
+        >>> from k24lab.marl.agent import build_agent
+        >>> agent = build_agent(k24lab.build_config(method="k24"), input_dim=8, n_actions=5, n_masks=3).eval()
+        >>> q_values, hidden = agent(torch.randn(3, 10, 8))
+        >>> q_values.shape
+        torch.Size([3, 10, 5])
+        """
+        weights = self.weights({name: layer.mask() for name, layer in self.masked_layers.items()})
+        networks = max(len(part) for layer in weights.values() for part in (layer.weight, layer.bias))
+        if networks not in (1, len(obs)):
+            raise InputError(f"obs of shape {tuple(obs.shape)}, expected ({networks}, B, I): one for each agent")
+        hidden = obs.new_zeros(*obs.shape[:2], self.hidden_dim) if hidden is None else hidden
+        # One network for all has the agents' rows side by side.
+        rows = [x.flatten(0, 1).unsqueeze(0) if networks == 1 else x for x in (obs, hidden)]
+        q_values, after = step(weights, rows[0].mT.contiguous(), rows[1].mT.contiguous())
+        return q_values.mT.reshape(*obs.shape[:2], -1), after.mT.reshape(hidden.shape)
 
     @property
     def own_parameters(self) -> list[nn.Parameter]:

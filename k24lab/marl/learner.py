@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from k24lab.core import schedules
+from k24lab.core.gains import shrink_to_mean
 from k24lab.core.masks import MaskDraw
 from k24lab.core.reset import mean_policy
 from k24lab.core.schemes import by_name
@@ -235,8 +236,22 @@ class K24QLearner:
                 torch._foreach_mul_(each, share)
         self._set_lr(t_env)
         self.optimizer.step()
+        if self.config.gain_shrinkage:
+            self._shrink_gains()
         self.n_updates += 1
         return norms[0]
+
+    def _shrink_gains(self) -> None:
+        """Move gains and biases of agents towards the team's mean where their gradients are noise."""
+        own = {parameter for gains in self.agent.gains.values() for parameter in gains.parameters()}
+        for group in self.optimizer.param_groups:
+            for parameter in own.intersection(group["params"]):
+                state, steps = self.optimizer.state[parameter], self.optimizer.state[parameter]["step"].item()
+                mean, square = (
+                    state[name] / (1 - beta**steps)  # both start at zero
+                    for name, beta in zip(("exp_avg", "exp_avg_sq"), group["betas"], strict=True)
+                )
+                shrink_to_mean(parameter, mean, square, group["lr"] * self.config.gain_shrinkage)
 
     def _set_lr(self, t_env: int) -> None:
         """Learning rates after `t_env` env steps."""

@@ -2,16 +2,19 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from k24lab.core.masks import groups_per_layer
 from k24lab.core.schemes import PatternScheme
 from k24lab.envs.base import VecEnv
 from k24lab.marl.agent import Weights, step, unroll
+from k24lab.marl.batching import Rows
+from k24lab.marl.config import TrainingConfig
 from k24lab.marl.learner import K24QLearner
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.marl.rollout import agent_inputs, collect
@@ -23,6 +26,18 @@ class Policy(NamedTuple):
 
     act: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     initial_hidden: Callable[[int, int], Tensor]
+
+
+@runtime_checkable
+class Team(Protocol):
+    """Whose units act: those of a learner, or of a frozen team."""
+
+    @property
+    def config(self) -> TrainingConfig:
+        """The configuration that it was trained with."""
+
+    def rows(self, unit_type: Int[Tensor, "B N"]) -> Rows:
+        """Which unit of these episodes is seen through which mask."""
 
 
 def acting_weights(learner: K24QLearner, t_env: int, generator: torch.Generator) -> Weights:
@@ -50,13 +65,11 @@ def trained_policy(learner: K24QLearner, t_env: int, seed: int, counter: int = 0
     return Policy(act, learner.agent.initial_hidden)
 
 
-def play(
-    learner: K24QLearner, env: VecEnv, policy: Policy, seed: int, counter: int = 0, epsilon: float = 0.0
-) -> EpisodeBatch:
+def play(team: Team, env: VecEnv, policy: Policy, seed: int, counter: int = 0, epsilon: float = 0.0) -> EpisodeBatch:
     """An episode of each environment: the `counter`-th batch (from 0) of a run's test episodes.
 
     Args:
-        learner: which unit uses which weights, and the run's configuration.
+        team: which unit uses which weights, and the run's configuration.
         env: with as many environments as the run tests with, these are the run's own test episodes.
         policy: what acts.
         seed: of the run whose test episodes these are.
@@ -67,11 +80,11 @@ def play(
         env,
         policy.act,
         initial_hidden=policy.initial_hidden,
-        rows_of=learner.rows,
+        rows_of=team.rows,
         epsilon=epsilon,
         seed=derive_seed(seed, Stream.TEST_EPISODES, counter),
         generator=torch.Generator().manual_seed(0),
-        agent_id=learner.config.agent_id,
+        agent_id=team.config.agent_id,
         with_state=False,
     )
 

@@ -2,7 +2,7 @@
 
 from k24lab.methods.base import Method
 
-GAIN_SETTINGS = frozenset({"gain_layers", "own_lr_factor", "lr_factor_ramp", "mask_per", "grad_clip"})
+GAIN_SETTINGS = frozenset({"gain_layers", "gain_shrinkage", "own_lr_factor", "lr_factor_ramp", "mask_per", "grad_clip"})
 GAIN_SEARCH = tuple({"own_lr_factor": factor} for factor in (3.0, 10.0, 30.0))
 GAIN_DEFAULTS = {"own_lr_factor": 10.0, "lr_factor_ramp": 0.5}
 

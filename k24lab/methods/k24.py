@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # All settings that some methods do not use: of what makes agents differ, and one of the learner that treats it apart.
 ALL_MASK_SETTINGS = frozenset({field.name for field in dataclasses.fields(MaskConfig)} - {"agent_id"} | {"grad_clip"})
-OTHERS_SETTINGS = frozenset({"threshold_scale", "gain_layers", "embedding_dim", "own_lr_factor"})
+OTHERS_SETTINGS = frozenset({"threshold_scale", "gain_layers", "gain_shrinkage", "embedding_dim", "own_lr_factor"})
 SEARCH = tuple({"alpha_lr_factor": factor} for factor in (1.0, 5.0, 20.0))
 
 

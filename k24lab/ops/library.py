@@ -49,7 +49,12 @@ def check_switch() -> None:
 
 
 def usable(tensor: Tensor) -> bool:
-    """Whether the kernels can work on tensors like this one, and should."""
+    """Whether the kernels can work on tensors like this one, and should.
+
+    They read memory by its address, which tensors inside torch.vmap do not have. torch.compile traces torch alone.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
     suits = tensor.device.type == "cpu" and tensor.dtype == torch.float32
     return suits and torch.get_num_threads() <= MOST_THREADS and library() is not None
 

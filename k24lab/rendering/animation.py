@@ -1,4 +1,4 @@
-"""`k24lab replay RUN`: test episodes of a trained team as an animated GIF or an MP4 video."""
+"""`k24lab replay`: test episodes of a trained team as an animated GIF or an MP4 video."""
 
 import contextlib
 import itertools
@@ -21,12 +21,13 @@ from k24lab.envs.base import Step, VecEnv
 from k24lab.envs.registry import drawable, make_env
 from k24lab.envs.scene import Episode
 from k24lab.errors import ConfigError, RunError
-from k24lab.inference.freeze import load_learner
+from k24lab.inference.actor import Actor
+from k24lab.inference.freeze import FrozenTeam, load_learner, load_team
 from k24lab.lab.config import Config
 from k24lab.lab.paths import figures_dir
 from k24lab.lab.runs import atomic_write, find_folder, read_config
 from k24lab.marl.learner import K24QLearner
-from k24lab.marl.policy import play, trained_policy
+from k24lab.marl.policy import Policy, play, trained_policy
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.rendering.draw_episode import EpisodeDrawing
 
@@ -56,7 +57,25 @@ def replay(
     path = figures_dir() / f"replay_{folder.name}.gif" if output is None else output
     _check(path, episodes, fps)
     learner, _, t_env = load_learner(folder)
-    played = record(learner, config, t_env, episodes)
+    return path, _animate(record(learner, config, t_env, episodes), config, t_env, path, fps, progress)
+
+
+def replay_team(
+    team: str, output: Path | None = None, episodes: int = 3, fps: int = 10, progress: bool = False
+) -> tuple[Path, str]:
+    """Play a frozen team as `replay` does its run: the same episodes, acted by `k24lab.inference.actor.Actor`.
+
+    `team` is the name of one that comes with the package, or its file; the animation is by default `replay_<team>.gif`.
+    """
+    frozen = load_team(team)
+    path = figures_dir() / f"replay_{Path(team).stem}.gif" if output is None else output
+    _check(path, episodes, fps)
+    config, t_env = frozen.config, frozen.t_env
+    return path, _animate(record(frozen, config, t_env, episodes), config, t_env, path, fps, progress)
+
+
+def _animate(played: Sequence[Episode], config: Config, t_env: int, path: Path, fps: int, progress: bool) -> str:
+    """Write the animation of these episodes, and say what it shows."""
     short = EngFormatter(sep="")  # 128k, 1.5M
     trained = f"trained {short(t_env)}" + (f" of {short(config.t_max)}" if t_env < config.t_max else "")
     title = f"{config.task}, {method_style(config.method).label}, seed {config.seed}"
@@ -69,7 +88,7 @@ def replay(
     with paper_style(), rc_context({"font.family": "DejaVu Sans"}):  # serifs are too fine for a screen
         write_animation(path, iter(bar), holds, fps)
     returns = ", ".join(f"{episode.rewards.sum(dtype=float):.2f}" for episode in played)
-    return path, f"episodes: {len(played)}, return {returns}; {trained} env steps"
+    return f"episodes: {len(played)}, return {returns}; {trained} env steps"
 
 
 def _check(path: Path, episodes: int, fps: int) -> None:
@@ -84,8 +103,8 @@ def _check(path: Path, episodes: int, fps: int) -> None:
         find_ffmpeg()
 
 
-def record(learner: K24QLearner, config: Config, t_env: int, n_episodes: int) -> list[Episode]:
-    """The first test episodes of the run, acted by the network of `learner` after `t_env` env steps.
+def record(team: K24QLearner | FrozenTeam, config: Config, t_env: int, n_episodes: int) -> list[Episode]:
+    """The first test episodes of the run, acted by its network after `t_env` env steps.
 
     They are played beside as many others as the run tests with: some environments draw their starts for all at once.
     """
@@ -95,8 +114,12 @@ def record(learner: K24QLearner, config: Config, t_env: int, n_episodes: int) ->
         while len(recorded) < n_episodes:
             recorder = SceneRecorder(env, min(n_episodes - len(recorded), config.test_episodes))
             counter = len(recorded) // config.test_episodes
-            policy = trained_policy(learner, t_env, config.seed, counter)
-            batch = play(learner, recorder, policy, config.seed, counter)
+            if isinstance(team, FrozenTeam):
+                actor = Actor(team)
+                policy = Policy(actor.act, actor.initial_hidden)
+            else:
+                policy = trained_policy(team, t_env, config.seed, counter)
+            batch = play(team, recorder, policy, config.seed, counter)
             recorded += recorder.episodes(batch)
     except ConfigError as error:
         raise ConfigError(f"task {config.task!r}: {error}") from error

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from k24lab.analysis.load import has_patterns, mask_names, read_patterns, snapshot_paths
-from k24lab.analysis.style import SCREEN_DPI, TEXT_WIDTH, paper_style, screen_png
+from k24lab.analysis.style import SCREEN_DPI, TEXT_WIDTH, paper_style, run_title, screen_png
 from k24lab.core.patterns import GROUP_SIZE
 from k24lab.errors import RunError, unknown
 from k24lab.lab.find_runs import Run, find_runs, variants
@@ -63,7 +63,7 @@ class MaskBrowser:
             control.observe(functools.partial(self._moved, field), "value")
         width = f"{TEXT_WIDTH * SCREEN_DPI:.0f}px"  # its own: stretched over the cell it blurs
         self.picture, self.problem = widgets.Image(format="png", layout={"width": width}), widgets.Label()
-        self._box = widgets.VBox([*self.controls.values(), self.problem, self.picture])
+        self.box = widgets.VBox([*self.controls.values(), self.problem, self.picture])
         self._following = False  # the selection, with the controls: they were not moved by the user then
         self._show(Selection(next(iter(self.runs))))
 
@@ -93,7 +93,7 @@ class MaskBrowser:
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         """Controls and picture in one: whoever shows the cell takes the best that works there."""
         picture = base64.b64encode(self.picture.value).decode()
-        return dict(self._box._repr_mimebundle_()) | {"text/plain": str(self.selection), "image/png": picture}
+        return dict(self.box._repr_mimebundle_()) | {"text/plain": str(self.selection), "image/png": picture}
 
     def _part(self, s: Selection) -> Part:
         return np.s_[s.row : s.row + self.rows, GROUP_SIZE * s.group : GROUP_SIZE * (s.group + self.groups)]
@@ -117,7 +117,7 @@ class MaskBrowser:
         k, agent = times.index(s.t_env), agents.index(s.agent)
         before = _read(paths[times[k - 1]])[s.layer] if k else None
         view = mask_view(_read(paths[s.t_env])[s.layer], before, agent)
-        title = f"{s.run} · {s.layer} · {of} {s.agent} · {s.t_env:,} env steps"
+        title = f"{run_title(run)} · {s.layer} · {of} {s.agent} · {s.t_env:,} env steps"
         with paper_style():
             figure = draw_mask(view, self._part(s), title, describe(view, agent, agents, of), of)
             self.picture.value = screen_png(figure)

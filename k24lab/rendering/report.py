@@ -24,6 +24,7 @@ from k24lab.analysis import (
     style,
 )
 from k24lab.analysis.load import RETURN
+from k24lab.analysis.references import known_returns
 from k24lab.errors import RunError, RunWarning
 from k24lab.lab import provenance
 from k24lab.lab.find_runs import Run, find_groups, find_runs, read_json, read_run
@@ -183,7 +184,8 @@ def _masks(run: Run) -> Iterator[Part]:
     snapshots = results.load_patterns(run)
     last = snapshots[max(snapshots)]
     layer = LAYER if LAYER in last else next(iter(last))
-    ax = mask_plots.mask_map(last[layer].index, rows=ROWS, groups=GROUPS)
+    title = style.run_title(run, f"layer {layer}")
+    ax = mask_plots.mask_map(last[layer].index, rows=ROWS, groups=GROUPS, title=title)
     yield _figure(ax, f"{run.id}, layer {layer}: what each agent keeps of a corner of the shared weights.")
     table = tables.snapshot_table(snapshots)
     fig, axes = plots.panels(3, height=2.0)
@@ -219,13 +221,15 @@ def _returns(metrics: pd.DataFrame, summaries: pd.DataFrame) -> Iterator[Part]:
     curves, styles = stats.curves(metrics, RETURN), style.variant_styles(summaries["variant"])
     fig, axes = plots.panels(len(tasks), n_columns=min(len(tasks), 2), height=2.3)
     for ax, task in zip(axes, tasks, strict=True):
-        plots.learning_curves(curves[curves["task"] == task], ax, title=task, styles=styles)
+        known = known_returns(task)
+        plots.learning_curves(curves[curves["task"] == task], ax, title=task, styles=styles, references=known)
     caption = "Greedy return over training: mean over seeds; from three on, 95 % interval."
     yield _figure(plots.shared_legend(fig), caption)
     heights = 0.6 + 0.31 * summaries.groupby("task", sort=False)["variant"].nunique()
     fig, axes = plots.panels(len(tasks), n_columns=1, height=list(heights))
     for ax, task in zip(axes, tasks, strict=True):
-        comparison_plots.final_returns(summaries[summaries["task"] == task], ax=ax, title=task)
+        runs = summaries[summaries["task"] == task]
+        comparison_plots.final_returns(runs, ax=ax, title=task, references=known_returns(task))
     yield _figure(fig, "Final return: mean and, from three seeds on, interval (filled); single seeds (open).")
 
 

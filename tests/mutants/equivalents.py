@@ -24,6 +24,16 @@ SOFT = "Any number far below a distance that matters keeps the division from fai
 
 EQUIVALENTS: dict[tuple[str, str, str], str] = {
     (
+        "k24lab/core/convert.py",
+        "rnn = nn.GRU(*sizes, bias=gates[0][0].has_bias, batch_first=module.batch_first)",
+        "rnn = nn.GRU(*sizes, bias=gates[1][0].has_bias, batch_first=module.batch_first)",
+    ): "All layers of a masked GRU have a bias, or none has one.",
+    (
+        "k24lab/core/modules.py",
+        "if len(alike) == 1:",
+        "if len(alike) == 0:",
+    ): "A shortcut: putting the parts of a single draw together gives the draw.",
+    (
         "k24lab/core/diversity.py",
         "td, div = (sum(h) / len(h) for h in (self.td_history, self.div_history))",
         "td, div = (sum(h) * len(h) for h in (self.td_history, self.div_history))",

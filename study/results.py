@@ -1,0 +1,209 @@
+"""Tables and figures of the report, from the committed summaries of its runs: `python -m study results`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from k24lab.analysis.aggregate import aggregates, improvement_table, improvements
+from k24lab.analysis.comparison_plots import interval_marks
+from k24lab.analysis.curve_plots import learning_curves, panels, shared_legend
+from k24lab.analysis.load import RETURN
+from k24lab.analysis.stats import curves, mean_interval
+from k24lab.analysis.style import method_style, paper_style, save_figure, save_table, variant_styles
+from k24lab.envs.registry import make_env
+from k24lab.errors import RunError
+from k24lab.inference.costs import agent_layers
+from k24lab.inference.method_costs import method_costs
+from k24lab.lab.config import build_config
+from k24lab.lab.runs import run_folder
+from k24lab.methods import METHODS
+from k24lab.methods.base import LAYERS
+from study.protocol import SEEDS, STUDIED, TASKS, study_run
+from study.references import TABLE
+from study.report import FIGURES, ONE, choices, group, summaries
+
+FOLDER = FIGURES / "study"
+COST_TASK = "rolenav8"  # whose sizes the costs are counted for
+REFERENCE = "fups-id"  # the simplest way to tell agents apart: how likely is it that a method beats it?
+COST_AXES = {"bytes_alone": "an agent alone", "bytes_in_team": "an agent of the team"}
+# Curves of all methods at once cannot be told apart.
+DRAWN = ("k24", "random24", "gains24", "kaleidoscope-half", "hyper", "fups-id", "nops", "fups")
+
+
+def report_rows(task: str) -> pd.DataFrame:
+    """The runs of a task's report, a row for each reading that a run belongs to; empty if there are none.
+
+    `variant` is the method, `reading` as in `study.report.choices`, `task` the name of the study.
+    """
+    file = summaries(task)
+    if not file.is_file():
+        return pd.DataFrame()
+    runs = pd.read_json(file, lines=True).set_index("run", drop=False)
+    parts = []
+    for method, reading, k in choices(task):
+        configs = [study_run(task, method, k, seed) for seed in range(SEEDS[task])]
+        names = [run_folder(config, group(task)).name for config in configs]
+        found = runs.loc[[name for name in names if name in runs.index]]
+        parts.append(found.assign(variant=method, reading=reading, task=task))
+    return pd.concat(parts, ignore_index=True)
+
+
+def whole_report(tasks: Sequence[str] = tuple(TASKS)) -> pd.DataFrame:
+    """`report_rows` of all tasks that have runs."""
+    found = [rows for rows in map(report_rows, tasks) if len(rows)]
+    if not found:
+        raise RunError(f"no run of the report is in {FIGURES}: python -m study report")
+    return pd.concat(found, ignore_index=True)
+
+
+def curve_rows(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row per test of each run: run, variant, task, t_max, t_env and the return."""
+    parts = []
+    for run in runs.to_dict("records"):
+        constant = {key: run[key] for key in ("run", "variant", "task", "t_max")}
+        parts.append(pd.DataFrame(run["evaluations"]).assign(**constant))
+    return pd.concat(parts, ignore_index=True)
+
+
+def returns_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Final return of each task, reading and method: columns task, reading, variant, n, mean, low, high."""
+    rows = []
+    for (task, reading, method), of in runs.groupby(["task", "reading", "variant"], sort=False):
+        mean, low, high, n = (float(part) for part in mean_interval(of[RETURN].to_numpy()))
+        kept = measured_share(of, str(task)) if METHODS[str(method)].pattern == "any" else np.nan
+        rows.append((task, reading, method, int(n), mean, low, high, kept))
+    return pd.DataFrame(rows, columns="task reading variant n mean low high kept_measured".split())
+
+
+def measured_share(runs: pd.DataFrame, task: str) -> float:
+    """Share of the weights that are kept at the end, of methods whose training decides it; NaN without masks."""
+    layers = dict(zip(LAYERS, agent_layers(*sizes(task)), strict=True))
+    dropped = {name: f"sparsity_layer_{name}" for name in layers if f"sparsity_layer_{name}" in runs}
+    zeros = sum(layers[name].weights * runs[column].fillna(0).mean() for name, column in dropped.items())
+    return float(1 - zeros / sum(layer.weights for layer in layers.values())) if dropped else float("nan")
+
+
+def sizes(task: str) -> tuple[int, int, int]:
+    """Observation, hidden size and actions of a task of the study."""
+    config = build_config(TASKS[task])
+    env = make_env(config.task, 1)
+    try:
+        return env.spec.obs_dim, config.hidden_dim, env.spec.action_dim
+    finally:
+        env.close()
+
+
+def n_agents(task: str) -> int:
+    """Agents of a task of the study."""
+    env = make_env(str(TASKS[task]["task"]), 1)
+    try:
+        return env.spec.n_agents
+    finally:
+        env.close()
+
+
+def cost_table(task: str = COST_TASK) -> pd.DataFrame:
+    """What each method costs in the sizes of a task, in 16 bit.
+
+    Columns of `method_costs`, and bytes_alone (what one agent reads in a step if it acts alone) and bytes_in_team (its
+    part of what the team reads if all act on one machine).
+    """
+    n = n_agents(task)
+    team = method_costs(*sizes(task), n, STUDIED)
+    alone = method_costs(*sizes(task), 1, STUDIED)["memory_bytes"]
+    return team.assign(bytes_alone=alone, bytes_in_team=team["memory_bytes"] / n)
+
+
+def scales(runs: pd.DataFrame) -> dict[str, tuple[float, float]]:
+    """Of each task the returns that count as 0 (random actions) and as 1 (the best method's mean)."""
+    best = runs.groupby(["task", "variant"])[RETURN].mean().groupby("task").max()
+    return {str(task): (reference(str(task), "random"), float(high)) for task, high in best.items()}
+
+
+def reference(task: str, name: str) -> float:
+    """A reference line of a task; NaN if it has none of this name."""
+    table = pd.read_csv(TABLE).set_index(["task", "reference"])["mean"]
+    return float(table.get((task, name), np.nan))
+
+
+def write_results(folder: Path = FOLDER) -> list[Path]:
+    """Write all tables and figures of what was run so far."""
+    runs = whole_report()
+    one = runs[runs["reading"] == ONE]
+    scale = scales(one)
+    together = aggregates(curve_rows(one), one, scale)
+    better = improvements(one, REFERENCE)
+    # Of a method over ids, not of ids over a method.
+    better = better.assign(probability=1 - better["probability"], low=1 - better["high"], high=1 - better["low"])
+    returns, costs = returns_table(runs), cost_table()
+    paths = [
+        save_table(returns, "returns", folder),
+        save_table(together, "aggregates", folder),
+        save_table(better.rename(columns={"reference": "variant"}), "improvement", folder),
+        save_table(improvement_table(one, REFERENCE), "improvement_by_task", folder),
+        save_table(costs, "costs", folder),
+    ]
+    with paper_style():
+        paths += draw_scores(returns[returns["reading"] == ONE], folder)
+        paths += draw_costs(together[together["aggregate"] == "IQM"], costs, folder)
+        paths += draw_curves(one, folder)
+    plt.close("all")
+    return paths
+
+
+def draw_scores(returns: pd.DataFrame, folder: Path) -> list[Path]:
+    """A panel per task: every method's mean return and interval, with random actions and the scripted controller."""
+    tasks = list(dict.fromkeys(returns["task"]))
+    styles = variant_styles(returns["variant"].unique())
+    fig, axes = panels(len(tasks), n_columns=3, height=2.7)
+    for k, (ax, task) in enumerate(zip(axes, tasks, strict=True)):
+        interval_marks(returns[returns["task"] == task], "mean", ax, styles, title=task)
+        for name, line in (("random", ":"), ("scripted", "--")):
+            if not np.isnan(at := reference(task, name)):
+                ax.axvline(at, color="0.5", linestyle=line, linewidth=0.8, label=f"{name} actions", zorder=0)
+        ax.set_xlabel("final test return")
+        if k % 3:
+            ax.set_yticklabels([])
+    return list(save_figure(fig, "returns_by_task", returns, folder).values())
+
+
+def draw_costs(scores: pd.DataFrame, costs: pd.DataFrame, folder: Path) -> list[Path]:
+    """Interquartile mean over all tasks against the bytes that an agent reads, acting alone and in its team."""
+    table = scores.rename(columns={"variant": "method"}).merge(costs, on="method")
+    fig, axes = panels(2, n_columns=2, height=2.6)
+    for ax, (column, title) in zip(axes, COST_AXES.items(), strict=True):
+        _cost_axes(table, column, title, ax)
+    axes[0].set_ylabel("score (interquartile mean)")
+    return list(save_figure(shared_legend(fig), "score_and_cost", table, folder).values())
+
+
+def _cost_axes(table: pd.DataFrame, column: str, title: str, ax: Axes) -> None:
+    for row in table.to_dict("records"):
+        look = method_style(row["method"])
+        ends = np.array([[row["value"] - row["low"]], [row["high"] - row["value"]]])
+        mark: dict[str, Any] = {"fmt": look.marker, "color": look.color, "markersize": 4, "elinewidth": 1}
+        ax.errorbar(row[column] / 1024, row["value"], yerr=np.nan_to_num(ends), label=look.label, **mark)
+    ax.set(title=title, xlabel="KiB read per agent and step (16 bit)", xlim=(0, None))
+
+
+def draw_curves(runs: pd.DataFrame, folder: Path) -> list[Path]:
+    """A panel per task: learning curves of the methods that span the others."""
+    drawn = runs[runs["variant"].isin(DRAWN)]
+    if drawn.empty:
+        return []
+    table = curves(curve_rows(drawn), RETURN)
+    tasks = list(dict.fromkeys(table["task"]))
+    fig, axes = panels(len(tasks), n_columns=3)
+    styles = variant_styles(table["variant"].unique())
+    for ax, task in zip(axes, tasks, strict=True):
+        lines = {name: reference(task, name) for name in ("random", "scripted")}
+        known = {f"{name} actions": at for name, at in lines.items() if not np.isnan(at)}
+        learning_curves(table[table["task"] == task], ax, title=task, references=known, styles=styles)
+        low, high = ax.get_ylim()
+        ax.set_ylim(low, high + 0.08 * (high - low))  # for the name of the highest line
+    return list(save_figure(shared_legend(fig), "curves", table, folder).values())

@@ -1,0 +1,86 @@
+"""Tables and figures of the study's report, from summaries that are made up here."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from k24lab.errors import RunError
+from k24lab.inference.costs import agent_layers
+from k24lab.lab.runs import run_folder
+from study import report, results
+from study.protocol import SEEDS, TUNING_TASKS, study_run
+
+METHODS = {"fups": 2.5, "fups-id": 6.0, "k24": 7.5, "kaleidoscope-half": 7.0, "nops": 8.0}  # and their returns
+SPARSITY = {"fc1": 0.5, "fc2": 0.25, "fc3": 0.0}
+
+
+@pytest.fixture
+def reported(tmp_path, monkeypatch):
+    """A report of two tasks, of which one was tuned; settings 1 for all tasks and 4 for RoleNav with 8 agents."""
+    monkeypatch.setattr(report, "TUNING", tmp_path)
+    monkeypatch.setattr(report, "FIGURES", tmp_path)
+    rows = [
+        {"method": method, "task": task, "one": k == 1, "of_task": k == (4 if task == "rolenav8" else 1)}
+        for method in METHODS
+        for task in TUNING_TASKS
+        for k in range(9)
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "candidates.csv", index=False)
+    for task in ("rolenav3", "rolenav8"):
+        lines = [line(task, method, k, seed) for method, _, k in report.choices(task) for seed in range(SEEDS[task])]
+        report.summaries(task).parent.mkdir()
+        report.summaries(task).write_text("".join(json.dumps(each) + "\n" for each in lines))
+    return tmp_path
+
+
+def line(task, method, k, seed):
+    """The summary of a run whose return says who made it: 0.1 a candidate, 0.01 a seed."""
+    config = study_run(task, method, k, seed)
+    value = METHODS[method] + 0.1 * k + 0.01 * seed
+    curve = {"t_env": [0, config.t_max], "test_return_mean": [0.0, value]}
+    measured = {f"sparsity_layer_{name}": share for name, share in SPARSITY.items() if method != "nops"}
+    run = {"run": run_folder(config, "any").name, "test_return_mean": value, "evaluations": curve}
+    return {**vars(config), **run, **measured}
+
+
+def test_each_reading_has_the_runs_of_its_setting(reported):
+    table = results.returns_table(results.whole_report()).set_index(["task", "reading", "variant"])
+    assert len(table) == 15 and set(table["n"]) == {10}
+    seeds = 0.01 * np.arange(10).mean()
+    assert table.loc[("rolenav3", report.ONE, "k24"), "mean"] == pytest.approx(7.5 + 0.1 + seeds)
+    assert table.loc[("rolenav8", report.OF_TASK, "k24"), "mean"] == pytest.approx(7.5 + 0.4 + seeds)
+    assert ("rolenav3", report.OF_TASK) not in {index[:2] for index in table.index}
+
+
+def test_what_kaleidoscope_keeps_is_measured(reported):
+    table = results.returns_table(results.whole_report(["rolenav8"])).set_index("variant")
+    layers = agent_layers(*results.sizes("rolenav8"))
+    dropped = 0.5 * layers[0].weights + 0.25 * layers[3].weights
+    share = 1 - dropped / sum(layer.weights for layer in layers)
+    assert table.loc["kaleidoscope-half", "kept_measured"].to_list() == pytest.approx([share] * 2)
+    assert table.loc["k24", "kept_measured"].isna().all()  # known without measuring
+
+
+def test_an_agent_alone_reads_its_packed_matrices_and_its_part_of_a_team_is_less_where_they_are_common():
+    costs = results.cost_table().set_index("method")
+    assert costs.loc["k24", "bytes_alone"] < 0.6 * costs.loc["nops", "bytes_alone"]
+    assert costs.loc["k24", "bytes_in_team"] == pytest.approx(costs.loc["k24", "bytes_alone"], rel=0.05)
+    assert costs.loc["gains24", "bytes_in_team"] < 0.3 * costs.loc["gains24", "bytes_alone"]
+
+
+def test_everything_is_written_from_what_is_there(reported):
+    paths = results.write_results(reported / "study")
+    names = {path.name for path in paths}
+    assert {"returns.csv", "aggregates.csv", "costs.csv", "score_and_cost.png", "curves.pdf"} <= names
+    better = pd.read_csv(reported / "study" / "improvement.csv").set_index("variant")["probability"]
+    assert better.to_dict() == {"fups": 0.0, "k24": 1.0, "kaleidoscope-half": 1.0, "nops": 1.0}
+    scores = pd.read_csv(reported / "study" / "aggregates.csv").set_index(["aggregate", "variant"])["value"]
+    assert scores["IQM"].idxmax() == "nops" and scores[("mean", "nops")] == pytest.approx(1.0)
+
+
+def test_without_runs_the_command_is_named(reported):
+    report.summaries("rolenav3").unlink()
+    with pytest.raises(RunError, match="python -m study report"):
+        results.whole_report(["rolenav3"])
