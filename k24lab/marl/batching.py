@@ -145,21 +145,27 @@ class Episodes(NamedTuple):
     blocks: list[tuple[Block, Unrolled]]
 
 
-def unroll_episodes(
-    agent: RNNAgent, weights: Weights, inputs: Float[Tensor, "B T1 N I"], filled: Bool[Tensor, "B T"], rows: Rows
-) -> Episodes:
-    """Q-values over whole episodes; `rows` sorts the units by network.
+Sorted = list[tuple[Block, Float[Tensor, "K I _ _"]]]  # inputs by block and network; the first block has all rows
+
+
+def sort_inputs(inputs: Float[Tensor, "B T1 N I"], filled: Bool[Tensor, "B T"], rows: Rows) -> Sorted:
+    """The inputs of every unit, time and episode as networks see them; `filled` says which steps were played."""
+    cut = blocks(filled, rows)
+    return [(block, rows.split(inputs[:, block.steps])[..., : block.n_rows].contiguous()) for block in cut]
+
+
+def unroll_episodes(agent: RNNAgent, weights: Weights, inputs: Sorted, rows: Rows) -> Episodes:
+    """Q-values over whole episodes.
 
     Args:
         agent: gives the first hidden state.
         weights: effective weights.
-        inputs: of every unit, time and episode.
-        filled: whether a step was played.
+        inputs: from `sort_inputs`; networks that see the same can share them.
+        rows: sorts the units by network.
     """
-    total, parts, done = rows.n_rows_for(len(filled)), [], []
+    total, parts, done = inputs[0][0].n_rows, [], []
     hidden: Tensor | None = None
-    for block in blocks(filled, rows):
-        x = rows.split(inputs[:, block.steps])[..., : block.n_rows]
+    for block, x in inputs:
         hidden = agent.initial_hidden(len(x), block.n_rows) if hidden is None else hidden[..., : block.n_rows]
         unrolled = unroll(weights, x, hidden)
         hidden = unrolled.hidden

@@ -22,9 +22,11 @@ from k24lab.marl.agent import RNNAgent, Weights, build_agent
 from k24lab.marl.batching import (
     Episodes,
     Rows,
+    Sorted,
     dead_units,
     played_steps,
     rows_for,
+    sort_inputs,
     unroll_episodes,
     weighted_abs_sums,
 )
@@ -137,11 +139,14 @@ class K24QLearner:
             # Before the network runs, so that its gradient, as large as the masks, is made after the network's.
             similarity = self.scheme.similarity(draw)
         rows = self.rows(batch.unit_type)
+        inputs = self._inputs(batch, rows)
         # First the target network: the activations that the online one keeps for its gradient need not wait for it.
         with record_function("target forward"), torch.no_grad():
-            target_q = self._unroll(batch, rows, self.weights_for("target", t_env, self.generator)).q_values
+            target_weights = self.weights_for("target", t_env, self.generator)
+            target_q = unroll_episodes(self.agent, target_weights, inputs, rows).q_values
         with record_function("online forward"):
-            online = self._unroll(batch, rows, self.agent.weights(by_name(self.masked_layers, draw)))
+            weights = self.agent.weights(by_name(self.masked_layers, draw))
+            online = unroll_episodes(self.agent, weights, inputs, rows)
         with record_function("loss"):
             td_error, chosen_q, targets = self._td_error(batch, online.q_values, target_q)
             filled = batch.filled.T.expand_as(td_error)
@@ -182,7 +187,10 @@ class K24QLearner:
 
     def _unroll(self, batch: EpisodeBatch, rows: Rows, weights: Weights) -> Episodes:
         """Q-values over whole episodes."""
-        return unroll_episodes(self.agent, weights, agent_inputs(batch.obs, self.config.agent_id), batch.filled, rows)
+        return unroll_episodes(self.agent, weights, self._inputs(batch, rows), rows)
+
+    def _inputs(self, batch: EpisodeBatch, rows: Rows) -> Sorted:
+        return sort_inputs(agent_inputs(batch.obs, self.config.agent_id), batch.filled, rows)
 
     def _td_error(self, batch: EpisodeBatch, online_q: Tensor, target_q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """TD error, chosen q_tot and targets, each [K, T, B]; K = 1, or N without a mixer."""
