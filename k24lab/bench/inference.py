@@ -30,7 +30,7 @@ from k24lab.lab.paths import SHIPPED, figures_dir
 from k24lab.lab.provenance import cpu_name
 from k24lab.marl.agent import build_agent
 from k24lab.ops import acting, library as kernels
-from k24lab.ops.linear import linear, sparse_weights
+from k24lab.ops.linear import linear, sparse_layers
 
 CLAIM = (1.5, 1.8)  # the speedup of 2:4 on Ampere that the original design claims
 NAME, GPU_NAME = "speed/bench_inference", "speed/bench_inference_gpu"
@@ -108,7 +108,7 @@ def measure_layers(widths: Sequence[int], batches: Sequence[int], rounds: int = 
         weight, bias = random_24_weight(width, generator), torch.randn(width, generator=generator)
         sparse = acting.PackedLinear(weight[None], bias[None])
         dense = acting.PackedLinear(weight[None], bias[None], sparse=False)
-        columns = sparse_weights(weight[None], bias[None])
+        columns = sparse_layers({"layer": (weight[None], bias[None])})["layer"]
         for batch in batches:
             if width * width * batch > MOST_MULTIPLY_ADDS:
                 continue

@@ -13,7 +13,7 @@ from k24lab.inference.freeze import FrozenTeam, Own
 from k24lab.marl.agent import Weights, step
 from k24lab.marl.targets import greedy_actions
 from k24lab.ops import acting, library as kernels
-from k24lab.ops.linear import LayerWeights, sparse_weights
+from k24lab.ops.linear import LayerWeights, sparse_layers
 
 BACKENDS = ("auto", "kernel", "columns", "torch")
 # With AVX2 `columns` is faster than `kernel` from here on, measured for 1 to 16 masks and hidden sizes 32 to 256. Two
@@ -98,7 +98,7 @@ class Actor:
     def _columns(self) -> Weights:
         weights, n = self.team.weights(), self.team.n_masks  # a packed matrix for each network, also if all have one
         each = {name: weights[name].weight.expand(n, -1, -1).contiguous() for name in self._masked}
-        return weights | {name: sparse_weights(weight, weights[name].bias) for name, weight in each.items()}
+        return weights | sparse_layers({name: (weight, weights[name].bias) for name, weight in each.items()})
 
     @cached_property
     def _torch(self) -> Apply:

@@ -16,7 +16,7 @@ from k24lab.methods import get_method
 from k24lab.methods.base import LAYERS
 from k24lab.ops import network
 from k24lab.ops.gru import batched_gru
-from k24lab.ops.linear import LayerWeights, linear, sparse_weights
+from k24lab.ops.linear import LayerWeights, linear, sparse_layers
 from k24lab.ops.mask_draws import seen_through
 
 Weights = Mapping[str, LayerWeights]
@@ -65,15 +65,13 @@ class RNNAgent(nn.Module):
 
     def weights(self, masks: Mapping[str, Float[Tensor, "M out in"]] | None = None) -> dict[str, LayerWeights]:
         """What all layers compute with, under a mask for each of the `masked_layers` (None: there are none)."""
-        weights, masks, layers = {}, masks or {}, cast(dict[str, Any], dict(self.layers.items()))
-        masked = seen_through([layers[name].weight for name in masks], list(masks.values()))
-        seen = dict(zip(masks, masked, strict=True))
-        for name, layer in layers.items():
-            effective = (seen[name], layer.bias.unsqueeze(0)) if name in masks else layer.effective()
-            if name in self.gains:
-                effective = self.gains[name](*effective)
-            weights[name] = sparse_weights(*effective) if name in masks else LayerWeights(*effective)
-        return weights
+        masks, layers = masks or {}, cast(dict[str, Any], dict(self.layers.items()))
+        seen = seen_through([layers[name].weight for name in masks], list(masks.values()))
+        effective = {name: (own, layers[name].bias.unsqueeze(0)) for name, own in zip(masks, seen, strict=True)}
+        effective |= {name: layer.effective() for name, layer in layers.items() if name not in masks}
+        effective |= {name: gains(*effective[name]) for name, gains in self.gains.items()}
+        dense = {name: LayerWeights(*parts) for name, parts in effective.items() if name not in masks}
+        return dense | sparse_layers({name: effective[name] for name in masks})
 
     def forward(
         self, obs: Float[Tensor, "N B I"], hidden: Float[Tensor, "N B H"] | None = None

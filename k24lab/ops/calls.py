@@ -1,6 +1,7 @@
 """What the kernels compute, on torch tensors. Activations are [K, features, columns] for K networks, see `common.h`."""
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import c_float, c_int64, c_void_p
 from typing import Any, NamedTuple
 
@@ -87,20 +88,27 @@ def check(code: int | None) -> None:
         raise MemoryError("no memory left for the kernels' scratch space")
 
 
-def _empty(k: int, rows: int, columns: int, cap: int) -> Packed:
-    shape = (k, -(-columns // CHUNK), rows)
+def _empty(weight: Float[Tensor, "K rows columns"]) -> Packed:
+    k, rows, columns = weight.shape
+    shape, cap = (k, -(-columns // CHUNK), rows), -(-min(columns, CHUNK) // 4) * 2
     return Packed(
         torch.empty(*shape, cap), torch.empty(*shape, cap, dtype=torch.uint8), torch.empty(shape, dtype=torch.int32)
     )
 
 
-def pack(weight: Float[Tensor, "K out in"]) -> Packed:
-    """Pack matrices whose groups of four inputs hold at most two values; raises ValueError for others."""
-    k, rows, columns = weight.shape
-    packed = _empty(k, rows, columns, cap := -(-min(columns, CHUNK) // 4) * 2)
-    if call("k24_pack", k, rows, columns, cap, weight.contiguous(), *packed):
-        raise ValueError(f"weight of shape {tuple(weight.shape)} is not 2:4: too many values in a row")
+def pack_all(weights: Sequence[Float[Tensor, "K _ _"]]) -> list[Packed]:
+    """Pack matrices [K, out, in] whose groups of four inputs hold at most two values; raises ValueError for others."""
+    weights, packed = [weight.contiguous() for weight in weights], [_empty(weight) for weight in weights]
+    layers = [Layer(Matrix.of(w, p), None, 0, *w.shape[1:]) for w, p in zip(weights, packed, strict=True)]
+    bad = call("k24_pack", len(weights[0]), len(layers), (Layer * len(layers))(*layers))
+    if bad:
+        raise ValueError(f"weight of shape {tuple(weights[bad - 1].shape)} is not 2:4: too many values in a row")
     return packed
+
+
+def pack(weight: Float[Tensor, "K out in"]) -> Packed:
+    """Pack the matrices of one layer."""
+    return pack_all([weight])[0]
 
 
 def matmul(

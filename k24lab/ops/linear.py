@@ -6,6 +6,7 @@ same otherwise. Activations are [K, features, columns].
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -25,9 +26,11 @@ class LayerWeights(NamedTuple):
     packed: calls.Packed | None = None  # the matrices once more, if they are 2:4 and the CPU kernels can be used
 
 
-def sparse_weights(weight: Float[Tensor, "K out in"], bias: Float[Tensor, "Kb out"]) -> LayerWeights:
-    """Weights whose matrices are 2:4."""
-    return LayerWeights(weight, bias, calls.pack(weight.detach()) if usable(weight) else None)
+def sparse_layers(layers: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, LayerWeights]:
+    """Weights of layers whose matrices are 2:4, from matrices [K, out, in] and biases [Kb, out]."""
+    matrices = [weight.detach() for weight, _ in layers.values()]
+    packed = calls.pack_all(matrices) if matrices and usable(matrices[0]) else [None] * len(matrices)
+    return {name: LayerWeights(*layers[name], own) for name, own in zip(layers, packed, strict=True)}
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor, packed: calls.Packed | None, relu: bool) -> Tensor:

@@ -31,6 +31,7 @@ PLAN = (
     _part("core/reset.py", "reset reference_state"),
     _part("core/schemes.py", "learner reset frozen diversity baselines literal reference_state reference_update"),
     _part("ops/linear.py", "gradients kernels reference_update"),
+    _part("ops/network.py", "gradients kernels reference_update"),
     _part("marl/agent.py", "agents gradients kernels reference_update learner"),
     _part("ops/gru.py", "gru gradients kernels reference_update"),
     _part("marl/seeding.py", "seeding"),

@@ -52,6 +52,14 @@ typedef struct {
     int64_t cap;
 } matrix;
 
+/* A layer of K networks, as k24lab.ops.calls.Layer. */
+typedef struct {
+    matrix w;
+    const float *bias;
+    int64_t bias_stride, rows, inputs;
+    float *by_weight, *by_bias; /* gradients, in the backward pass */
+} layer;
+
 void k24_pack_transposed(int64_t networks, int64_t rows, int64_t columns, int64_t cap, const float *dense,
                          float *values, uint8_t *places, int32_t *counts);
 

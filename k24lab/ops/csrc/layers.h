@@ -90,14 +90,6 @@ static transposed transpose(const matrix *w, int64_t k, int64_t rows, int64_t in
     return (transposed){{0}, room};
 }
 
-/* A layer of K networks, as k24lab.ops.calls.Layer. */
-typedef struct {
-    matrix w;
-    const float *bias;
-    int64_t bias_stride, rows, inputs;
-    float *by_weight, *by_bias; /* gradients, in the backward pass */
-} layer;
-
 /* The matrix of one network's layer, or its transpose. */
 typedef struct {
     int is_packed;

@@ -123,7 +123,7 @@ typedef struct {
     const float *weight, *alpha, *ema;
     int64_t ema_stride, with_weight, rows, columns;
     float *mask, *by_alpha, *by_weight;
-} layer;
+} drawn;
 
 /* Rows of `columns` floats between arrays with rows of different lengths. */
 static void copy_rows(float *to, int64_t to_row, const float *from, int64_t from_row, int64_t rows, int64_t columns) {
@@ -142,7 +142,7 @@ INLINE vec score_without_alpha(const float *weight, const float *ema, int64_t wi
 
 /* Scores of mask m of a layer, as groups: scale times |W| * EMA * sigmoid(alpha), where scale = logit_scale over their
  * mean. Entries that complete a group score `padding`. Returns the scale. */
-static float score_groups(const layer *l, int64_t m, float logit_scale, float smallest, float padding, float *scores) {
+static float score_groups(const drawn *l, int64_t m, float logit_scale, float smallest, float padding, float *scores) {
     const int64_t columns = l->columns, padded = (columns + 3) / 4 * 4;
     const float *ema = l->ema ? l->ema + m * l->ema_stride : NULL;
     double sum = 0.0;
@@ -167,7 +167,7 @@ static float score_groups(const layer *l, int64_t m, float logit_scale, float sm
 }
 
 /* Floats of the largest layer's groups. */
-static int64_t most_scores(int64_t n_layers, const layer *layers) {
+static int64_t most_scores(int64_t n_layers, const drawn *layers) {
     int64_t most = 0;
     for (int64_t l = 0; l < n_layers; l++) {
         const int64_t size = layers[l].rows * ((layers[l].columns + 3) / 4 * 4);
@@ -178,14 +178,14 @@ static int64_t most_scores(int64_t n_layers, const layer *layers) {
 
 /* Draw the masks of all layers. `uniform`, `index` [M, groups] and `probs` [6, M, groups] run over the groups of all layers
  * and may be NULL; scale is [layers, M]. Returns 1 where memory is short. */
-int k24_draw(int64_t n_layers, int64_t masks, int64_t groups, const layer *layers, float logit_scale, float smallest,
+int k24_draw(int64_t n_layers, int64_t masks, int64_t groups, const drawn *layers, float logit_scale, float smallest,
              float padding, float temperature, const float *uniform, float *scale, int32_t *index, float *probs) {
     const int64_t most = most_scores(n_layers, layers);
     float *scores = aligned_alloc(64, 2 * most * sizeof(float)), *grouped = scores + most;
     if (!scores) return 1;
     for (int64_t m = 0, at = 0; m < masks; m++)
         for (int64_t k = 0; k < n_layers; k++) {
-            const layer *l = layers + k;
+            const drawn *l = layers + k;
             const int64_t padded = (l->columns + 3) / 4 * 4, n = l->rows * padded / 4;
             float *mask = l->mask + m * l->rows * l->columns, *to = padded == l->columns ? mask : grouped;
             scale[k * masks + m] = score_groups(l, m, logit_scale, smallest, padding, scores);
@@ -200,7 +200,7 @@ int k24_draw(int64_t n_layers, int64_t masks, int64_t groups, const layer *layer
 
 /* Gradients of one layer's scores under mask m: to alpha from `by_scores`, and unless `for_weight` is NULL added to that to
  * the weight; both are groups. */
-static void scores_backward(const layer *l, int64_t m, float scale, const float *by_scores, const float *for_weight) {
+static void scores_backward(const drawn *l, int64_t m, float scale, const float *by_scores, const float *for_weight) {
     const int64_t columns = l->columns, padded = (columns + 3) / 4 * 4;
     for (int64_t o = 0; o < l->rows; o++)
         for (int64_t i = 0; i < columns; i += LANES) {
@@ -222,7 +222,7 @@ static void scores_backward(const layer *l, int64_t m, float scale, const float 
 
 /* Gradients of k24_draw: to alpha from the masks and from `by_probs` (or NULL), to the weights from the masks and, if
  * `all_teach`, from by_probs too. Returns 1 where memory is short. */
-int k24_draw_backward(int64_t n_layers, int64_t masks, int64_t groups, const layer *layers, const float *scale,
+int k24_draw_backward(int64_t n_layers, int64_t masks, int64_t groups, const drawn *layers, const float *scale,
                       float temperature, const float *probs, const float *by_probs, int64_t all_teach) {
     const int64_t most = most_scores(n_layers, layers), plane = masks * groups;
     float *by_mask = aligned_alloc(64, 3 * most * sizeof(float)), *by_scores = by_mask + most, *masks_only = by_scores + most;
@@ -231,7 +231,7 @@ int k24_draw_backward(int64_t n_layers, int64_t masks, int64_t groups, const lay
         if (layers[k].by_weight) memset(layers[k].by_weight, 0, layers[k].rows * layers[k].columns * sizeof(float));
     for (int64_t m = 0, at = 0; m < masks; m++)
         for (int64_t k = 0; k < n_layers; k++) {
-            const layer *l = layers + k;
+            const drawn *l = layers + k;
             const int64_t padded = (l->columns + 3) / 4 * 4, n = l->rows * padded / 4;
             const float *given = l->mask ? l->mask + m * l->rows * l->columns : NULL, *for_weight = by_scores;
             if (given && padded != l->columns) {

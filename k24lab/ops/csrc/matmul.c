@@ -2,16 +2,15 @@
 
 #include "common.h"
 
-/* Pack the [rows, columns] matrices of K networks. Returns 1 if a row has more than `cap` values in a chunk. */
-int k24_pack(int64_t networks, int64_t rows, int64_t columns, int64_t cap, const float *dense, float *values,
-             uint8_t *places, int32_t *counts) {
-    const int64_t chunks = (columns + CHUNK - 1) / CHUNK;
+/* Pack the matrices of a layer of K networks. Returns 1 if a row has more values in a chunk than there is room for. */
+static int pack(int64_t networks, const layer *l) {
+    const int64_t rows = l->rows, columns = l->inputs, chunks = (columns + CHUNK - 1) / CHUNK, cap = l->w.cap;
     for (int64_t k = 0; k < networks; k++)
         for (int64_t c = 0; c < chunks; c++)
             for (int64_t p = 0; p < rows; p++) {
                 const int64_t start = c * CHUNK, size = columns - start < CHUNK ? columns - start : CHUNK;
                 const int64_t at = (k * chunks + c) * rows + p;
-                const float *row = dense + (k * rows + p) * columns + start;
+                const float *row = l->w.dense + (k * rows + p) * columns + start;
                 float value[CHUNK + 1];
                 uint8_t place[CHUNK + 1];
                 int count = 0;
@@ -21,10 +20,17 @@ int k24_pack(int64_t networks, int64_t rows, int64_t columns, int64_t cap, const
                     count += row[i] != 0.0f;
                 }
                 if (count > cap) return 1;
-                memcpy(values + at * cap, value, count * sizeof(float));
-                memcpy(places + at * cap, place, count);
-                counts[at] = count;
+                memcpy((float *)l->w.values + at * cap, value, count * sizeof(float));
+                memcpy((uint8_t *)l->w.places + at * cap, place, count);
+                ((int32_t *)l->w.counts)[at] = count;
             }
+    return 0;
+}
+
+/* Pack the matrices of all layers. Returns 0, or the number of the first layer that cannot be packed, from 1 on. */
+int k24_pack(int64_t networks, int64_t n_layers, const layer *layers) {
+    for (int64_t i = 0; i < n_layers; i++)
+        if (pack(networks, layers + i)) return i + 1;
     return 0;
 }
 
