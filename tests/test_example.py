@@ -49,10 +49,11 @@ def test_supervised_learning_prints_an_error_of_each_variant():
 @pytest.mark.slow
 def test_annealing_halves_the_error_of_supervised_learning_as_its_docstring_says():
     path = EXAMPLES / "supervised.py"
-    said, found = errors(path.read_text().replace("\n    ", "\n")), errors(python(str(path), "--seeds", "0", "1", "2"))
+    said = dict(re.findall(r"^ +(.+?) +error [\d.]+   seeds ([\d.]+) ", path.read_text(), re.MULTILINE))  # of seed 0
+    found = errors(python(str(path), "--seeds", "0"))
     assert list(said) == list(found) and found["annealed"] < 0.7 * found["not annealed"]
     for name, error in found.items():
-        assert error == pytest.approx(said[name], rel=0.3), name
+        assert error == pytest.approx(float(said[name]), rel=0.3), name
 
 
 TINY_PPO = "--num-envs 4 --num-steps 5 --total-timesteps 200 --hidden-dim 8 --update-epochs 1".split()
