@@ -120,7 +120,7 @@ def test_the_kernels_in_force_are_recorded_not_those_that_are_built(tiny_config,
 
 
 @pytest.mark.parametrize(
-    ("change", "same"), [({"n_threads": 2}, False), ({"n_workers": 2}, True), ("kernels", False), ({}, True)], ids=str
+    ("change", "same"), [({"n_threads": 3}, False), ({"n_workers": 2}, True), ("kernels", False), ({}, True)], ids=str
 )
 def test_what_is_the_same_to_the_bit_is_as_the_readme_says(change, same, tiny_config, home, other_kernels):
     config = tiny_config(task="mpe2/simple_spread", t_max=800, hidden_dim=64)
