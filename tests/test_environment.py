@@ -3,11 +3,12 @@
 import re
 import subprocess
 import tomllib
-from importlib.metadata import version
+from importlib.metadata import metadata, version
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from k24lab import __version__
 from k24lab.envs.smacv2 import INSTALL
@@ -84,6 +85,12 @@ def test_smax_pins_its_own_versions():
     assert all(
         str(Requirement(r).specifier).startswith("==") for r in PYPROJECT["project"]["optional-dependencies"]["smax"]
     )
+
+
+def test_the_lock_installs_on_the_python_of_debian_12():
+    for name in LOCK:
+        needed = metadata(name)["Requires-Python"] or ""
+        assert SpecifierSet(needed).contains("3.11.2"), f"{name} needs Python {needed}"
 
 
 def test_the_lock_is_what_runs_here():
