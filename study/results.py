@@ -1,6 +1,7 @@
 """Tables and figures of the report, from the committed summaries of its runs: `python -m study results`."""
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from k24lab.analysis.aggregate import aggregates, improvement_table, improvement
 from k24lab.analysis.comparison_plots import interval_marks
 from k24lab.analysis.curve_plots import learning_curves, panels, shared_legend
 from k24lab.analysis.load import RETURN
+from k24lab.analysis.references import known_returns
 from k24lab.analysis.stats import curves, mean_interval
-from k24lab.analysis.style import method_style, paper_style, save_figure, save_table, variant_styles
+from k24lab.analysis.style import GREY, method_style, paper_style, save_figure, save_table, variant_styles
 from k24lab.envs.registry import make_env
 from k24lab.errors import RunError
 from k24lab.inference.costs import agent_layers
@@ -82,29 +84,19 @@ def returns_table(runs: pd.DataFrame) -> pd.DataFrame:
 
 def measured_share(runs: pd.DataFrame, task: str) -> float:
     """Share of the weights that are kept at the end, of methods whose training decides it; NaN without masks."""
-    layers = dict(zip(LAYERS, agent_layers(*sizes(task)), strict=True))
+    layers = dict(zip(LAYERS, agent_layers(*sizes(task)[:3]), strict=True))
     dropped = {name: f"sparsity_layer_{name}" for name in layers if f"sparsity_layer_{name}" in runs}
     zeros = sum(layers[name].weights * runs[column].fillna(0).mean() for name, column in dropped.items())
     return float(1 - zeros / sum(layer.weights for layer in layers.values())) if dropped else float("nan")
 
 
-def sizes(task: str) -> tuple[int, int, int]:
-    """Observation, hidden size and actions of a task of the study."""
+@cache
+def sizes(task: str) -> tuple[int, int, int, int]:
+    """Observation, hidden size, actions and agents of a task of the study."""
     config = build_config(TASKS[task])
     env = make_env(config.task, 1)
-    try:
-        return env.spec.obs_dim, config.hidden_dim, env.spec.action_dim
-    finally:
-        env.close()
-
-
-def n_agents(task: str) -> int:
-    """Agents of a task of the study."""
-    env = make_env(str(TASKS[task]["task"]), 1)
-    try:
-        return env.spec.n_agents
-    finally:
-        env.close()
+    env.close()
+    return env.spec.obs_dim, config.hidden_dim, env.spec.action_dim, env.spec.n_agents
 
 
 def cost_table(task: str = COST_TASK) -> pd.DataFrame:
@@ -113,22 +105,17 @@ def cost_table(task: str = COST_TASK) -> pd.DataFrame:
     Columns of `method_costs`, and bytes_alone (what one agent reads in a step if it acts alone) and bytes_in_team (its
     part of what the team reads if all act on one machine).
     """
-    n = n_agents(task)
-    team = method_costs(*sizes(task), n, STUDIED)
-    alone = method_costs(*sizes(task), 1, STUDIED)["memory_bytes"]
-    return team.assign(bytes_alone=alone, bytes_in_team=team["memory_bytes"] / n)
+    obs_dim, hidden_dim, n_actions, n = sizes(task)
+    team, alone = (method_costs(obs_dim, hidden_dim, n_actions, agents, STUDIED) for agents in (n, 1))
+    return team.assign(bytes_alone=alone["memory_bytes"], bytes_in_team=team["memory_bytes"] / n)
 
 
 def scales(runs: pd.DataFrame) -> dict[str, tuple[float, float]]:
     """Of each task the returns that count as 0 (random actions) and as 1 (the best method's mean)."""
+    table = pd.read_csv(TABLE)
+    random = table[table["reference"] == "random"].set_index("task")["mean"].to_dict()
     best = runs.groupby(["task", "variant"])[RETURN].mean().groupby("task").max()
-    return {str(task): (reference(str(task), "random"), float(high)) for task, high in best.items()}
-
-
-def reference(task: str, name: str) -> float:
-    """A reference line of a task; NaN if it has none of this name."""
-    table = pd.read_csv(TABLE).set_index(["task", "reference"])["mean"]
-    return float(table.get((task, name), np.nan))
+    return {str(task): (float(random[task]), float(high)) for task, high in best.items()}
 
 
 def write_results(folder: Path = FOLDER) -> list[Path]:
@@ -157,15 +144,14 @@ def write_results(folder: Path = FOLDER) -> list[Path]:
 
 
 def draw_scores(returns: pd.DataFrame, folder: Path) -> list[Path]:
-    """A panel per task: every method's mean return and interval, with random actions and the scripted controller."""
+    """A panel per task: every method's mean return and interval, and as dotted lines what is known of the task."""
     tasks = list(dict.fromkeys(returns["task"]))
     styles = variant_styles(returns["variant"].unique())
     fig, axes = panels(len(tasks), n_columns=3, height=2.7)
     for k, (ax, task) in enumerate(zip(axes, tasks, strict=True)):
         interval_marks(returns[returns["task"] == task], "mean", ax, styles, title=task)
-        for name, line in (("random", ":"), ("scripted", "--")):
-            if not np.isnan(at := reference(task, name)):
-                ax.axvline(at, color="0.5", linestyle=line, linewidth=0.8, label=f"{name} actions", zorder=0)
+        for at in known_returns(str(TASKS[task]["task"])).values():
+            ax.axvline(at, color=GREY, linestyle=":", linewidth=0.9, zorder=0)
         ax.set_xlabel("final test return")
         if k % 3:
             ax.set_yticklabels([])
@@ -201,8 +187,7 @@ def draw_curves(runs: pd.DataFrame, folder: Path) -> list[Path]:
     fig, axes = panels(len(tasks), n_columns=3)
     styles = variant_styles(table["variant"].unique())
     for ax, task in zip(axes, tasks, strict=True):
-        lines = {name: reference(task, name) for name in ("random", "scripted")}
-        known = {f"{name} actions": at for name, at in lines.items() if not np.isnan(at)}
+        known = known_returns(str(TASKS[task]["task"]))
         learning_curves(table[table["task"] == task], ax, title=task, references=known, styles=styles)
         low, high = ax.get_ylim()
         ax.set_ylim(low, high + 0.08 * (high - low))  # for the name of the highest line

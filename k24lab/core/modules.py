@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from k24lab.core import schedules
 from k24lab.core.diversity import PatternOrthogonalityLoss
 from k24lab.core.layers import SemiStructuredLinear24, SharedDraw, current_draw, full_precision
 from k24lab.core.masks import MaskDraw, draw_masks, groups_per_layer, pin_masks
-from k24lab.core.schedules import linear, mask_temperature
 from k24lab.errors import InputError
 
 
@@ -60,10 +60,9 @@ def anneal(model: nn.Module, progress: float) -> None:
         raise InputError(f"progress = {progress!r} must be in [0, 1]: the share of training that is done")
     for layer in _layers(model):
         config = layer.config
-        end = config.logit_scale if config.logit_scale_final is None else config.logit_scale_final
         settled = config.after_anneal != "drawn" and progress >= config.anneal_end
-        layer.temperature = mask_temperature(config, progress)
-        layer.logit_scale = linear(config.logit_scale, end, progress)
+        layer.temperature = schedules.mask_temperature(config, progress)
+        layer.logit_scale = schedules.mask_logit_scale(config, progress)
         layer.noise = "none" if settled else config.noise
         if settled and config.after_anneal == "frozen" and layer.learns_masks:
             _pin(layer)
@@ -94,13 +93,7 @@ def drawn_masks(model: nn.Module, generator: torch.Generator | None = None) -> I
     (True, (3, 4, 8))
     """
     layers = _layers(model)
-    if len(numbers := sorted({layer.n_masks for layer in layers})) > 1:
-        found = ", ".join(map(str, numbers))
-        raise InputError(f"the layers have different numbers of masks ({found}): use drawn_masks for each part")
     draw = _draw(layers, generator)
-    for layer, mask in zip(layers, draw.masks, strict=True):
-        if layer.training and layer.learns_masks:
-            layer.count_selection(mask)
     before = [layer.shared_draw for layer in layers]
     shared = [SharedDraw(*each) for each in zip(draw.masks, _split(draw.pattern_probs, layers), strict=True)]
     for layer, each in zip(layers, shared, strict=True):
@@ -116,7 +109,19 @@ def drawn_masks(model: nn.Module, generator: torch.Generator | None = None) -> I
 
 
 def _draw(layers: Sequence[SemiStructuredLinear24], generator: torch.Generator | None) -> MaskDraw:
-    """One draw of all layers that agree in how masks are drawn; frozen layers, for example, are another group."""
+    """Masks of all layers, whose running selection frequencies move towards them in training."""
+    if len(numbers := sorted({layer.n_masks for layer in layers})) > 1:
+        found = ", ".join(map(str, numbers))
+        raise InputError(f"the layers have different numbers of masks ({found}): use drawn_masks for each part")
+    draw = _draw_alike(layers, generator)
+    for layer, mask in zip(layers, draw.masks, strict=True):
+        if layer.training and layer.learns_masks:
+            layer.count_selection(mask)
+    return draw
+
+
+def _draw_alike(layers: Sequence[SemiStructuredLinear24], generator: torch.Generator | None) -> MaskDraw:
+    """One draw for all layers that agree in how masks are drawn; frozen layers, for example, are another group."""
     alike: dict[tuple[object, ...], list[int]] = {}
     for k, layer in enumerate(layers):
         key = (layer.config, layer.temperature, layer.logit_scale, layer.noise, layer.learns_masks)

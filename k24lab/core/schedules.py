@@ -34,6 +34,12 @@ def temperature(
     return linear(init, mid, 2 * share) if share < 0.5 else linear(mid, minimum, 2 * share - 1)
 
 
+def mask_logit_scale(config: MaskConfig, progress: float) -> float:
+    """Scale of the pattern logits at `progress`."""
+    end = config.logit_scale_final
+    return config.logit_scale if end is None else linear(config.logit_scale, end, progress)
+
+
 def mask_temperature(config: MaskConfig, progress: float) -> float:
     """`temperature` with a configuration's settings."""
     return temperature(

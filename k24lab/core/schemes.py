@@ -170,8 +170,7 @@ class PatternScheme(LearnedScheme):
 
     def logit_scale(self, t_env: int) -> float:
         """Scale of the pattern logits after `t_env` env steps."""
-        start, end = self.config.logit_scale, self.config.logit_scale_final
-        return start if end is None else schedules.linear(start, end, t_env / self.t_max)
+        return schedules.mask_logit_scale(self.config, t_env / self.t_max)
 
     def start_update(self, t_env: int) -> None:
         """With after_anneal="frozen" fix the masks, from the end of the annealing on.

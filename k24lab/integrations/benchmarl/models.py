@@ -21,13 +21,13 @@ from k24lab.core.layers import SemiStructuredLinear24
 from k24lab.core.modules import drawn_masks, freeze_masks
 from k24lab.core.recurrent import MaskedGRUCell
 from k24lab.errors import ConfigError
+from k24lab.methods.k24 import OTHERS_SETTINGS
 
 # Settings of masks that do nothing here: of other methods, of our own learner, of unit types and of resets.
-UNUSED = (
+UNUSED = OTHERS_SETTINGS.union(
     "acting_masks target_masks mask_rnn mask_per agent_id reset_trigger reset_target reset_interval reset_ratio "
-    "reset_threshold reset_ema_share kl_threshold threshold_scale gain_layers embedding_dim own_lr_factor "
-    "lr_factor_ramp"
-).split()
+    "reset_threshold reset_ema_share kl_threshold lr_factor_ramp".split()
+)
 
 add_random_module(SemiStructuredLinear24)  # each critic of an ensemble draws masks of its own
 
@@ -124,11 +124,8 @@ class K24Gru(K24Model):
 
     def outputs(self, tensordict: TensorDictBase) -> Tensor:
         """As of `K24Model`. In collection there is a hidden state and one time step, in training neither."""
-        x, is_init, hidden = (
-            self.agents_first(tensordict),
-            tensordict.get("is_init"),
-            tensordict.get(self.hidden_key, None),
-        )
+        x, is_init = self.agents_first(tensordict), tensordict.get("is_init")
+        hidden = tensordict.get(self.hidden_key, None)
         if hidden is None:
             return self.mlp(self._unroll(x, is_init))
         hidden = self.gru(x, torch.where(is_init, 0.0, hidden.movedim(-2, 0)))
