@@ -237,9 +237,7 @@ class K24QLearner:
         if self.config.grad_clip == "all":
             norms = [torch.linalg.vector_norm(torch.stack(norms))] * len(norms)
         for each, norm in zip(grads, norms, strict=True):
-            share = clip / (
-                norm + 1e-6
-            )  # as torch's own clipping, which multiplies by 1 where nothing is to be clipped
+            share = clip / (norm + 1e-6)  # as torch's own clipping has it
             if share < 1:
                 torch._foreach_mul_(each, share)
         self._set_lr(t_env)
