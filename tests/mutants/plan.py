@@ -20,7 +20,7 @@ PLAN = (
     _part("core/pattern_table.py", "patterns similarity"),
     _part("core/masks.py", "masks gradients frozen kernels reference_update"),
     _part("ops/mask_draws.py", "gradients kernels reference_update"),
-    _part("core/layers.py", "layers modules masks kernels reference_state reference_update"),
+    _part("core/layers.py", "layers running_mean modules masks kernels reference_state reference_update"),
     _part("core/modules.py", "modules"),
     _part("core/recurrent.py", "convert"),
     _part("core/convert.py", "convert"),
