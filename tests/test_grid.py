@@ -74,7 +74,9 @@ def test_file_with_several_grids_gives_all_of_their_runs(grid_file):
 def test_a_file_or_key_that_is_not_there_names_what_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text("grid: [{}]")
-    with pytest.raises(ConfigError, match=r"no grid file mien\.yml: No such file .*k24lab has .*rolenav3"):
+    with pytest.raises(
+        ConfigError, match=r"no grid file mien\.yml: No such file .*unknown grid .mien.*allowed: .*rolenav3"
+    ):
         load_grid(Path("mien.yml"))
     assert load_grid(Path("demo")).name == "demo"  # the package's own
     (tmp_path / "demo").write_text("name: my own\ngrids: [{}]")

@@ -256,3 +256,10 @@ def test_figures_of_masks_are_of_a_method_that_the_group_has(home, monkeypatch):
     monkeypatch.setattr(notebooks, "execute", lambda *given: calls.append(given) or Path())
     draw_figures(["look"], 1, None, "mine")
     assert ("03_mask_patterns", {"runs": "look", "method": "k24-alpha"}, "look") in calls
+
+
+def test_notebooks_are_copied_into_a_new_folder_only(tmp_path):
+    copied = notebooks.copy_notebooks(tmp_path / "mine")
+    assert (copied / "02_train.ipynb").is_file() and not list(copied.rglob("*.py"))
+    with pytest.raises(ConfigError, match=r"mine is there already: name a new folder"):
+        notebooks.copy_notebooks(copied)

@@ -197,8 +197,8 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         data = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
-        own = ", ".join(sorted(file.stem for file in (SHIPPED / "notebooks" / "grids").glob("*.yaml")))
-        raise ConfigError(f"no grid file {path}: {error.strerror} (k24lab has {own})") from None
+        own = sorted(file.stem for file in (SHIPPED / "notebooks" / "grids").glob("*.yaml"))
+        raise ConfigError(f"no grid file {path}: {error.strerror}; {unknown('grid', path.stem, own)}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except ConfigError as error:

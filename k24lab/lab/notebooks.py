@@ -32,6 +32,8 @@ def notebook_path(name: str) -> Path:
 
 def copy_notebooks(folder: Path) -> Path:
     """Copy the notebooks and grids of the package into a new folder, to open and change them there."""
+    if folder.exists():
+        raise ConfigError(f"{folder} is there already: name a new folder for the copies")
     return shutil.copytree(SHIPPED / "notebooks", folder, ignore=shutil.ignore_patterns("*.py", "__pycache__", ".*"))
 
 
