@@ -31,12 +31,13 @@ def load_metrics(runs: Sequence[Run]) -> pd.DataFrame:
     A metric that a line lacks is NaN. A config field with the name of a metric becomes `config_<field>`. Torn lines are
     skipped (see `metric_rows`).
 
-    >>> import k24lab
-    >>> config = k24lab.build_config(task="rolenav", t_max=400, test_episodes=10)  # much too short to learn anything
-    >>> run = k24lab.train(config, name="doc", progress=False)
-    >>> metrics = k24lab.load_metrics(k24lab.find_runs("doc"))
-    >>> metrics["task"].unique().tolist(), "test_return_mean" in metrics
-    (['rolenav'], True)
+    Examples:
+        >>> import k24lab
+        >>> config = k24lab.build_config(task="rolenav", t_max=400, test_episodes=10)  # too short to learn
+        >>> run = k24lab.train(config, name="doc", progress=False)
+        >>> metrics = k24lab.load_metrics(k24lab.find_runs("doc"))
+        >>> metrics["task"].unique().tolist(), "test_return_mean" in metrics
+        (['rolenav'], True)
     """
     rows = [{"run": str(run.path), **row} for run in runs for row in metric_rows(run.path / "metrics.jsonl")]
     if not rows:

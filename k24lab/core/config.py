@@ -8,10 +8,11 @@ from typing import Literal
 class MaskConfig:
     """Settings of what makes agents differ, most of them of masks; docs/method.md has the equations.
 
-    >>> import k24lab
-    >>> config = k24lab.MaskConfig(temperature_schedule="linear", anneal_end=0.5)
-    >>> k24lab.SemiStructuredLinear24(8, 4, n_masks=3, config=config).temperature
-    5.0
+    Examples:
+        >>> import k24lab
+        >>> config = k24lab.MaskConfig(temperature_schedule="linear", anneal_end=0.5)
+        >>> k24lab.SemiStructuredLinear24(8, 4, n_masks=3, config=config).temperature
+        5.0
     """
 
     score_weight_power: float = 1.0  # p of |W|^p * EMA^q * sigmoid(hetero_alpha), in [0, 1]

@@ -35,11 +35,12 @@ def convert(
     Raises:
         InputError: no module to convert, a name that is not there, or a GRU that is bidirectional or has dropout.
 
-    >>> import torch, k24lab
-    >>> from torch import nn
-    >>> team = k24lab.convert(nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2)), n_masks=3)
-    >>> team(torch.randn(3, 10, 8)).shape
-    torch.Size([3, 10, 2])
+    Examples:
+        >>> import torch, k24lab
+        >>> from torch import nn
+        >>> team = k24lab.convert(nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2)), n_masks=3)
+        >>> team(torch.randn(3, 10, 8)).shape
+        torch.Size([3, 10, 2])
     """
     names = dict(model.named_modules(remove_duplicate=False))
     for name in skip:
@@ -67,11 +68,12 @@ def extract(model: nn.Module, mask: int) -> nn.Module:
         model: is not changed.
         mask: index of the agent; layers with a single mask give it to every agent.
 
-    >>> import torch, k24lab
-    >>> model = k24lab.SemiStructuredLinear24(8, 4, n_masks=3).eval()
-    >>> one, x = k24lab.extract(model, 2), torch.randn(3, 10, 8)
-    >>> print(one, torch.allclose(one(x[2]), model(x)[2], atol=1e-6))
-    Linear(in_features=8, out_features=4, bias=True) True
+    Examples:
+        >>> import torch, k24lab
+        >>> model = k24lab.SemiStructuredLinear24(8, 4, n_masks=3).eval()
+        >>> one, x = k24lab.extract(model, 2), torch.randn(3, 10, 8)
+        >>> print(one, torch.allclose(one(x[2]), model(x)[2], atol=1e-6))
+        Linear(in_features=8, out_features=4, bias=True) True
     """
     layers = masked_layers(model).values()
     if not layers:

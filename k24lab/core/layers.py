@@ -107,12 +107,13 @@ class SemiStructuredLinear24(nn.Module):
         learn_masks: False leaves hetero_alpha at its random start. The masks are fixed only if `config` leaves weights
             and activations out of the scores; `k24lab.freeze_masks` fixes the masks of any configuration.
 
-    >>> import torch, k24lab
-    >>> layer = k24lab.SemiStructuredLinear24(8, 4, n_masks=3)
-    >>> layer(torch.randn(3, 10, 8)).shape  # x[m] is for mask m
-    torch.Size([3, 10, 4])
-    >>> layer(torch.randn(10, 8), mask_index=torch.randint(3, (10,))).shape  # each row names its mask
-    torch.Size([10, 4])
+    Examples:
+        >>> import torch, k24lab
+        >>> layer = k24lab.SemiStructuredLinear24(8, 4, n_masks=3)
+        >>> layer(torch.randn(3, 10, 8)).shape  # x[m] is for mask m
+        torch.Size([3, 10, 4])
+        >>> layer(torch.randn(10, 8), mask_index=torch.randint(3, (10,))).shape  # each row names its mask
+        torch.Size([10, 4])
     """
 
     bias: nn.Parameter  # with bias=False a buffer of zeros, which no optimizer or state_dict sees

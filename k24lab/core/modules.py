@@ -18,10 +18,12 @@ from k24lab.errors import InputError
 def masked_layers(model: nn.Module) -> dict[str, SemiStructuredLinear24]:
     """All masked layers of a module, by their qualified names, in the order of `model.named_modules()`.
 
-    >>> import torch, k24lab
-    >>> model = k24lab.convert(torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1)), 3)
-    >>> list(k24lab.masked_layers(model))
-    ['0', '2']
+    Examples:
+        >>> import k24lab
+        >>> from torch import nn
+        >>> model = k24lab.convert(nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 1)), n_masks=3)
+        >>> list(k24lab.masked_layers(model))
+        ['0', '2']
     """
     return {name: module for name, module in model.named_modules() if isinstance(module, SemiStructuredLinear24)}
 
@@ -49,12 +51,13 @@ def anneal(model: nn.Module, progress: float) -> None:
     Raises:
         InputError: progress outside [0, 1], or no masked layer.
 
-    >>> import k24lab
-    >>> layer = k24lab.SemiStructuredLinear24(8, 4, n_masks=3)
-    >>> for step in range(100):
-    ...     k24lab.anneal(layer, step / 100)  # then the update
-    >>> round(layer.temperature, 3), layer.noise
-    (0.1, 'none')
+    Examples:
+        >>> import k24lab
+        >>> layer = k24lab.SemiStructuredLinear24(8, 4, n_masks=3)
+        >>> for step in range(100):
+        ...     k24lab.anneal(layer, step / 100)  # then the update
+        >>> round(layer.temperature, 3), layer.noise
+        (0.1, 'none')
     """
     if not 0 <= progress <= 1:
         raise InputError(f"progress = {progress!r} must be in [0, 1]: the share of training that is done")
@@ -85,12 +88,13 @@ def drawn_masks(model: nn.Module, generator: torch.Generator | None = None) -> I
     Yields:
         The draw: the masks in the order of `masked_layers`, and the distributions of patterns that they come from.
 
-    >>> import torch, k24lab
-    >>> layer = k24lab.SemiStructuredLinear24(8, 4, n_masks=3)
-    >>> x = torch.randn(3, 10, 8)
-    >>> with k24lab.drawn_masks(layer) as draw:
-    ...     bool((layer(x) == layer(x)).all()), tuple(draw.masks[0].shape)
-    (True, (3, 4, 8))
+    Examples:
+        >>> import torch, k24lab
+        >>> layer = k24lab.SemiStructuredLinear24(8, 4, n_masks=3)
+        >>> x = torch.randn(3, 10, 8)
+        >>> with k24lab.drawn_masks(layer) as draw:
+        ...     bool((layer(x) == layer(x)).all()), tuple(draw.masks[0].shape)
+        (True, (3, 4, 8))
     """
     layers = _layers(model)
     draw = _draw(layers, generator)
@@ -151,12 +155,13 @@ def diversity_loss(model: nn.Module) -> Float[Tensor, ""]:
     block of `drawn_masks` it is computed from the distributions of that draw, else from those of the present
     temperature.
 
-    >>> import k24lab
-    >>> layer = k24lab.SemiStructuredLinear24(8, 4, n_masks=3)
-    >>> loss = k24lab.diversity_loss(layer)
-    >>> loss.backward()
-    >>> 0 < loss.item() < 1, bool(layer.hetero_alpha.grad.any())
-    (True, True)
+    Examples:
+        >>> import k24lab
+        >>> layer = k24lab.SemiStructuredLinear24(8, 4, n_masks=3)
+        >>> loss = k24lab.diversity_loss(layer)
+        >>> loss.backward()
+        >>> 0 < loss.item() < 1, bool(layer.hetero_alpha.grad.any())
+        (True, True)
     """
     layers, orthogonality = _layers(model), PatternOrthogonalityLoss()
     sizes = groups_per_layer(layers)
@@ -186,10 +191,11 @@ class WeightsKept(NamedTuple):
 def weights_kept(model: nn.Module) -> WeightsKept:
     """Count the weights that each argmax mask keeps of all masked layers.
 
-    >>> import k24lab
-    >>> counts = k24lab.weights_kept(k24lab.SemiStructuredLinear24(8, 4, n_masks=3))
-    >>> counts.kept, counts.total, counts.share
-    (16, 32, 0.5)
+    Examples:
+        >>> import k24lab
+        >>> counts = k24lab.weights_kept(k24lab.SemiStructuredLinear24(8, 4, n_masks=3))
+        >>> counts.kept, counts.total, counts.share
+        (16, 32, 0.5)
     """
     layers = _layers(model)
     kept = sum(int(layer.argmax_mask().sum()) // layer.n_masks for layer in layers)
@@ -202,11 +208,12 @@ def freeze_masks(model: nn.Module) -> None:
     Right after a model is made, this gives fixed random masks. `requires_grad` is no part of a state_dict: after
     loading one into a new model, freeze it again to train on.
 
-    >>> import k24lab
-    >>> layer = k24lab.SemiStructuredLinear24(8, 4, n_masks=3)
-    >>> k24lab.freeze_masks(layer)
-    >>> layer.weight.requires_grad, layer.hetero_alpha.requires_grad
-    (True, False)
+    Examples:
+        >>> import k24lab
+        >>> layer = k24lab.SemiStructuredLinear24(8, 4, n_masks=3)
+        >>> k24lab.freeze_masks(layer)
+        >>> layer.weight.requires_grad, layer.hetero_alpha.requires_grad
+        (True, False)
     """
     for layer in _layers(model):
         _pin(layer)

@@ -30,13 +30,14 @@ class MaskedGRUCell(nn.Module):
         bias: as of `torch.nn.GRUCell`.
         config: how masks are scored, drawn and annealed.
 
-    >>> import torch, k24lab
-    >>> cell, h = k24lab.MaskedGRUCell(8, 16, n_masks=3), torch.zeros(3, 10, 16)
-    >>> with k24lab.drawn_masks(cell):
-    ...     for x in torch.randn(5, 3, 10, 8):
-    ...         h = cell(x, h)
-    >>> h.shape
-    torch.Size([3, 10, 16])
+    Examples:
+        >>> import torch, k24lab
+        >>> cell, h = k24lab.MaskedGRUCell(8, 16, n_masks=3), torch.zeros(3, 10, 16)
+        >>> with k24lab.drawn_masks(cell):
+        ...     for x in torch.randn(5, 3, 10, 8):
+        ...         h = cell(x, h)
+        >>> h.shape
+        torch.Size([3, 10, 16])
     """
 
     def __init__(
@@ -79,11 +80,12 @@ class MaskedGRU(nn.Module):
         batch_first: as of `torch.nn.GRU`.
         config: how masks are scored, drawn and annealed.
 
-    >>> import torch, k24lab
-    >>> rnn = k24lab.MaskedGRU(8, 16, n_masks=3, batch_first=True)
-    >>> y, h = rnn(torch.randn(3, 10, 5, 8))
-    >>> y.shape, h.shape
-    (torch.Size([3, 10, 5, 16]), torch.Size([3, 1, 10, 16]))
+    Examples:
+        >>> import torch, k24lab
+        >>> rnn = k24lab.MaskedGRU(8, 16, n_masks=3, batch_first=True)
+        >>> y, h = rnn(torch.randn(3, 10, 5, 8))
+        >>> y.shape, h.shape
+        (torch.Size([3, 10, 5, 16]), torch.Size([3, 1, 10, 16]))
     """
 
     def __init__(

@@ -69,10 +69,11 @@ def make_env(task: str, n_envs: int, workers: int = 0, device: str = "cpu") -> V
         ConfigError: unknown task or option, one that the environment refuses, or workers for a task that steps
             all its environments at once.
 
-    >>> import k24lab
-    >>> env = k24lab.make_env("rolenav:n_agents=4", n_envs=8)
-    >>> env.reset(seed=0).obs.shape[:2], env.spec.n_actions
-    (torch.Size([8, 4]), (5, 5, 5, 5))
+    Examples:
+        >>> import k24lab
+        >>> env = k24lab.make_env("rolenav:n_agents=4", n_envs=8)
+        >>> env.reset(seed=0).obs.shape[:2], env.spec.n_actions
+        (torch.Size([8, 4]), (5, 5, 5, 5))
     """
     name, given = parse_task(task)
     build, parameters = _builder(name)

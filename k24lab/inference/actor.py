@@ -64,14 +64,15 @@ class Actor:
     many games), `torch` uses neither, and `auto` takes what `backend_for` says; kernels that are not built are a
     ConfigError. `sparse=False` lets `kernel` multiply by every weight, to measure what 2:4 itself gains.
 
-    >>> import k24lab
-    >>> config = k24lab.build_config(task="rolenav", t_max=400, test_episodes=10)  # much too short to learn anything
-    >>> run = k24lab.train(config, name="doc", progress=False)
-    >>> env, actor = k24lab.make_env("rolenav", n_envs=4), k24lab.Actor(k24lab.freeze_run(run))
-    >>> now = env.reset(seed=0)
-    >>> inputs, avail = (x.transpose(0, 1).contiguous() for x in (now.obs, now.avail_actions))
-    >>> actor.actions(inputs, avail).shape  # of each agent in each environment
-    torch.Size([3, 4])
+    Examples:
+        >>> import k24lab
+        >>> config = k24lab.build_config(task="rolenav", t_max=400, test_episodes=10)  # too short to learn
+        >>> run = k24lab.train(config, name="doc", progress=False)
+        >>> env, actor = k24lab.make_env("rolenav", n_envs=4), k24lab.Actor(k24lab.freeze_run(run))
+        >>> now = env.reset(seed=0)
+        >>> inputs, avail = (x.transpose(0, 1).contiguous() for x in (now.obs, now.avail_actions))
+        >>> actor.actions(inputs, avail).shape  # of each agent in each environment
+        torch.Size([3, 4])
     """
 
     def __init__(self, team: FrozenTeam, backend: str = "auto", sparse: bool = True):

@@ -163,12 +163,13 @@ def freeze_run(folder: Path) -> FrozenTeam:
     A run that acts with drawn masks was never evaluated with the argmax masks that the team has: that is a warning. No
     checkpoint is a RunError, a method whose networks are not 2:4 a ConfigError.
 
-    >>> import k24lab
-    >>> config = k24lab.build_config(task="rolenav", t_max=400, test_episodes=10)  # much too short to learn anything
-    >>> run = k24lab.train(config, name="doc", progress=False)
-    >>> team = k24lab.freeze_run(run)
-    >>> team.n_agents, team.layers["fc2"].patterns.shape  # a pattern for each agent, row and group of four weights
-    (3, torch.Size([3, 64, 16]))
+    Examples:
+        >>> import k24lab
+        >>> config = k24lab.build_config(task="rolenav", t_max=400, test_episodes=10)  # too short to learn
+        >>> run = k24lab.train(config, name="doc", progress=False)
+        >>> team = k24lab.freeze_run(run)
+        >>> team.n_agents, team.layers["fc2"].patterns.shape  # a pattern for each agent, row and group of four weights
+        (3, torch.Size([3, 64, 16]))
     """
     learner, config, t_env = load_learner(folder)
     if config.acting_masks == "drawn":
@@ -198,12 +199,13 @@ def load_learner(folder: Path) -> tuple[K24QLearner, Config, int]:
 def save_team(team: FrozenTeam, path: Path, dtype: str = "float32") -> None:
     """Write a team, whole or not at all; `dtype` of its weights (int8: a scale for each row), biases in float32.
 
-    >>> import k24lab
-    >>> config = k24lab.build_config(task="rolenav", t_max=400, test_episodes=10)  # much too short to learn anything
-    >>> run = k24lab.train(config, name="doc", progress=False)
-    >>> k24lab.save_team(k24lab.freeze_run(run), run / "team.safetensors", dtype="int8")
-    >>> k24lab.load_team(run / "team.safetensors").dtype
-    'int8'
+    Examples:
+        >>> import k24lab
+        >>> config = k24lab.build_config(task="rolenav", t_max=400, test_episodes=10)  # too short to learn
+        >>> run = k24lab.train(config, name="doc", progress=False)
+        >>> k24lab.save_team(k24lab.freeze_run(run), run / "team.safetensors", dtype="int8")
+        >>> k24lab.load_team(run / "team.safetensors").dtype
+        'int8'
     """
     if dtype not in DTYPES:
         raise ConfigError(unknown("dtype", dtype, DTYPES))
@@ -239,10 +241,11 @@ def load_team(file: Path | str) -> FrozenTeam:
         ConfigError: no team has this name.
         RunError: the file is not there, or holds no team.
 
-    >>> import k24lab
-    >>> team = k24lab.load_team("rolenav8")
-    >>> team.config.task, team.n_agents
-    ('rolenav:n_agents=8', 8)
+    Examples:
+        >>> import k24lab
+        >>> team = k24lab.load_team("rolenav8")
+        >>> team.config.task, team.n_agents
+        ('rolenav:n_agents=8', 8)
     """
     path = Path(file)
     if not path.suffix and not path.is_file():

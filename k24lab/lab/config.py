@@ -45,10 +45,11 @@ class Config(TrainingConfig):
 
     `k24lab.build_config` makes one with the defaults of its method and learner, and with checks of all names.
 
-    >>> import k24lab
-    >>> config = k24lab.Config(task="rolenav", seed=1)
-    >>> config.seed, config.hidden_dim, config.method
-    (1, 64, 'k24')
+    Examples:
+        >>> import k24lab
+        >>> config = k24lab.Config(task="rolenav", seed=1)
+        >>> config.seed, config.hidden_dim, config.method
+        (1, 64, 'k24')
     """
 
     task: str = "rolenav"  # name[:key=value,...], e.g. rolenav:n_agents=8
@@ -158,10 +159,11 @@ def build_config(params: Mapping[str, Any] | None = None, /, **settings: Any) ->
     Raises:
         ConfigError: all problems at once: unknown keys (with the nearest right name), wrong types, bad ranges.
 
-    >>> import k24lab
-    >>> config = k24lab.build_config(task="rolenav:n_agents=4", method="k24", t_max=20_000)
-    >>> config.task, config.gamma
-    ('rolenav:n_agents=4', 0.95)
+    Examples:
+        >>> import k24lab
+        >>> config = k24lab.build_config(task="rolenav:n_agents=4", method="k24", t_max=20_000)
+        >>> config.task, config.gamma
+        ('rolenav:n_agents=4', 0.95)
     """
     values = _converted({**(params or {}), **settings})
     values |= {key: value + 0.0 for key, value in values.items() if isinstance(value, float)}  # -0.0 + 0.0 is 0.0

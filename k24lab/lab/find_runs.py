@@ -45,11 +45,12 @@ def find_runs(source: str | Path, *, finished_only: bool = True, **filters: obje
     Raises:
         RunError: no such folder, no runs in it, none finished, none that passes the filters, an unknown field.
 
-    >>> import k24lab
-    >>> config = k24lab.build_config(task="rolenav", t_max=400, test_episodes=10)  # much too short to learn anything
-    >>> run = k24lab.train(config, name="doc", progress=False)
-    >>> [run.config["method"] for run in k24lab.find_runs("doc", task="rolenav")]
-    ['k24']
+    Examples:
+        >>> import k24lab
+        >>> config = k24lab.build_config(task="rolenav", t_max=400, test_episodes=10)  # too short to learn
+        >>> run = k24lab.train(config, name="doc", progress=False)
+        >>> [run.config["method"] for run in k24lab.find_runs("doc", task="rolenav")]
+        ['k24']
     """
     folder = source if isinstance(source, Path) else runs_dir() / source
     runs = [read_run(path.parent) for path in sorted(folder.glob("*/config.json"))]

@@ -52,11 +52,12 @@ def train(
         ConfigError: a task, device or logger that cannot be used.
         RunError: the folder holds another run or damaged checkpoints only, or another process trains it.
 
-    >>> import k24lab
-    >>> config = k24lab.build_config(task="rolenav", t_max=400, test_episodes=10)  # much too short to learn anything
-    >>> run = k24lab.train(config, name="doc", progress=False)
-    >>> (run / "metrics.jsonl").exists(), run.parent.name
-    (True, 'doc')
+    Examples:
+        >>> import k24lab
+        >>> config = k24lab.build_config(task="rolenav", t_max=400, test_episodes=10)  # too short to learn
+        >>> run = k24lab.train(config, name="doc", progress=False)
+        >>> (run / "metrics.jsonl").exists(), run.parent.name
+        (True, 'doc')
     """
     if folder is None:
         config = canonical(config)

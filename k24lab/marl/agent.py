@@ -85,12 +85,13 @@ class RNNAgent(nn.Module):
             obs: observations, with the agent's index if the network has one as its input.
             hidden: of the step before; None before the first one.
 
-        >>> import torch, k24lab
-        >>> from k24lab.marl.agent import build_agent
-        >>> agent = build_agent(k24lab.build_config(method="k24"), input_dim=8, n_actions=5, n_masks=3).eval()
-        >>> q_values, hidden = agent(torch.randn(3, 10, 8))
-        >>> q_values.shape
-        torch.Size([3, 10, 5])
+        Examples:
+            >>> import torch, k24lab
+            >>> from k24lab.marl.agent import build_agent
+            >>> agent = build_agent(k24lab.build_config(method="k24"), input_dim=8, n_actions=5, n_masks=3).eval()
+            >>> q_values, hidden = agent(torch.randn(3, 10, 8))
+            >>> q_values.shape
+            torch.Size([3, 10, 5])
         """
         weights = self.weights({name: layer.mask() for name, layer in self.masked_layers.items()})
         networks = max(len(part) for layer in weights.values() for part in (layer.weight, layer.bias))
