@@ -198,7 +198,11 @@ def test_a_run_whose_folder_is_gone_ends_with_one_line(command, tmp_path):
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("more", [(), ("--task", "mpe2/simple_spread", "--n-workers", "2")], ids=["serial", "workers"])
+@pytest.mark.parametrize(
+    "more",
+    [(), ("--task", "mpe2/simple_spread", "--n-workers", "2"), ("--pipeline",)],
+    ids=["serial", "workers", "pipeline"],
+)
 def test_a_signal_ends_a_run_within_five_seconds_and_it_goes_on(stop, more, command, tmp_path):
     process = command(tmp_path, *more)
     wait_for_checkpoint(tmp_path)

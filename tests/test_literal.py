@@ -166,7 +166,13 @@ def test_a_stored_literal_run_is_read_as_what_it_was():
 def test_fields_that_were_added_later_tell_runs_apart_where_they_differ_from_what_was_done_before():
     default = build_config({}).hash()
     for key, value in ADDED.items():
-        others = {"target_masks": "drawn", "acting_masks": "drawn", "grad_clip": "all", "gain_layers": "fc1"}
+        others = {
+            "target_masks": "drawn",
+            "acting_masks": "drawn",
+            "grad_clip": "all",
+            "gain_layers": "fc1",
+            "pipeline": True,
+        }
         other = others.get(key, 1 if isinstance(value, int) else 0.5)
         assert build_config({key: value}).hash() == default != build_config({key: other}).hash()
 

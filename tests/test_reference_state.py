@@ -8,7 +8,7 @@ import pytest
 import torch
 from reference_cases import T_ENV, Compared, episodes, make
 
-from k24lab.lab import train as training
+from k24lab.lab import collector, train as training
 from k24lab.marl.learner import build_learner
 from k24lab.marl.seeding import Stream, derive_seed
 
@@ -148,7 +148,7 @@ RUN |= {"test_episodes": 6}
 def recorded(tiny_config, monkeypatch):
     """A run of ten rollouts of 40 env steps; what was collected, learned and logged."""
     collected, updates = [], []
-    collect, build = training.collect, build_learner
+    collect, build = collector.collect, build_learner
 
     def recording_collect(env, act, **settings):
         collected.append((env.spec.n_envs, settings["epsilon"], settings["seed"]))
@@ -165,7 +165,7 @@ def recorded(tiny_config, monkeypatch):
         learner.update = recording_update
         return learner
 
-    monkeypatch.setattr(training, "collect", recording_collect)
+    monkeypatch.setattr(collector, "collect", recording_collect)
     monkeypatch.setattr(training, "build_learner", recording_build)
 
     def run(**changes):

@@ -131,33 +131,72 @@ class _Lost(Exception):
     """A worker has died or does not answer."""
 
 
-class _Worker:
-    """One worker process, as its parent sees it."""
+class Child:
+    """A process that gets commands through a pipe, as its parent sees it.
 
-    def __init__(self, index: int, share: slice, work: tuple[Any, ...]):
-        self.index, self.share, self._work = index, share, work
+    Args:
+        target: what it does: called with `arguments`, its end of the pipe and this process's environment variables.
+        arguments: of the target.
+    """
+
+    def __init__(self, target: Callable[..., None], arguments: tuple[Any, ...]):
+        self._target, self._arguments = target, arguments
         self.process: Any = None  # multiprocessing.Process of CONTEXT
         self.connection: Any = None  # multiprocessing.Connection
+
+    def start(self) -> None:
+        """Start the process."""
+        CONTEXT.set_forkserver_preload([self._target.__module__])  # loading it is paid once for all children
+        self.connection, theirs = CONTEXT.Pipe()
+        with theirs, _one_thread():  # the first start also starts the server, which all children are forked from
+            arguments = (*self._arguments, theirs, dict(os.environ))
+            self.process = CONTEXT.Process(target=self._target, args=arguments, name="k24lab", daemon=True)
+            self.process.start()
+
+    def send(self, command: bytes) -> None:
+        """Give it a command, after a start if need be; who waits for the answer notices if it is dead."""
+        if self.process is None:
+            self.start()
+        with contextlib.suppress(OSError):
+            self.connection.send_bytes(command)
+
+    def exit_code(self) -> int | None:
+        """Of a process whose end of the pipe is closed."""
+        self.process.join(CLOSE_TIMEOUT)  # the pipe ends a moment before the process
+        return self.process.exitcode
+
+    def stop(self, patience: float) -> None:
+        """End the process: kindly for `patience` seconds, then by force."""
+        self.close_connection()
+        if self.process is not None:
+            self.process.join(patience)
+            self.process.kill()
+            self.process.join()
+            self.process.close()
+        self.process = None
+
+    def close_connection(self) -> None:
+        """Let the process notice, close its environments and end."""
+        if self.connection is not None:
+            self.connection.close()
+        self.connection = None
+
+
+class _Worker(Child):
+    """One worker process."""
+
+    def __init__(self, index: int, share: slice, work: tuple[Any, ...]):
+        super().__init__(_work, (*work, share))
+        self.index, self.share = index, share
         self._has_started = False  # it has said that its environments are built
 
     def __str__(self) -> str:
         return f"worker {self.index} (environments {self.share.start} to {self.share.stop - 1})"
 
-    def _start(self) -> None:
-        CONTEXT.set_forkserver_preload([__name__])  # what it takes to load it is paid once for all workers
-        self.connection, theirs = CONTEXT.Pipe()
-        with theirs, _one_thread():  # the first start also starts the server, which all workers are forked from
-            arguments = (*self._work, self.share, theirs, dict(os.environ))
-            self.process = CONTEXT.Process(target=_work, args=arguments, name=f"k24lab {self}", daemon=True)
-            self.process.start()
+    def start(self) -> None:
+        """Start the process, which first of all builds its environments."""
+        super().start()
         self._has_started = False
-
-    def send(self, command: bytes) -> None:
-        """Ask for a reset or a step, after a start if need be; `receive` notices if the worker is dead."""
-        if self.process is None:
-            self._start()
-        with contextlib.suppress(OSError):
-            self.connection.send_bytes(command)
 
     def receive(self, timeout: float) -> None:
         """Wait until the last command is done; RunError: its environments raised, _Lost: it has died or is silent."""
@@ -172,26 +211,9 @@ class _Worker:
                 raise _Lost(f"{self} has not answered for {timeout:g} s")
             problem = self.connection.recv_bytes().decode()
         except (EOFError, OSError) as error:
-            self.process.join(CLOSE_TIMEOUT)  # the pipe ends a moment before the process
-            raise _Lost(f"{self} has died (exit code {self.process.exitcode})") from error
+            raise _Lost(f"{self} has died (exit code {self.exit_code()})") from error
         if problem:
             raise RunError(f"worker {self.index}: {problem}")
-
-    def stop(self, patience: float) -> None:
-        """End the process: kindly for `patience` seconds, then by force."""
-        self.close_connection()
-        if self.process is not None:
-            self.process.join(patience)
-            self.process.kill()
-            self.process.join()
-            self.process.close()
-        self.process = None
-
-    def close_connection(self) -> None:
-        """Let the worker notice, close its environments and end."""
-        if self.connection is not None:
-            self.connection.close()
-        self.connection = None
 
 
 def _stop(workers: Sequence[_Worker]) -> None:
@@ -211,9 +233,7 @@ def _work(
     environ: dict[str, str],
 ) -> None:
     """What a worker does: commands in; out comes nothing, or the traceback of an exception."""
-    threading.Thread(target=_end_with_main, daemon=True).start()
-    os.environ.update(environ)  # the server that this process was forked from may have an older one
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent decides
+    serve_parent(environ)
     torch.set_num_threads(1)
     envs: list[SingleEnv] = []
     try:
@@ -239,6 +259,13 @@ def _answer(act: Callable[..., None], *arguments: Any) -> bytes:
         ours = isinstance(error, K24Error) and error.__cause__ is None  # no code of the environment to be looked at
         return str(error if ours else f"{error}\n\n{traceback.format_exc()}").encode()
     return b""
+
+
+def serve_parent(environ: dict[str, str]) -> None:
+    """Make this process a child whose parent alone decides when it ends, with the parent's environment variables."""
+    threading.Thread(target=_end_with_main, daemon=True).start()
+    os.environ.update(environ)  # the server that this process was forked from may have an older one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal
 
 
 def _end_with_main() -> None:

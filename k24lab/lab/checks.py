@@ -26,6 +26,10 @@ def check_usable(config: Config) -> None:
     env = make_env(config.task, 1, config.n_workers, config.device)
     env.close()
     check_types(config, env.spec)
+    if config.pipeline and env.spec.costly:
+        raise ConfigError(
+            f"pipeline = True: {config.task!r} is tested in the environments of training, allowed is False"
+        )
     check_t_max(config, env.spec)
     check_memory(config, env.spec)
     if config.task.startswith("pettingzoo/"):

@@ -61,6 +61,7 @@ class Config(TrainingConfig):
     snapshot_interval: int = 10_000  # env steps between stored masks
     n_threads: int = 1  # of torch; on few cores one thread a process is fastest
     n_workers: int = 0  # processes, for libraries that step one environment at a time (mpe2, PettingZoo, SMACv2)
+    pipeline: bool = False  # collect during the updates, in a second process, with weights that are one rollout older
     tensorboard: bool = False  # the same as loggers="tensorboard"
     loggers: str = ""  # csv, tensorboard, wandb, or several: csv,wandb
 
@@ -97,6 +98,7 @@ ADDED: dict[str, Any] = {
     "gain_layers": "all",
     "gain_shrinkage": 0.0,
     "embedding_dim": 16,
+    "pipeline": False,
 }
 
 _POSITIVE = (
@@ -139,6 +141,8 @@ def _range_problems(config: Config) -> list[str]:
         problems.append("agent_id = True tells agents of a type apart, which mask_per = 'type' does not want")
     if config.lr_final is not None and config.lr_final < 0:
         problems.append(f"lr_final = {config.lr_final!r} must be at least 0 or None")
+    if config.pipeline and config.n_workers:
+        problems.append(f"n_workers = {config.n_workers!r} must be 0 with pipeline = True")
     for name in ("logit_scale_final", "diversity_coef_max"):
         value = getattr(config, name)
         if value is not None and value <= 0:

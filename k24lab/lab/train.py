@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from k24lab.core import schedules
@@ -18,18 +19,16 @@ from k24lab.errors import RunError
 from k24lab.lab import provenance
 from k24lab.lab.callbacks import Callback, Callbacks, build_loggers
 from k24lab.lab.checks import check_usable
+from k24lab.lab.collector import Collector, play_rollout
 from k24lab.lab.config import Config
 from k24lab.lab.runs import RunFolder, canonical, run_folder
 from k24lab.marl.learner import build_learner
-from k24lab.marl.policy import acting_policy, behaviour, pattern_arrays
+from k24lab.marl.policy import behaviour, pattern_arrays
 from k24lab.marl.replay import EpisodeBatch, ReplayBuffer, concatenate
-from k24lab.marl.rollout import collect
 from k24lab.marl.seeding import Stream, derive_seed
 from k24lab.ops.library import in_use, keep_memory
 
 BEHAVIOUR_EPISODES = 8  # whose observations the agents' policies are compared on
-# Masks that are drawn for acting have a stream of their own for each kind of episodes.
-MASKS_OF = {Stream.TRAIN_EPISODES: Stream.ACTING_MASKS, Stream.TEST_EPISODES: Stream.TEST_MASKS}
 
 
 def train(
@@ -89,14 +88,17 @@ class Trainer:
 
     def __init__(self, config: Config, run: RunFolder, callbacks: Callbacks | None = None):
         self.config, self.run, self.callbacks = config, run, callbacks or Callbacks(())
-        self.env = self._make_env(config.n_envs)
-        self.test_env = self.env if self.env.spec.costly else self._make_env(config.test_episodes)
+        self.collector = Collector(config) if config.pipeline else None  # it has the environments of training
+        self.env = self._make_env(config.test_episodes if config.pipeline else config.n_envs)
+        shared = config.pipeline or self.env.spec.costly
+        self.test_env = self.env if shared else self._make_env(config.test_episodes)
         torch.manual_seed(derive_seed(config.seed, Stream.NETWORK))
         self.learner = build_learner(config, self.env.spec)
         self.with_state = config.mixer == "qmix"
         self.replay = ReplayBuffer(self.env.spec, config.buffer_size, self.with_state, config.device)
         self.explore = torch.Generator(config.device).manual_seed(derive_seed(config.seed, Stream.EXPLORATION))
         self.sampling = torch.Generator().manual_seed(derive_seed(config.seed, Stream.REPLAY))
+        self.ahead: dict[str, Tensor] | None = None  # weights that the next episodes are being collected with
         self.t_env = self.n_rollouts = 0
         self.next = {"log": 0, "test": 0, "snapshot": 0, "checkpoint": config.checkpoint_interval}
         self.recent: dict[str, float] = {}  # latest value of every metric
@@ -129,6 +131,7 @@ class Trainer:
         with bar:
             if self.t_env == 0:
                 self._evaluate_and_store()  # the untrained network is the first point of every curve
+            self._collect_ahead(self.ahead)
             while self.t_env < config.t_max:
                 self._iteration()
                 self.seconds = before + time.perf_counter() - started
@@ -143,10 +146,11 @@ class Trainer:
 
     def _iteration(self) -> None:
         """Collect n_envs episodes, learn from the buffer, and do whatever is due."""
-        batch = self._collect(self.env, self._epsilon(), Stream.TRAIN_EPISODES, self.n_rollouts)
+        batch = self._next_batch()
         self.replay.add(batch)
         self.t_env += batch.n_steps
         self.n_rollouts += 1
+        self._collect_ahead()
         self.recent["return_mean"] = batch.returns.mean().item()
         if self.replay.size >= self.config.batch_size:
             log = self._due("log", self.config.log_interval)
@@ -160,18 +164,24 @@ class Trainer:
         if self._due("checkpoint", self.config.checkpoint_interval) and self.t_env < self.config.t_max:
             self._save_checkpoint()
 
+    def _next_batch(self) -> EpisodeBatch:
+        """Episodes of training: collected now, or those that `_collect_ahead` asked for."""
+        if self.collector is None:
+            return self._collect(self.env, self._epsilon(), Stream.TRAIN_EPISODES, self.n_rollouts)
+        batch, explored = self.collector.receive()
+        self.explore.set_state(explored)
+        return batch
+
+    def _collect_ahead(self, weights: dict[str, Tensor] | None = None) -> None:
+        """With `pipeline`, let the next episodes be collected during the updates, with the weights of now or these."""
+        if self.collector is None or self.t_env >= self.config.t_max:
+            return
+        self.ahead = weights or {name: value.clone() for name, value in self.learner.agent.state_dict().items()}
+        rollout = (self.t_env, self._epsilon(), Stream.TRAIN_EPISODES, self.n_rollouts)
+        self.collector.ask(self.ahead, self.explore.get_state(), rollout)
+
     def _collect(self, env: VecEnv, epsilon: float, stream: Stream, counter: int) -> EpisodeBatch:
-        return collect(
-            env,
-            acting_policy(self.learner, self.t_env, derive_seed(self.config.seed, MASKS_OF[stream], counter)),
-            initial_hidden=self.learner.agent.initial_hidden,
-            rows_of=self.learner.rows,
-            epsilon=epsilon,
-            seed=derive_seed(self.config.seed, stream, counter),
-            generator=self.explore,
-            agent_id=self.config.agent_id,
-            with_state=self.with_state,
-        )
+        return play_rollout(self.learner, env, self.explore, (self.t_env, epsilon, stream, counter))
 
     def _epsilon(self) -> float:
         c = self.config
@@ -250,7 +260,7 @@ class Trainer:
             "recent": dict(self.recent),
             "seconds": self.seconds,
             "metrics_size": self.metrics_file.tell(),
-        }
+        } | ({"ahead": self.ahead} if self.collector else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
@@ -261,9 +271,10 @@ class Trainer:
         self.sampling.set_state(state["sampling"])
         self.t_env, self.n_rollouts, self.seconds = state["t_env"], state["n_rollouts"], state["seconds"]
         self.next, self.recent = state["next"], state["recent"]
+        self.ahead = state.get("ahead")
 
     def close(self) -> None:
         """Release environments and files; what cannot be released is named in a warning, whatever the run's outcome."""
         held: list[Any] = [self.metrics_file, self.env, self.callbacks]
         held += [self.test_env] if self.test_env is not self.env else []
-        close_all(held)
+        close_all([*held, self.collector] if self.collector else held)

@@ -57,7 +57,7 @@ PLAN = (
     _part("envs/pettingzoo.py", "envs_pettingzoo aec pettingzoo_answers odd_environments task_doctor animation"),
     _part("envs/pettingzoo_spaces.py", "pettingzoo_spaces odd_environments task_doctor envs_pettingzoo"),
     _part("envs/vector_env.py", "vector_env"),
-    _part("lab/train.py", "reference_state train", ("_iteration", "_epsilon", "_due")),
+    _part("lab/train.py", "reference_state train pipeline", ("_iteration", "_epsilon", "_due", "_collect_ahead")),
 )
 
 LEARNER, NEXT_Q = "k24lab/marl/learner.py", "next_q = double_q_values(online_q[:, 1:], target_q[:, 1:], avail[:, 1:])"
