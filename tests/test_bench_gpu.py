@@ -199,9 +199,11 @@ def test_forms_that_fail_have_their_reason_and_the_others_their_times():
         raise NotImplementedError("compute capability 8 only\n  File ...")
 
     forms = {"missing": missing, "dense": lambda: (lambda: two, two), "wrong": lambda: (lambda: two + 1, two)}
+    forms["no kernel"] = lambda: (missing, two)  # packed, but not multiplied
     table = pd.DataFrame(gpu_parts.compared(forms, ("eager", "graph"), "cpu", 2)).set_index(["mode", "form"])
-    assert len(table) == 6 and table["us"].notna().sum() == 4
-    assert table["problem"]["graph", "missing"] == "NotImplementedError: compute capability 8 only"
+    assert len(table) == 8 and table["us"].notna().sum() == 4
+    for form in ("missing", "no kernel"):
+        assert table["problem"]["graph", form] == "NotImplementedError: compute capability 8 only"
     assert table["error"]["eager", "wrong"] == 0.5 and table["error"]["eager", "dense"] == 0
     assert table["speedup"]["graph", "dense"] == 1 and table["problem"]["graph", "wrong"] == ""
 
@@ -211,7 +213,7 @@ def test_modes_compile_and_capture_what_they_say(mode, monkeypatch):
     done = []
     monkeypatch.setattr(torch, "compile", lambda call, **options: done.append("compiled") or call)
     monkeypatch.setattr(gpu_parts, "capture", lambda call: done.append("graph") or call)
-    gpu_parts._ready("cuda", mode, 3, (lambda: done.append("call"), torch.zeros(1)))()
+    gpu_parts._ready("cuda", mode, 3, (lambda: done.append("call"), 0.0))()
     assert done == ["compiled"] * ("compiled" in mode) + ["call"] * 3 + ["graph"] * ("graph" in mode) + ["call"] * 3
 
 

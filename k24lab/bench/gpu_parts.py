@@ -42,7 +42,7 @@ MOST_ON_CPU = 1e6  # agents times hidden size squared, of an update
 MOST_MULTIPLY_ADDS = 3e11  # of a layer in the crossover map
 GROUPED_AGENTS = 16  # more would compute too much that is not used
 STEPS = 10  # of an environment that steps alone, between resets
-TASKS = ("rolenav", "vmas/navigation", "mpe/simple_spread")
+TASKS = ("rolenav", "mpe/simple_spread", "vmas/navigation")  # the slowest on a CPU comes last
 LEARNED = (BASELINE, "nops", "k24, masked GRU")
 NEVER = 10**9  # env steps
 
@@ -67,7 +67,7 @@ class Sizes:
     update_hidden: Sequence[int] = (64, 256)
     n_envs: Sequence[int] = (32, 1024)
     many_envs: int = 8192  # of an environment that steps alone
-    seconds: float = 1.0  # of a loop
+    seconds: float = 0.5  # of a loop
     memory: Shape = (8, 48, 14, 128, 60)
     tests: str = "tests"
     rounds: int = 10
@@ -122,8 +122,8 @@ def updates(device: str, sizes: Sizes) -> Iterator[Row]:
 def loops(device: str, sizes: Sizes) -> Iterator[Row]:
     """Env steps per second of environments that step alone, and of training."""
     places = list(dict.fromkeys([device, "cpu"]))
-    alone = product((*sizes.n_envs, sizes.many_envs), TASKS, places, [""])
-    for n, task, place, method in (*alone, *product(sizes.n_envs, TASKS, places, ["k24", BASELINE])):
+    alone = product((*sizes.n_envs, sizes.many_envs), places, TASKS, [""])
+    for n, place, task, method in (*alone, *product(sizes.n_envs, places, TASKS, ["k24", BASELINE])):
         measure = partial(_training, method) if method else _environment_alone
         row = {"task": task, "place": place, "n_envs": n, "form": f"training, {method}" if method else "no training"}
         yield row | {"env_steps_per_s": measure(task, n, place, sizes.seconds)}
@@ -141,11 +141,12 @@ def memory(device: str, sizes: Sizes) -> Iterator[Row]:
         yield {"what": "update", "form": variant, "peak_mb": peak / 1e6, "problem": ""}
     for form, build in _team_forms(device, h, n, sizes.batches[-1]).items():
         before = torch.cuda.memory_allocated() if device != "cpu" else 0
-        done, problems = _tried({form: build}, lambda make: make())
+        done, problems = _tried({form: build}, _checked)
         row: Row = {"what": "acting", "form": form, "problem": problems.get(form, "")}
         if done and device != "cpu":
             row["held_mb"] = (torch.cuda.memory_allocated() - before) / 1e6
-            row["peak_mb"] = _peak(done[form][0]) / 1e6
+            with torch.no_grad():
+                row["peak_mb"] = _peak(done[form][0]) / 1e6
         yield row
 
 
@@ -154,9 +155,9 @@ def compared(
 ) -> Iterator[Row]:
     """A row for each mode and form: microseconds, speedup over the form `dense`, relative error, or the problem."""
     with torch.no_grad():
-        torch.compiler.reset()  # else the limit of compiled variants of one function is reached after a few cases
-        built, problems = _tried(forms, lambda build: build())
-        checked = {form: _error(call(), expected) for form, (call, expected) in built.items()}
+        if modes == MODES[1]:
+            torch.compiler.reset()  # else the limit of compiled variants of one function is reached after a few cases
+        built, problems = _tried(forms, _checked)
         for mode in modes:
             ready, failed = _tried(built, partial(_ready, device, mode, calls))
             times = interleaved(ready, rounds, cpu_timer if device == "cpu" else _gpu_timer)
@@ -164,7 +165,7 @@ def compared(
                 row: Row = {"form": form, "mode": mode, "problem": (problems | failed).get(form, "")}
                 if form in times:
                     low, us, high = np.quantile(times[form], [0.25, 0.5, 0.75]).tolist()
-                    row |= {"us": us / calls, "us_low": low / calls, "us_high": high / calls, "error": checked[form]}
+                    row |= {"us": us / calls, "us_low": low / calls, "us_high": high / calls, "error": built[form][1]}
                     row["speedup"] = median_ratio(times["dense"], times[form]) if "dense" in times else float("nan")
                 yield row
 
@@ -185,9 +186,9 @@ def _tried(items: Mapping[str, Given], use: Callable[[Given], Done]) -> tuple[di
     return done, problems
 
 
-def _ready(device: str, mode: str, calls: int, result: Result) -> Call:
+def _ready(device: str, mode: str, calls: int, checked: tuple[Callable[[], Tensor], float]) -> Call:
     """What is timed in a mode: so many calls in a row, and in the modes with a graph a replay of all of them."""
-    call, _ = result
+    call, _ = checked
     run = call
     if mode.startswith("compiled") and device != "cpu":
         run = torch.compile(lambda: call(), fullgraph=True, dynamic=False)
@@ -205,9 +206,10 @@ def _gpu_timer(call: Call) -> Callable[[], float]:
     return partial(gpu_time, call)
 
 
-def _error(found: Tensor, expected: Tensor) -> float:
-    """Largest difference, relative to the largest expected number."""
-    return ((found - expected).abs().max() / expected.abs().max()).item()
+def _checked(build: Callable[[], Result]) -> tuple[Callable[[], Tensor], float]:
+    """A call, and the largest error of what it computes, relative to the largest expected number."""
+    call, expected = build()
+    return call, ((call() - expected).abs().max() / expected.abs().max()).item()
 
 
 def _layer_forms(device: str, out: int, columns: int, batch: int) -> dict[str, Callable[[], Result]]:

@@ -152,8 +152,8 @@ def sparse_calls(
     def apply(name: str, x: Tensor) -> Tensor:
         bias = biases[name]
         if name in many and grouped:
-            blocks = F.linear(x.flatten(0, 1), packed[name][0]).view(*x.shape[:2], len(x), -1)  # [K, B, K, out]
-            return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1) + bias.unsqueeze(1)
+            blocks = F.linear(x.flatten(0, 1), packed[name][0]).reshape(*x.shape[:2], len(x), -1)  # [K, B, K, out]
+            return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous() + bias.unsqueeze(1)
         if name in many:
             own = bias.expand(len(x), -1)
             return torch.stack([F.linear(*parts) for parts in zip(x, packed[name], own, strict=True)])
