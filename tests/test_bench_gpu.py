@@ -13,7 +13,7 @@ import torch
 from k24lab.analysis.style import paper_style
 from k24lab.bench import gpu, gpu_parts, inference
 from k24lab.bench.gpu import PARTS, Part, bench_gpu
-from k24lab.errors import ConfigError
+from k24lab.errors import ConfigError, RunError
 
 MODES = ["eager", "graph", "compiled", "compiled graph"]
 
@@ -190,6 +190,19 @@ def test_without_a_gpu_there_is_one_clear_error():
 def test_all_parts_together_take_less_than_eight_minutes():
     assert sum(part.seconds + gpu.GRACE for part in PARTS.values()) < 8 * 60 - 20  # which figures may take
     assert PARTS["tests"].seconds + gpu.GRACE > gpu.TEST_SECONDS + 5
+
+
+@pytest.mark.parametrize("report", ["", "<testsuites><testsuite/></testsuites>"])
+def test_tests_that_cannot_be_run_are_a_problem(monkeypatch, report):
+    def run(command, **options):
+        (path,) = [Path(part.partition("=")[2]) for part in command if part.startswith("--junitxml=")]
+        if report:
+            path.write_text(report)
+        return subprocess.CompletedProcess(command, 4)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(RunError, match="pytest ended with exit code 4 and reported no test"):
+        next(gpu.tests("cpu", gpu_parts.DRY))
 
 
 def test_forms_that_fail_have_their_reason_and_the_others_their_times():

@@ -193,13 +193,14 @@ def test_install_and_first_run(checkout):
     assert written == {".html", ".gif"}
 
 
-def test_the_two_make_targets(checkout):
+def test_the_make_targets(checkout):
     small_runs("demo", "k24", "random24")
     said = run_block(block_of("make demo"), checkout)
     for line in ("k24lab sweep notebooks/grids/demo.yaml", "k24lab notebooks --runs demo", "pytest -n 2 tests"):
         assert f" {line}\n" in said
     assert f" {'pytest --nbmake -n 2 notebooks'}\n" in said  # the README's own command, from the folder above
     assert (checkout / "output" / "demo" / "05_ablations_curves.png").is_file()
+    assert " k24lab bench gpu" in run_block(block_of("make gpu"), checkout)
 
 
 def test_notebooks_by_papermill_and_pytest(checkout):

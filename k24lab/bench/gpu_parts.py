@@ -141,7 +141,8 @@ def memory(device: str, sizes: Sizes) -> Iterator[Row]:
         yield {"what": "update", "form": variant, "peak_mb": peak / 1e6, "problem": ""}
     for form, build in _team_forms(device, h, n, sizes.batches[-1]).items():
         before = torch.cuda.memory_allocated() if device != "cpu" else 0
-        done, problems = _tried({form: build}, _checked)
+        with torch.no_grad():
+            done, problems = _tried({form: build}, _checked)
         row: Row = {"what": "acting", "form": form, "problem": problems.get(form, "")}
         if done and device != "cpu":
             row["held_mb"] = (torch.cuda.memory_allocated() - before) / 1e6
@@ -150,24 +151,26 @@ def memory(device: str, sizes: Sizes) -> Iterator[Row]:
         yield row
 
 
+@torch.no_grad()
 def compared(
     forms: Mapping[str, Callable[[], Result]], modes: Sequence[str], device: str, rounds: int, calls: int = 1
-) -> Iterator[Row]:
+) -> list[Row]:
     """A row for each mode and form: microseconds, speedup over the form `dense`, relative error, or the problem."""
-    with torch.no_grad():
-        if modes == MODES[1]:
-            torch.compiler.reset()  # else the limit of compiled variants of one function is reached after a few cases
-        built, problems = _tried(forms, _checked)
-        for mode in modes:
-            ready, failed = _tried(built, partial(_ready, device, mode, calls))
-            times = interleaved(ready, rounds, cpu_timer if device == "cpu" else _gpu_timer)
-            for form in forms:
-                row: Row = {"form": form, "mode": mode, "problem": (problems | failed).get(form, "")}
-                if form in times:
-                    low, us, high = np.quantile(times[form], [0.25, 0.5, 0.75]).tolist()
-                    row |= {"us": us / calls, "us_low": low / calls, "us_high": high / calls, "error": built[form][1]}
-                    row["speedup"] = median_ratio(times["dense"], times[form]) if "dense" in times else float("nan")
-                yield row
+    if modes == MODES[1]:
+        torch.compiler.reset()  # else the limit of compiled variants of one function is reached after a few cases
+    built, problems = _tried(forms, _checked)
+    rows: list[Row] = []
+    for mode in modes:
+        ready, failed = _tried(built, partial(_ready, device, mode, calls))
+        times = interleaved(ready, rounds, cpu_timer if device == "cpu" else _gpu_timer)
+        for form in forms:
+            row: Row = {"form": form, "mode": mode, "problem": (problems | failed).get(form, "")}
+            if form in times:
+                low, us, high = np.quantile(times[form], [0.25, 0.5, 0.75]).tolist()
+                row |= {"us": us / calls, "us_low": low / calls, "us_high": high / calls, "error": built[form][1]}
+                row["speedup"] = median_ratio(times["dense"], times[form]) if "dense" in times else float("nan")
+            rows.append(row)
+    return rows
 
 
 def one_line(error: Exception) -> str:
