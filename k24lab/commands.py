@@ -305,18 +305,14 @@ def bench(
         raise ConfigError(unknown("benchmark", what, ["train", "inference", "gpu"]))
     if rounds < 2:
         raise ConfigError(f"rounds = {rounds} must be at least 2")
-    if what == "train":
-        from k24lab.bench.train import bench_train
+    from k24lab.bench.gpu import bench_gpu
+    from k24lab.bench.inference import bench_inference
+    from k24lab.bench.train import bench_train
 
-        bench_train(rounds)
-    elif what == "gpu":
-        from k24lab.bench.gpu import bench_gpu
-
+    if what == "gpu":
         bench_gpu(device, rounds, again)
     else:
-        from k24lab.bench.inference import bench_inference
-
-        bench_inference(rounds)
+        {"train": bench_train, "inference": bench_inference}[what](rounds)
 
 
 def doctor(
