@@ -82,7 +82,7 @@ teams: setup  ## the trained teams of k24lab/teams anew (2 minutes on an idle co
 
 gpu: export K24LAB_FIGURES := $(CURDIR)/figures
 gpu: setup  ## all measurements on an NVIDIA GPU (under 8 minutes after the set-up); what is in figures/gpu is not measured again
-	$(RUN) k24lab bench gpu $(ARGS)
+	$(RUN) python -m benchmarks.gpu $(ARGS)
 
 test-wheel:  ## the wheel in an empty environment outside the repository, with and without its extras (minutes)
 	rm -rf build/wheel && mkdir -p build/wheel

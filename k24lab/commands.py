@@ -286,33 +286,28 @@ def import_(files: Annotated[tuple[Path, ...], tyro.conf.Positional], name: str 
         print(folder)
 
 
-def bench(
-    what: Annotated[str, tyro.conf.Positional], rounds: int = 10, device: str = "cuda", again: bool = False
-) -> None:
+def bench(what: Annotated[str, tyro.conf.Positional], rounds: int = 10) -> None:
     """Measure speed on this machine, methods interleaved, one thread.
 
     Example: k24lab bench train
     Example: k24lab bench inference
-    Example: k24lab bench gpu
 
     Args:
-        what: train (learner updates), inference (layers and steps of a team, dense and 2:4), or gpu (all on a GPU).
+        what: train (learner updates), or inference (layers and steps of a team, dense and 2:4).
         rounds: measurements of each case; the median is reported.
-        device: of gpu; cpu is a dry run in tiny sizes.
-        again: of gpu; measure what is measured already, too.
     """
-    if what not in ("train", "inference", "gpu"):
-        raise ConfigError(unknown("benchmark", what, ["train", "inference", "gpu"]))
+    if what not in ("train", "inference"):
+        raise ConfigError(unknown("benchmark", what, ["train", "inference"]))
     if rounds < 2:
         raise ConfigError(f"rounds = {rounds} must be at least 2")
-    from k24lab.bench.gpu import bench_gpu
-    from k24lab.bench.inference import bench_inference
-    from k24lab.bench.train import bench_train
+    if what == "train":
+        from k24lab.bench.train import bench_train
 
-    if what == "gpu":
-        bench_gpu(device, rounds, again)
+        bench_train(rounds)
     else:
-        {"train": bench_train, "inference": bench_inference}[what](rounds)
+        from k24lab.bench.inference import bench_inference
+
+        bench_inference(rounds)
 
 
 def doctor(

@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 import torch
 
+from benchmarks import gpu, gpu_parts
+from benchmarks.gpu import PARTS, Part, bench_gpu
 from k24lab.analysis.style import paper_style
-from k24lab.bench import gpu, gpu_parts, inference
-from k24lab.bench.gpu import PARTS, Part, bench_gpu
+from k24lab.bench import inference
 from k24lab.errors import ConfigError, RunError
 
 MODES = ["eager", "graph", "compiled", "compiled graph"]
@@ -151,8 +152,8 @@ def test_on_a_gpu_a_part_is_a_process_that_can_be_stopped_or_die(card, parts, mo
     def run(command, timeout=None, **options):
         if command[0] == "nvidia-smi":
             return subprocess.CompletedProcess(command, 0, stdout="580.1\n")
-        name, device, rounds, file, deadline = command[3:]
-        assert command[:3] == [sys.executable, "-m", "k24lab.bench.gpu"] and (device, rounds) == ("cuda", "4")
+        name, device, rounds, file, deadline = command[4:]
+        assert command[:4] == [sys.executable, "-m", "benchmarks.gpu", "--part"] and (device, rounds) == ("cuda", "4")
         assert float(deadline) == pytest.approx(time.time() + 60, abs=5) and timeout == 60 + gpu.GRACE
         done = {"first": '{"value": 1}\n""\n', "second": '{"value": 1}\n{"val', "third": ""}
         Path(file).write_text(done[name])
@@ -173,7 +174,7 @@ def test_on_a_gpu_a_part_is_a_process_that_can_be_stopped_or_die(card, parts, mo
 
 def test_the_process_of_a_part_writes_its_rows(tmp_path):
     file = tmp_path / "rows"
-    command = [sys.executable, "-m", "k24lab.bench.gpu", "crossover", "cpu", "2", file, str(time.time() + 60)]
+    command = [sys.executable, "-m", "benchmarks.gpu", "--part", "crossover", "cpu", "2", file, str(time.time() + 60)]
     subprocess.run(command, check=True)
     *lines, end = map(json.loads, file.read_text().splitlines())
     assert len(lines) == 2 * 2 * 2 and end == "" and lines[0]["form"] == "dense"

@@ -83,7 +83,6 @@ COMMANDS = {
     "k24lab export runs/rolenav3/rolenav-k24-s0-… --format onnx --output output/team.onnx": None,
     "k24lab bench train": Not("takes most of a minute at its smallest: tests/test_bench_train.py runs its parts"),
     "k24lab bench inference": Not("takes minutes: tests/test_bench_inference.py runs its parts"),
-    "k24lab bench gpu": Not("needs a GPU: tests/test_bench_gpu.py runs it on the CPU"),
     "make gpu": "make -n gpu",
     "k24lab doctor": None,
     "k24lab doctor --task pettingzoo/my_module:my_env": "k24lab doctor --task pettingzoo/mpe2.simple_spread_v3",
@@ -200,7 +199,7 @@ def test_the_make_targets(checkout):
         assert f" {line}\n" in said
     assert f" {'pytest --nbmake -n 2 notebooks'}\n" in said  # the README's own command, from the folder above
     assert (checkout / "output" / "demo" / "05_ablations_curves.png").is_file()
-    assert " k24lab bench gpu" in run_block(block_of("make gpu"), checkout)
+    assert " python -m benchmarks.gpu" in run_block(block_of("make gpu"), checkout)
 
 
 def test_notebooks_by_papermill_and_pytest(checkout):

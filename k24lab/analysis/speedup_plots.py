@@ -123,7 +123,7 @@ def team_panels(teams: pd.DataFrame, axes: Sequence[Axes]) -> None:
 def gpu_figure(teams: pd.DataFrame) -> Figure:
     """Steps of teams on a GPU inside CUDA graphs, over a dense network for each agent, for each 2:4 form and batch.
 
-    `teams`: columns width, n_agents, batch, form, mode, speedup (`k24lab.bench.gpu`).
+    `teams`: columns width, n_agents, batch, form, mode, speedup (`make gpu`).
     """
     rows = teams[(teams["mode"] == "graph") & teams["form"].str.startswith("2:4")].dropna(subset=["speedup"])
     cases = list(rows.groupby(["form", "batch"], sort=False))

@@ -1,4 +1,4 @@
-"""`k24lab bench inference`: where 2:4 pays at inference on the CPU of this machine (its GPU: `k24lab.bench.gpu`).
+"""`k24lab bench inference`: where 2:4 pays at inference on the CPU of this machine (its GPU: `make gpu`).
 
 Layers and steps of a whole team are measured dense and 2:4. Column `form` of the tables names the implementation.
 """
@@ -64,7 +64,7 @@ def published_points() -> pd.DataFrame:
 def measurements() -> list[pd.DataFrame | None]:
     """What was measured on a CPU and on GPUs (None: nowhere yet): files in the figures folder, else in the package.
 
-    They come from `bench_inference` and, one for each GPU, from `k24lab.bench.gpu`.
+    They come from `bench_inference` and, one for each GPU, from `make gpu`.
     """
     tables: list[pd.DataFrame | None] = []
     for pattern, command in ((f"{NAME}.csv", "inference"), (GPU_TABLES, "gpu")):

@@ -1,4 +1,4 @@
-"""What `k24lab bench gpu` measures: a function for each part, which yields the rows of its table one by one.
+"""What `make gpu` measures: a function for each part, which yields the rows of its table one by one.
 
 With the device "cpu" it is a dry run: the same calls in tiny sizes, of which nothing is packed, captured or compiled.
 """

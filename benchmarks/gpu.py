@@ -1,10 +1,11 @@
-"""`k24lab bench gpu`: all that is to be measured on a machine with an NVIDIA GPU, in under eight minutes.
+"""`python -m benchmarks.gpu`: all that is to be measured on a machine with an NVIDIA GPU, in under eight minutes.
 
 Each part has a time of its own and writes its table and figure at its end; a part whose table is there is skipped, so
 the command goes on where it was cut off. On a GPU a part is a process of its own, which can neither outlast its time
 nor spoil the GPU's state for the others. On the CPU everything is a dry run: tiny sizes, in a folder apart.
 """
 
+import argparse
 import contextlib
 import datetime
 import json
@@ -24,10 +25,11 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from benchmarks import gpu_parts as measure
 from k24lab.analysis.speedup_plots import case_bars as bars, gpu_figure, gpu_map
 from k24lab.analysis.style import paper_style, save_figure, save_table
-from k24lab.bench import gpu_parts as measure
 from k24lab.bench.timing import show
+from k24lab.cli import one_line_errors
 from k24lab.errors import ConfigError, RunError
 from k24lab.lab.files import atomic_write
 from k24lab.lab.paths import CHECKOUT, figures_dir, project_root
@@ -135,7 +137,17 @@ def _measured(name: str, device: str, rounds: int, folder: Path) -> tuple[pd.Dat
     if device == "cpu":
         write_rows(name, device, rounds, file, deadline)
     else:
-        command = [sys.executable, "-m", "k24lab.bench.gpu", name, device, str(rounds), str(file), str(deadline)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.gpu",
+            "--part",
+            name,
+            device,
+            str(rounds),
+            str(file),
+            str(deadline),
+        ]
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = subprocess.run(command, timeout=seconds + GRACE).returncode
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
@@ -195,6 +207,20 @@ def _machine(device: str) -> dict[str, Any]:
     return machine | {"capability": ".".join(map(str, torch.cuda.get_device_capability()))}
 
 
-if __name__ == "__main__":  # one part, in a process of its own
-    name, device, rounds, file, deadline = sys.argv[1:]
-    write_rows(name, device, int(rounds), Path(file), float(deadline))
+def main() -> None:
+    """Read the command line and measure."""
+    if sys.argv[1:2] == ["--part"]:  # one part, in a process of its own
+        name, device, rounds, file, deadline = sys.argv[2:]
+        write_rows(name, device, int(rounds), Path(file), float(deadline))
+        return
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="All measurements on an NVIDIA GPU.")
+    parser.add_argument("--device", default="cuda", help="cpu is a dry run in tiny sizes")
+    parser.add_argument("--rounds", type=int, default=10, help="measurements of each case; the median counts")
+    parser.add_argument("--again", action="store_true", help="measure what is measured already, too")
+    given = parser.parse_args()
+    with one_line_errors():
+        bench_gpu(given.device, given.rounds, given.again)
+
+
+if __name__ == "__main__":
+    main()
