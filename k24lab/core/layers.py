@@ -59,10 +59,6 @@ class EMAActivationTracker(nn.Module):
             magnitude = ((count / count.sum().clamp_min(1)) @ magnitude).unsqueeze(0)
             count = count.sum(dim=0, keepdim=True)
         seen = (count > 0).unsqueeze(1)
-        # Nearly always, and much quicker; a compiler, torch.vmap and a GPU that need not wait cannot ask.
-        if usable(self.ema_activation) and (seen & self.started).all():
-            self.ema_activation.lerp_(magnitude.to(self.ema_activation), 1 - self.decay)
-            return
         target = torch.where(seen, magnitude.to(self.ema_activation), self.ema_activation)
         self.ema_activation.lerp_(target, torch.where(self.started, 1 - self.decay, 1.0).to(target))
         self.started |= seen
@@ -75,6 +71,23 @@ class EMAActivationTracker(nn.Module):
     def soften(self, share: float) -> None:
         """Move every entry by `share` of the way to the mean of its mask."""
         self.ema_activation.lerp_(self.ema_activation.mean(dim=1, keepdim=True).expand_as(self.ema_activation), share)
+
+
+def update_trackers(
+    trackers: Sequence[EMAActivationTracker], magnitudes: Sequence[Float[Tensor, "M _"]], count: Float[Tensor, " M"]
+) -> None:
+    """`update` of trackers of one network, whose layers saw the same steps."""
+    means = [tracker.ema_activation for tracker in trackers]
+    # Nearly always, and much quicker; a GPU that need not wait is not asked.
+    if (
+        usable(means[0])
+        and len(means[0]) == len(count)
+        and all(bool(started.all()) for started in (count > 0, *(tracker.started for tracker in trackers)))
+    ):
+        torch._foreach_lerp_(means, list(magnitudes), 1 - trackers[0].decay)
+        return
+    for tracker, magnitude in zip(trackers, magnitudes, strict=True):
+        tracker.update(magnitude, count)
 
 
 class SharedDraw:

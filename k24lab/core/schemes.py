@@ -14,7 +14,7 @@ from k24lab.core import schedules
 from k24lab.core.baselines import LAYER_WEIGHTS, ThresholdLinear, mask_distance
 from k24lab.core.config import MaskConfig
 from k24lab.core.diversity import K24DiversityManager, PatternOrthogonalityLoss, similarity_stats
-from k24lab.core.layers import SemiStructuredLinear24
+from k24lab.core.layers import SemiStructuredLinear24, update_trackers
 from k24lab.core.masks import MaskDraw, argmax_masks, draw_masks, pin_masks
 from k24lab.core.patterns import N_PATTERNS
 from k24lab.core.reset import ResetTrigger, reset_masks
@@ -214,8 +214,8 @@ class PatternScheme(LearnedScheme):
             return
         if self.alphas and self.config.score_ema_power:
             means, count = update.mean_abs_inputs(list(self.layers))
-            for name, layer in self.layers.items():
-                layer.ema_tracker.update(means[name], count)
+            trackers = [layer.ema_tracker for layer in self.layers.values()]
+            update_trackers(trackers, [means[name] for name in self.layers], count)
         if self.reset_trigger.kind != "off" and draw is not None:
             for layer, mask in zip(self.layers.values(), draw.masks, strict=True):
                 layer.count_selection(mask)

@@ -1,5 +1,6 @@
 """Training a run from its configuration to its DONE file; the command line and the notebook both come here."""
 
+import gc
 import json
 import sys
 import time
@@ -77,9 +78,11 @@ def _train(config: Config, run: RunFolder, progress: bool, callbacks: Callbacks)
     torch.set_num_threads(config.n_threads)
     keep_memory()
     trainer = Trainer(config, run, callbacks)
+    gc.freeze()  # the modules of torch are a million objects, which the collector need not visit again and again
     try:
         trainer.run_to_end(progress)
     finally:
+        gc.unfreeze()
         trainer.close()
 
 

@@ -125,6 +125,8 @@ def blocks(filled: Bool[Tensor, "B T"], rows: Rows) -> list[Block]:
     """Cut T + 1 time steps where enough rows are over; shortest for episodes sorted by length, longest first."""
     n_steps, ends = filled.shape[1] + 1, filled.sum(dim=1).tolist()  # each episode is seen until its end
     total = rows.n_rows_for(len(ends))
+    if min(ends) == n_steps - 1:  # nearly always, in tasks without an early end
+        return [Block(slice(0, n_steps), total)]
 
     def needed(t: int) -> int:
         running = max((b + 1 for b, end in enumerate(ends) if end >= t), default=0)
@@ -169,7 +171,8 @@ def unroll_episodes(agent: RNNAgent, weights: Weights, inputs: Sorted, rows: Row
         hidden = agent.initial_hidden(len(x), block.n_rows) if hidden is None else hidden[..., : block.n_rows]
         unrolled = unroll(weights, x, hidden)
         hidden = unrolled.hidden
-        parts.append(F.pad(unrolled.q_values, (0, total - block.n_rows)))
+        missing = total - block.n_rows
+        parts.append(F.pad(unrolled.q_values, (0, missing)) if missing else unrolled.q_values)
         done.append((block, unrolled))
     return Episodes(rows.merge(torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]), done)
 

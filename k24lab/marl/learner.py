@@ -1,5 +1,6 @@
 """The learner: value learning with the masks of a mask scheme, drawn once per update."""
 
+import contextlib
 import copy
 import functools
 from dataclasses import dataclass
@@ -43,6 +44,11 @@ from k24lab.methods import get_method
 PARTS = ("draw masks", "online forward", "target forward", "loss", "backward", "optimizer", "target and mask state")
 WITH_STATE = ("agent", "target_agent", "mixer", "target_mixer", "optimizer")
 RESET_POLICY_STEPS = 10  # first time steps that the adaptive reset compares policies on
+
+
+def _part(name: str) -> contextlib.AbstractContextManager[Any]:
+    """Name a part of an update for torch's profiler, if one is on: the name takes longer than a small operation."""
+    return record_function(name) if torch.autograd._profiler_enabled() else contextlib.nullcontext()
 
 
 def check_types(config: TrainingConfig, spec: EnvSpec) -> None:
@@ -134,20 +140,20 @@ class K24QLearner:
     def update(self, batch: EpisodeBatch, t_env: int, log: bool = False) -> dict[str, float]:
         """One gradient step on a batch of episodes; returns its metrics (more of them if `log`)."""
         self.scheme.start_update(t_env)
-        with record_function("draw masks"):
+        with _part("draw masks"):
             draw = self.scheme.draw(self.masked_layers, t_env, self.generator)
             # Before the network runs, so that its gradient, as large as the masks, is made after the network's.
             similarity = self.scheme.similarity(draw)
         rows = self.rows(batch.unit_type)
         inputs = self._inputs(batch, rows)
         # First the target network: the activations that the online one keeps for its gradient need not wait for it.
-        with record_function("target forward"), torch.no_grad():
+        with _part("target forward"), torch.no_grad():
             target_weights = self.weights_for("target", t_env, self.generator)
             target_q = unroll_episodes(self.agent, target_weights, inputs, rows).q_values
-        with record_function("online forward"):
+        with _part("online forward"):
             weights = self.agent.weights(by_name(self.masked_layers, draw))
             online = unroll_episodes(self.agent, weights, inputs, rows)
-        with record_function("loss"):
+        with _part("loss"):
             td_error, chosen_q, targets = self._td_error(batch, online.q_values, target_q)
             filled = batch.filled.T.expand_as(td_error)
             loss_td = self._mean_loss(td_error, filled)
@@ -155,11 +161,11 @@ class K24QLearner:
         if log:
             metrics |= value_metrics(td_error, chosen_q, targets, filled)
             metrics |= self._network_metrics(batch, rows, online, draw, t_env)
-        with record_function("backward"):
+        with _part("backward"):
             metrics |= self._backward(loss_td, similarity, log)
-        with record_function("optimizer"):
+        with _part("optimizer"):
             grad_norm = self._optimizer_step(t_env, metrics["loss_td"])
-        with record_function("target and mask state"):
+        with _part("target and mask state"):
             self._update_target()
             self.scheme.after_step(draw, _Update(batch, rows, online, self.optimizer, self.generator), t_env)
         if log:

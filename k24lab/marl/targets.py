@@ -38,12 +38,11 @@ def td_lambda(
     """
     discount = gamma * (~terminated).to(next_value.dtype)
     followed = torch.cat([filled[1:], torch.zeros_like(filled[:1])])
-    targets = torch.empty_like(next_value)
-    after = next_value[:, -1]
-    for t in range(len(reward) - 1, -1, -1):
-        mixed = torch.where(followed[t], torch.lerp(next_value[:, t], after, lambda_), next_value[:, t])
-        after = reward[t] + discount[t] * mixed
-        targets[:, t] = after
+    share = lambda_ * discount * followed  # of G_{t+1}
+    targets = reward + (discount - share) * next_value
+    at, shares = targets.unbind(1), share.unbind(0)
+    for t in range(len(at) - 2, -1, -1):
+        at[t].addcmul_(shares[t], at[t + 1])
     return targets
 
 

@@ -1,6 +1,5 @@
 """What the kernels compute, on torch tensors. Activations are [K, features, columns] for K networks, see `common.h`."""
 
-import ctypes
 from collections.abc import Sequence
 from ctypes import c_float, c_int64, c_void_p
 from typing import Any, NamedTuple
@@ -22,53 +21,34 @@ class Packed(NamedTuple):
     counts: Int[Tensor, "K chunks rows"]
 
 
-class Matrix(ctypes.Structure):
-    """Matrices of all networks, or one for all, as the kernels take them: dense, and once more packed where 2:4."""
-
-    _fields_ = [
-        ("dense", c_void_p),
-        ("stride", c_int64),
-        *((name, c_void_p) for name in ("values", "places", "counts")),
-        ("cap", c_int64),
-    ]
-
-    @classmethod
-    def of(cls, weight: Float[Tensor, "Kw rows columns"], packed: Packed | None) -> "Matrix":
-        """The addresses of contiguous matrices, which must be held elsewhere."""
-        stride = 0 if len(weight) == 1 else weight.stride(0)
-        if packed is None:
-            return cls(weight.data_ptr(), stride)
-        return cls(weight.data_ptr(), stride, *(part.data_ptr() for part in packed), packed.values.shape[3])
+Fields = list[int | None]  # of a struct of the kernels, which hold addresses and whole numbers only, all of 8 bytes
 
 
-class Layer(ctypes.Structure):
-    """A layer of a network (`network.c`)."""
-
-    _fields_ = [
-        ("matrix", Matrix),
-        ("bias", c_void_p),
-        *((name, c_int64) for name in ("bias_stride", "rows", "inputs")),
-        *((name, c_void_p) for name in ("by_weight", "by_bias")),
-    ]
+def structs(each: Sequence[Fields]) -> Any:
+    """Structs of one kind side by side; ctypes' own classes for them would take longer than a small kernel."""
+    fields = [field or 0 for own in each for field in own]
+    return (c_int64 * len(fields))(*fields)
 
 
-class Drawn(ctypes.Structure):
-    """A layer whose masks are drawn (`masks.c`)."""
-
-    _fields_ = [
-        *((name, c_void_p) for name in ("weight", "alpha", "ema")),
-        *((name, c_int64) for name in ("ema_stride", "with_weight", "rows", "columns")),
-        *((name, c_void_p) for name in ("mask", "by_alpha", "by_weight")),
-    ]
+def addresses(tensors: Sequence[Tensor | None]) -> Fields:
+    """Where tensors lie; they must be contiguous, and held until the kernel returns."""
+    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
-class Seen(ctypes.Structure):
-    """A weight seen through masks (`masks.c`)."""
+def matrix(weight: Float[Tensor, "Kw rows columns"] | None, packed: Packed | None, stride: int = 0) -> Fields:
+    """The struct `matrix` of `common.h`: matrices of all networks, or one for all; those that are 2:4 also packed."""
+    where: Fields = [None] * 4 if packed is None else [*addresses(packed), packed.values.shape[3]]
+    return [*addresses([weight]), stride, *where]
 
-    _fields_ = [
-        *((name, c_void_p) for name in ("weight", "mask", "product", "by_weight", "by_mask")),
-        *((name, c_int64) for name in ("masks", "size")),
-    ]
+
+def layer(
+    weight: Float[Tensor, "Kw out in"], bias: Float[Tensor, "Kb out"] | None, packed: Packed | None, *grads: Tensor
+) -> Fields:
+    """The struct `layer` of `common.h`, with or without gradients to its matrix and its bias."""
+    networks, rows, inputs = weight.shape
+    stride, own = 0 if networks == 1 else rows * inputs, 0 if bias is None or bias.shape[0] == 1 else rows
+    by_weight, by_bias = addresses(grads) or (None, None)
+    return [*matrix(weight, packed, stride), *addresses([bias]), own, rows, inputs, by_weight, by_bias]
 
 
 def call(name: str, *arguments: Any) -> int | None:
@@ -77,8 +57,7 @@ def call(name: str, *arguments: Any) -> int | None:
     assert lib is not None, "the kernels are not built"
     function = getattr(lib, name)
     if function.argtypes is None:  # declared at the first call: ctypes then converts twice as fast
-        kinds = {int: c_int64, float: c_float, Matrix: ctypes.POINTER(Matrix)}
-        function.argtypes = [kinds.get(type(a), c_void_p) for a in arguments]
+        function.argtypes = [{int: c_int64, float: c_float}.get(type(a), c_void_p) for a in arguments]
     return function(*[a.data_ptr() if isinstance(a, Tensor) else a for a in arguments])
 
 
@@ -99,8 +78,8 @@ def _empty(weight: Float[Tensor, "K rows columns"]) -> Packed:
 def pack_all(weights: Sequence[Float[Tensor, "K _ _"]]) -> list[Packed]:
     """Pack matrices [K, out, in] whose groups of four inputs hold at most two values; raises ValueError for others."""
     weights, packed = [weight.contiguous() for weight in weights], [_empty(weight) for weight in weights]
-    layers = [Layer(Matrix.of(w, p), None, 0, *w.shape[1:]) for w, p in zip(weights, packed, strict=True)]
-    bad = call("k24_pack", len(weights[0]), len(layers), (Layer * len(layers))(*layers))
+    layers = [layer(w, None, p) for w, p in zip(weights, packed, strict=True)]
+    bad = call("k24_pack", len(weights[0]), len(layers), structs(layers))
     if bad:
         raise ValueError(f"weight of shape {tuple(weights[bad - 1].shape)} is not 2:4: too many values in a row")
     return packed
@@ -125,8 +104,7 @@ def matmul(
         raise ValueError(f"{len(packed.counts)} packed matrices for {k} networks")
     y = x.new_empty(k, rows, columns)
     per_bias = 0 if bias is None or len(bias) == 1 else rows
-    matrix = Matrix(None, 0, *(part.data_ptr() for part in packed), packed.values.shape[3])
-    sizes = (k, rows, inputs, columns, matrix)
+    sizes = (k, rows, inputs, columns, structs([matrix(None, packed)]))
     check(call("k24_matmul", *sizes, x, x.stride(0), x.stride(1), bias, per_bias, int(relu), y))
     return y
 

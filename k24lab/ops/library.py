@@ -55,7 +55,7 @@ def usable(tensor: Tensor) -> bool:
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
-    suits = tensor.device.type == "cpu" and tensor.dtype == torch.float32
+    suits = tensor.is_cpu and tensor.dtype == torch.float32
     return suits and torch.get_num_threads() <= MOST_THREADS and library() is not None
 
 

@@ -42,14 +42,14 @@ def _groups(weight: Float[Tensor, "out in"]) -> int:
 
 
 def _as_drawn(layers: Sequence[ScoredLayer], *arrays: Sequence[Tensor | None]) -> Any:
-    """The layers as the kernels take them, with arrays of each: its masks or the gradients to them, and its results."""
+    """Structs `drawn` of `masks.c`, with arrays of each layer: its masks or the gradients to them, and its results."""
     each = []
     for layer, *own in zip(layers, *arrays, strict=True):
-        ema, addresses = layer.ema, [None if array is None else array.data_ptr() for array in own]
-        stride = 0 if ema is None or len(ema) == 1 else ema.shape[1]
-        parts = (layer.weight.data_ptr(), layer.alpha.data_ptr(), None if ema is None else ema.data_ptr(), stride)
-        each.append(calls.Drawn(*parts, layer.with_weight, *layer.weight.shape, *addresses))
-    return (calls.Drawn * len(each))(*each)
+        stride = 0 if layer.ema is None or layer.ema.shape[0] == 1 else layer.ema.shape[1]
+        parts = calls.addresses([layer.weight, layer.alpha, layer.ema])
+        given = calls.addresses(own) + [None] * (3 - len(own))
+        each.append([*parts, stride, int(layer.with_weight), *layer.weight.shape, *given])
+    return calls.structs(each)
 
 
 def _contiguous(layers: Sequence[ScoredLayer]) -> list[ScoredLayer]:
@@ -170,13 +170,12 @@ class _Seen(torch.autograd.Function):
 
 
 def _as_seen(given: Sequence[Tensor], products: Sequence[Tensor], results: Sequence[Tensor] = ()) -> Any:
-    """Weights, then masks, as the kernels take them, and the gradients to them in the same order."""
+    """Structs `seen` of `masks.c`, from weights, then masks, and the gradients to them in the same order."""
     n, each = len(products), []
     for k, product in enumerate(products):
-        own = [given[k], given[n + k], product, *results[k::n]]
-        addresses = [x.data_ptr() for x in own] + [None] * (5 - len(own))
-        each.append(calls.Seen(*addresses, len(product), given[k].numel()))
-    return (calls.Seen * n)(*each)
+        own = calls.addresses([given[k], given[n + k], product, *results[k::n]])
+        each.append([*own, *[None] * (5 - len(own)), product.shape[0], given[k].numel()])
+    return calls.structs(each)
 
 
 def seen_through(

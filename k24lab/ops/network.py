@@ -33,14 +33,9 @@ class Seen(NamedTuple):
 
 def _layers(parameters: Sequence[Tensor], packed: Sequence[Packed | None], grads: Sequence[Tensor] = ()) -> Any:
     """The layers as the kernels take them, from their matrices, then their biases; likewise the gradients to these."""
-    each, n = [], len(packed)
-    for k, sparse in enumerate(packed):
-        weight, bias = parameters[k::n]
-        rows, inputs = weight.shape[1:]
-        addresses = [grad.data_ptr() for grad in grads[k::n]]
-        own = rows if len(bias) > 1 else 0
-        each.append(calls.Layer(calls.Matrix.of(weight, sparse), bias.data_ptr(), own, rows, inputs, *addresses))
-    return (calls.Layer * n)(*each)
+    n = len(packed)
+    each = zip(parameters[:n], parameters[n:], packed, strict=True)
+    return calls.structs([calls.layer(*own, *grads[k::n]) for k, own in enumerate(each)])
 
 
 def _forward(

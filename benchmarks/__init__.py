@@ -1,0 +1,1 @@
+"""k24lab beside other libraries, beside itself, and on a GPU."""
