@@ -27,6 +27,7 @@ from k24lab.marl.seeding import Stream
 DRAWN = {"method": "k24-literal", "acting_masks": "drawn", "reset_threshold": 0.6}
 KINDS = {"drawn masks": DRAWN, "nops, qmix": {"method": "nops", "mixer": "qmix", "updates_per_rollout": 3}}
 PIPELINE = SHORT | {"pipeline": True, "t_max": 800, "checkpoint_interval": 200, "reset_interval": 200}
+PIPELINE |= {"epsilon_start": 0.5, "epsilon_anneal_steps": 600}  # most actions are the network's
 
 
 class Fails(Base):
