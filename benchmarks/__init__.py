@@ -1,0 +1,1 @@
+"""k24lab beside other libraries and beside itself: `python -m benchmarks.peers`."""
