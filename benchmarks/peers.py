@@ -110,7 +110,7 @@ def version(side: Side, places: Mapping[str, Place]) -> str:
     if side.peer:
         return places[side.peer].version
     library = side.settings.get("library", "torch" if side.target.endswith("products") else "")
-    return importlib.metadata.version(library) if library else ""
+    return importlib.metadata.version(library).partition("+")[0] if library else ""
 
 
 def write(rows: pd.DataFrame, rounds: int) -> Path:
