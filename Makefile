@@ -1,6 +1,6 @@
 # Every target sets up its environment itself: conda where it is present, else venv + pip.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tune results results-smax teams peers test test-oracle test-benchmarl test-wheel test-cluster test-faults test-browser test-soak test-mutants docs lint format lock clean
+.PHONY: help setup demo tune results results-smax teams peers gpu test test-oracle test-benchmarl test-wheel test-cluster test-faults test-browser test-soak test-mutants docs lint format lock clean
 
 CONDA := $(shell command -v mamba || command -v conda)
 PYTHON ?= python3.11
@@ -82,6 +82,10 @@ teams: setup  ## the trained teams of k24lab/teams anew (2 minutes on an idle co
 
 peers: setup  ## speed beside other libraries, as far as they are given: PEERS="--peer benchmarl=PYTHON --peer epymarl=CHECKOUT"
 	$(RUN) python -m benchmarks.peers $(PEERS) && $(RUN) python docs/tools/generate_results.py
+
+gpu: export K24LAB_FIGURES := $(CURDIR)/figures
+gpu: setup  ## all measurements on an NVIDIA GPU (under 8 minutes after the set-up); what is in figures/gpu is not measured again
+	$(RUN) python -m benchmarks.gpu $(ARGS)
 
 test-wheel:  ## the wheel in an empty environment outside the repository, with and without its extras (minutes)
 	rm -rf build/wheel && mkdir -p build/wheel

@@ -15,7 +15,12 @@ builds = {"k24lab.ops._k24": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     builds["k24lab.ops._k24_avx2"] = ["-march=x86-64-v3"]
     builds["k24lab.ops._k24_avx512"] = ["-march=x86-64-v4"]  # the same vectors, and registers for twice as many
-SHIPPED = ("notebooks/*.ipynb", "notebooks/grids/*.yaml", "figures/speed/bench_inference*.csv")
+SHIPPED = (
+    "notebooks/*.ipynb",
+    "notebooks/grids/*.yaml",
+    "figures/speed/bench_inference.csv",
+    "figures/gpu/*/teams.csv",
+)
 
 
 class BuildWithNotebooks(build_py):

@@ -1,1 +1,1 @@
-"""k24lab beside other libraries and beside itself: `python -m benchmarks.peers`."""
+"""k24lab beside other libraries, beside itself, and on a GPU."""

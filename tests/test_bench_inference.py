@@ -3,11 +3,10 @@
 import pandas as pd
 import pytest
 import torch
-from test_gpu_actor import pretended_gpu  # noqa: F401
 from test_kernels import build, needs_kernels  # noqa: F401
 
-from k24lab.analysis import speedup_plots, style
-from k24lab.analysis.speedup_plots import fastest_sparse, gpu_figure, over_shared
+from k24lab.analysis import speedup_plots
+from k24lab.analysis.speedup_plots import fastest_sparse, over_shared
 from k24lab.bench import inference as bench, timing
 from k24lab.errors import ConfigError
 from k24lab.inference.actor import batched, team_step
@@ -23,7 +22,7 @@ def small(monkeypatch):
     monkeypatch.setattr(speedup_plots, "SHOWN_BATCHES", (1,))
     monkeypatch.setattr(timing, "SHORTEST", 1e-6)
     cases = {"WIDTHS": (16, 32), "BATCHES": (1, 2), "TEAMS": (1, 2), "TEAM_BATCHES": (1, 2)}
-    cases |= {"GPU_TEAM_BATCHES": (1, 2), "GAIN_TEAMS": (2,), "GAIN_BATCHES": (1, 3)}
+    cases |= {"GAIN_TEAMS": (2,), "GAIN_BATCHES": (1, 3)}
     for name, value in (cases | {"HIDDEN": (8, 16)}).items():
         monkeypatch.setattr(bench, name, value)
 
@@ -48,15 +47,15 @@ def test_published_points_are_whole_and_none_is_a_win_for_agents():
 
 
 def test_random_weight_is_24():
-    weight = bench.random_24_weight(64, torch.Generator().manual_seed(0))
-    assert weight.shape == (64, 64)
+    weight = bench.random_24_weight(32, 64, torch.Generator().manual_seed(0))
+    assert weight.shape == (32, 64)
     assert (weight.reshape(-1, 4).ne(0).sum(dim=1) == 2).all()
 
 
 @needs_kernels
 def test_benchmark_prints_and_stores_every_case(build, small, capsys):  # noqa: F811
-    paths = bench.bench_inference(2)
-    table = pd.read_csv(paths[0])
+    path = bench.bench_inference(2)
+    table = pd.read_csv(path)
     layers, teams = table[table["level"] == "layer"], table[table["level"] == "team"]
     assert len(layers) == 2 * 2 * 5 and len(teams) == 2 * 2 * 2 * 6
     gains = table[table["level"] == "gains"]
@@ -64,10 +63,11 @@ def test_benchmark_prints_and_stores_every_case(build, small, capsys):  # noqa: 
     teams = teams[teams["width"] == 8]
     assert table[["device", "kernels", "torch", "date"]].notna().all(axis=None)
     out = capsys.readouterr().out
-    assert "one thread" in out and "GPU: " in out and "One step of a team" in out
-    stored, _ = bench.measurements()
+    assert "one thread" in out and "One step of a team" in out
+    stored, on_gpu = bench.measurements()
+    assert on_gpu is None or len(on_gpu)
     pd.testing.assert_frame_equal(stored, table)
-    assert f"bench_inference: {paths[0]}" in capsys.readouterr().out
+    assert f"bench_inference.csv: {path}" in capsys.readouterr().out
     shared = over_shared(teams)
     us = teams.set_index(["n_agents", "batch", "form"])["us"]
     fastest = min(us[2, 1, "2:4"], us[2, 1, "2:4, columns"])
@@ -95,17 +95,3 @@ def test_without_kernels_there_is_one_clear_error(monkeypatch):
     monkeypatch.setattr(kernels, "library", lambda: None)
     with pytest.raises(ConfigError, match="which are not built here"):
         bench.bench_inference(2)
-
-
-def test_gpu_table_is_measured_and_drawn(pretended_gpu, small, monkeypatch, capsys):  # noqa: F811
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "pretended")
-    times = iter([10.0, 20.0] * 1000)  # of the calls that a round begins with, and of the others
-    monkeypatch.setattr(bench, "gpu_time", lambda call: (call(), next(times))[1])
-    table = bench.measure_gpu(2)
-    assert len(table) == 2 * 2 * 2 * 2 and table["max_error"].lt(0.05).all()
-    assert table["dense_us"].eq(15).all() and table["speedup"].eq(1).all()
-    assert "GPU (microseconds" in capsys.readouterr().out
-    with style.paper_style():
-        fig = gpu_figure(table)
-    titles = [ax.get_title() for ax in fig.axes if ax.get_title()]
-    assert titles == [f"whole step, {dtype}, batch {b}" for b in (1, 2) for dtype in ("float16", "bfloat16")]

@@ -86,6 +86,7 @@ COMMANDS = {
     "python -m benchmarks.peers --peer benchmarl=PYTHON --peer epymarl=CHECKOUT --peer kaleidoscope=CHECKOUT "
     "--peer jaxmarl=PYTHON --peer jaxmarl=CHECKOUT": Not("takes many minutes: tests/test_peers.py runs its parts"),
     "python docs/tools/generate_results.py": "python docs/tools/generate_results.py --check",
+    "make gpu": "make -n gpu",
     "k24lab doctor": None,
     "k24lab doctor --task pettingzoo/my_module:my_env": "k24lab doctor --task pettingzoo/mpe2.simple_spread_v3",
     "k24lab export RUN --format onnx --agent 0 --dtype float16 --output output/agent.onnx": (
@@ -194,13 +195,14 @@ def test_install_and_first_run(checkout):
     assert written == {".html", ".gif"}
 
 
-def test_the_two_make_targets(checkout):
+def test_the_make_targets(checkout):
     small_runs("demo", "k24", "random24")
     said = run_block(block_of("make demo"), checkout)
     for line in ("k24lab sweep notebooks/grids/demo.yaml", "k24lab notebooks --runs demo", "pytest -n 2 tests"):
         assert f" {line}\n" in said
     assert f" {'pytest --nbmake -n 2 notebooks'}\n" in said  # the README's own command, from the folder above
     assert (checkout / "output" / "demo" / "05_ablations_curves.png").is_file()
+    assert " python -m benchmarks.gpu" in run_block(block_of("make gpu"), checkout)
 
 
 def test_notebooks_by_papermill_and_pytest(checkout):

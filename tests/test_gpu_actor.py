@@ -33,7 +33,8 @@ def test_both_implementations_are_the_team_for_every_padding(make_team, changes,
         assert [n % 16 for n in weight.shape[1:]] == [0, 0]
     masked = [name for name, layer in team.layers.items() if layer.patterns is not None]
     gains = gpu.padded_gains(team)
-    implementations = batched(layers, gains), gpu.sparse_calls(layers, masked, lambda weight: weight, gains)
+    each, grouped = (gpu.sparse_calls(layers, masked, lambda weight: weight, gains, g) for g in (False, True))
+    implementations = batched(layers, gains), each, grouped
     actor = Actor(team, "torch")
     _, size, width = layers["fc1"][0].shape
     hidden = [torch.zeros(3, 4, size) for _ in implementations]
@@ -47,14 +48,28 @@ def test_both_implementations_are_the_team_for_every_padding(make_team, changes,
             assert (hidden[k][..., sizes[1] :] == 0).all()
 
 
+def test_matrices_for_cutlass_are_padded_further_and_compute_the_same(make_team):
+    team = make_team(30, 20, 9)
+    layers, gains = gpu.moved(team, "cpu", torch.float64, gpu.CUTLASS_TILE)
+    assert {n % 64 for weight, _ in layers.values() for n in weight.shape[1:]} == {0} and gains == {}
+    x = torch.randn(3, 4, 30)
+    padded = torch.nn.functional.pad(x, (0, 34)).double()
+    q_values, _ = team_step(batched(layers), padded, padded.new_zeros(3, 4, 64))
+    torch.testing.assert_close(q_values[..., :9].float(), Actor(team, "torch").q_values(x), rtol=1e-5, atol=1e-5)
+
+
 def test_masked_matrices_are_packed_one_by_one_and_dense_ones_never(make_team):
     packed = []
     layers = gpu.padded_layers(make_team(mask_rnn=False))
     gpu.sparse_calls(layers, ["fc1", "fc2", "fc3", "fc4"], lambda weight: packed.append(weight) or weight)
     assert len(packed) == 4 * 3
+    packed.clear()
+    layers = gpu.padded_layers(make_team(mask_rnn=False))
+    gpu.sparse_calls(layers, ["fc2"], lambda weight: packed.append(weight) or weight, grouped=True)
+    assert [tuple(weight.shape) for weight in packed] == [(3 * 32, 32)]
 
 
-def test_cusparselt_searches_its_algorithm_for_the_batch(monkeypatch):
+def test_cusparselt_searches_its_algorithm_once_for_each_shape_and_batch(monkeypatch):
     seen = []
 
     def search(packed, dense, **options):
@@ -64,16 +79,20 @@ def test_cusparselt_searches_its_algorithm_for_the_batch(monkeypatch):
     pack = SimpleNamespace(from_dense=lambda weight: SimpleNamespace(packed=weight, alg_id_cusparselt=0))
     monkeypatch.setattr(gpu, "SparseSemiStructuredTensorCUSPARSELT", pack)
     monkeypatch.setattr(torch, "_cslt_sparse_mm_search", search, raising=False)
+    monkeypatch.setattr(gpu, "_algorithms", {})
     weight = torch.zeros(32, 64)
     assert gpu.pack_for_gpu.__wrapped__(weight, 13).alg_id_cusparselt == 7
     assert seen == [(weight, (64, 16), {"transpose_result": True})]
+    for other, batch in ((weight + 1, 16), (weight, 17), (torch.zeros(64, 64), 13)):
+        assert gpu.pack_for_gpu.__wrapped__(other, batch).alg_id_cusparselt == 7
+    assert [shape for _, shape, _ in seen] == [(64, 16), (64, 24), (64, 16)]
 
 
 @pytest.fixture
 def pretended_gpu(monkeypatch):
     """A GPU that is the CPU: a graph is its calls, 2:4 matrices stay dense and their calls are the faster ones."""
     monkeypatch.setattr(gpu, "sparse24_available", lambda: (True, "pretended"))
-    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
+    monkeypatch.setattr(gpu, "DEVICE", "cpu")
     monkeypatch.setattr(gpu, "pack_for_gpu", lambda weight, batch: weight)
     monkeypatch.setattr(gpu, "capture", lambda call: (call(), call)[1])
     times = iter([3.0, 2.0] * gpu.TRIALS)  # dense, sparse

@@ -12,7 +12,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from k24lab.analysis.curve_plots import new_axes, panels
+from k24lab.analysis.curve_plots import new_axes, panels, shared_legend
 from k24lab.analysis.style import GREY, OKABE_ITO
 
 LINES = (("blue", "o", "-"), ("vermillion", "s", "--"), ("green", "^", "-."), ("black", "X", ":"))
@@ -121,9 +121,33 @@ def team_panels(teams: pd.DataFrame, axes: Sequence[Axes]) -> None:
 
 
 def gpu_figure(teams: pd.DataFrame) -> Figure:
-    """Steps of teams on a GPU for each dtype and batch (columns width, batch, n_agents, dtype, speedup)."""
-    cases = list(teams.groupby(["dtype", "batch"], sort=False))
-    fig, axes = panels(len(cases), n_columns=2)
-    for ax, ((dtype, batch), rows) in zip(axes, cases, strict=True):
-        speedup_over_agents(rows, "speedup", ax, title=f"whole step, {dtype}, batch {batch}")
+    """Steps of teams on a GPU inside CUDA graphs, over a dense network for each agent, for each 2:4 form and batch.
+
+    `teams`: columns width, n_agents, batch, form, mode, speedup (`make gpu`).
+    """
+    rows = teams[(teams["mode"] == "graph") & teams["form"].str.startswith("2:4")].dropna(subset=["speedup"])
+    cases = list(rows.groupby(["form", "batch"], sort=False))
+    fig, axes = panels(len(cases), n_columns=3)
+    for ax, ((form, batch), each) in zip(axes, cases, strict=True):
+        speedup_over_agents(each, "speedup", ax, title=f"{form}\nbatch {batch}")
+    return shared_legend(fig)
+
+
+def gpu_map(layers: pd.DataFrame) -> Figure:
+    """The map of a layer on a GPU: 2:4 by cuSPARSELt over dense."""
+    fig, (ax,) = panels(1, height=2.6)
+    crossover_map(layers[layers["form"] == "2:4, cuSPARSELt"], "speedup", ax, title="one layer, 2:4 over dense")
+    return fig
+
+
+def case_bars(table: pd.DataFrame, case: Sequence[str], value: str) -> Figure:
+    """A bar for each row, by its case (columns `case`), its form and, where there is one, its mode."""
+    rows = table.dropna(subset=[value])
+    texts = [", ".join(f"{name} {row[name]}" for name in case) for row in rows.to_dict("records")]
+    labels = [column for column in ("form", "mode", "threads") if column in rows]
+    bars = rows.assign(case=texts, form=rows[labels].astype(str).agg(", ".join, axis=1))
+    fig, (ax,) = panels(1, height=1 + 0.12 * len(bars))
+    sns.barplot(bars, x=value, y="case", hue="form", ax=ax, errorbar=None)
+    sns.move_legend(ax, "center left", bbox_to_anchor=(1, 0.5), title=None)
+    ax.set(xscale="log", ylabel="", xlabel=value.replace("_", " "))
     return fig

@@ -1,11 +1,11 @@
-"""`k24lab bench inference`: where 2:4 pays at inference on this machine, on its CPU and, where it has one, its GPU.
+"""`k24lab bench inference`: where 2:4 pays at inference on the CPU of this machine (its GPU: `make gpu`).
 
 Layers and steps of a whole team are measured dense and 2:4. Column `form` of the tables names the implementation.
 """
 
 import datetime
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -24,7 +24,6 @@ from k24lab.core.patterns import GROUP_SIZE, N_PATTERNS, masks_from_index
 from k24lab.errors import ConfigError
 from k24lab.inference.actor import Actor, batched, team_step
 from k24lab.inference.freeze import FrozenTeam, freeze
-from k24lab.inference.gpu import DTYPES, GPUActor, gpu_time, sparse24_available
 from k24lab.lab.config import build_config
 from k24lab.lab.paths import SHIPPED, figures_dir
 from k24lab.lab.provenance import cpu_name
@@ -33,27 +32,24 @@ from k24lab.ops import acting, library as kernels
 from k24lab.ops.linear import linear, sparse_layers
 
 CLAIM = (1.5, 1.8)  # the speedup of 2:4 on Ampere that the original design claims
-NAME, GPU_NAME = "speed/bench_inference", "speed/bench_inference_gpu"
+NAME, GPU_TABLES = "speed/bench_inference", "gpu/*/teams.csv"
 WIDTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
 HIDDEN = (32, 64, 128, 256)
 TEAMS = (1, 3, 8, 16, 64)
-TEAM_BATCHES, GPU_TEAM_BATCHES = (1, 8, 32, 256), (1, 32, 256, 1024, 4096)
+TEAM_BATCHES = (1, 8, 32, 256)
 GAIN_TEAMS, GAIN_BATCHES = (8, 32, 100), (1, 32)
 OBS_DIM, N_ACTIONS = 30, 10
 MOST_MULTIPLY_ADDS = 2e9  # larger cases would take seconds a call on a CPU and are left out
 ROUNDS = 20
 
 
-def bench_inference(rounds: int = ROUNDS) -> list[Path]:
-    """Print all measurements and write the tables `bench_inference.csv` and, with a GPU, `bench_inference_gpu.csv`.
+def bench_inference(rounds: int = ROUNDS) -> Path:
+    """Print all measurements and write the table `bench_inference.csv`, which notebook `06_ampere_speedup` draws.
 
-    Notebook `06_ampere_speedup` draws them. Without the CPU kernels it is a ConfigError.
+    Without the CPU kernels it is a ConfigError.
     """
-    paths = [save_table(measure_cpu(rounds), NAME)]
-    available, found = sparse24_available()
-    print(f"\nGPU: {found}")
-    return [*paths, save_table(measure_gpu(rounds), GPU_NAME)] if available else paths
+    return save_table(measure_cpu(rounds), NAME)
 
 
 def published_points() -> pd.DataFrame:
@@ -66,16 +62,16 @@ def published_points() -> pd.DataFrame:
 
 
 def measurements() -> list[pd.DataFrame | None]:
-    """What was measured on a CPU and on a GPU (None: nowhere yet).
+    """What was measured on a CPU and on GPUs (None: nowhere yet): files in the figures folder, else in the package.
 
-    From the files of `bench_inference` in the figures folder, or else those that come with the package.
+    They come from `bench_inference` and, one for each GPU, from `make gpu`.
     """
     tables: list[pd.DataFrame | None] = []
-    for name in (NAME, GPU_NAME):
-        paths = [folder / f"{name}.csv" for folder in (figures_dir(), SHIPPED / "figures")]
-        path = next((path for path in paths if path.is_file()), None)
-        tables.append(pd.read_csv(path) if path else None)
-        print(f"{name}: {path or 'measured nowhere yet (k24lab bench inference)'}")
+    for pattern, command in ((f"{NAME}.csv", "inference"), (GPU_TABLES, "gpu")):
+        found = (sorted(folder.glob(pattern)) for folder in (figures_dir(), SHIPPED / "figures"))
+        paths = next(filter(None, found), [])
+        tables.append(pd.concat(map(pd.read_csv, paths)) if paths else None)
+        print(f"{pattern}: {', '.join(map(str, paths)) or f'measured nowhere yet (k24lab bench {command})'}")
     return tables
 
 
@@ -105,7 +101,7 @@ def measure_layers(widths: Sequence[int], batches: Sequence[int], rounds: int = 
     """
     generator, rows = torch.Generator().manual_seed(0), []
     for width in widths:
-        weight, bias = random_24_weight(width, generator), torch.randn(width, generator=generator)
+        weight, bias = random_24_weight(width, width, generator), torch.randn(width, generator=generator)
         sparse = acting.PackedLinear(weight[None], bias[None])
         dense = acting.PackedLinear(weight[None], bias[None], sparse=False)
         columns = sparse_layers({"layer": (weight[None], bias[None])})["layer"]
@@ -137,7 +133,7 @@ def measure_teams(
     """
     rows = []
     for size, n in product(hidden, teams):
-        team = _random_team(size, n)
+        team = random_team(size, n)
         actors = {"2:4": Actor(team, "kernel"), "packed dense": Actor(team, "kernel", sparse=False)}
         actors["2:4, columns"] = Actor(team, "columns")
         matrices = team.folded()
@@ -169,13 +165,13 @@ def measure_gains(
     """
     rows = []
     for size, n, batch in product(hidden, teams, batches):
-        dense = _random_team(size, n, "magnitude24", ids=True)
+        dense = random_team(size, n, "magnitude24", ids=True)
         kernel = Actor(dense, "kernel", sparse=False)
         x, with_ids = torch.randn(n, batch, OBS_DIM), torch.randn(n, batch, OBS_DIM + n)
         together = with_ids.view(1, n * batch, -1), torch.zeros(1, n * batch, size)
         calls: dict[str, Call] = {
-            "2:4 with gains": partial(Actor(_random_team(size, n, "gains24")).q_values, x),
-            "2:4, a mask each": partial(Actor(_random_team(size, n)).q_values, x),
+            "2:4 with gains": partial(Actor(random_team(size, n, "gains24")).q_values, x),
+            "2:4, a mask each": partial(Actor(random_team(size, n)).q_values, x),
             "dense with ids, kernel": partial(kernel.q_values, with_ids),
             "dense with ids, torch": partial(team_step, batched(dense.folded()), *together),
         }
@@ -198,37 +194,16 @@ def agent_by_agent(
     return q_values
 
 
-def measure_gpu(rounds: int) -> pd.DataFrame:
-    """Whole steps of teams: GPU time inside CUDA graphs."""
-    about = {"kind": "measured", "device": torch.cuda.get_device_name(), "date": datetime.date.today().isoformat()}
-    table = pd.DataFrame(_gpu_teams(rounds))
-    show(f"GPU (microseconds, median of {rounds}, interleaved)", table)
-    return table.assign(**about, torch=torch.__version__, cuda=torch.version.cuda)
+def random_24_weight(out: int, columns: int, generator: torch.Generator) -> Float[Tensor, "out columns"]:
+    """Normal weights under a random 2:4 mask on the generator's device; the columns are a multiple of 4."""
+    on = generator.device
+    weight = torch.randn(out, columns, generator=generator, device=on)
+    index = torch.randint(N_PATTERNS, (out, columns // GROUP_SIZE), generator=generator, device=on)
+    return weight * masks_from_index(index, weight).reshape(out, columns)
 
 
-def _gpu_teams(rounds: int) -> Iterator[dict[str, Any]]:
-    """A replayed CUDA graph of one step: a 2:4 call for each mask against one dense batched product a layer."""
-    for size, n, batch, dtype in product(HIDDEN, TEAMS, GPU_TEAM_BATCHES, DTYPES):
-        team = _random_team(size, n)
-        dense, sparse = (GPUActor(team, batch, dtype, name) for name in ("dense", "sparse"))
-        x = torch.randn(n, batch, OBS_DIM)
-        error = (sparse.q_values(x.cuda()).float().cpu() - Actor(team, "torch").q_values(x)).abs().max().item()
-        calls = {"dense": dense.replay, "sparse": sparse.replay}
-        times = interleaved(calls, rounds, lambda call: partial(gpu_time, call))
-        about = {"level": "team", "width": size, "batch": batch, "n_agents": n, "dtype": dtype}
-        us = {name: statistics.median(values) for name, values in times.items()}
-        ratio = {"speedup": us["dense"] / us["sparse"], "max_error": error}
-        yield about | {"dense_us": us["dense"], "sparse_us": us["sparse"]} | ratio
-
-
-def random_24_weight(width: int, generator: torch.Generator) -> Float[Tensor, "width width"]:
-    """Normal weights under a random 2:4 mask; `width` is a multiple of 4."""
-    weight = torch.randn(width, width, generator=generator)
-    index = torch.randint(N_PATTERNS, (width, width // GROUP_SIZE), generator=generator)
-    return weight * masks_from_index(index, weight).reshape(width, width)
-
-
-def _random_team(hidden_dim: int, n_agents: int, method: str = "random24", ids: bool = False) -> FrozenTeam:
+def random_team(hidden_dim: int, n_agents: int, method: str = "random24", ids: bool = False) -> FrozenTeam:
+    """A team that was never trained, with other gains for each agent where the method has some."""
     config = build_config({"method": method, "hidden_dim": hidden_dim, "agent_id": ids})
     agent = build_agent(config, OBS_DIM + n_agents * ids, N_ACTIONS, n_agents)
     with torch.no_grad():

@@ -40,9 +40,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def random_batch(spec: EnvSpec, n_episodes: int, with_state: bool = False) -> EpisodeBatch:
+def random_batch(spec: EnvSpec, n_episodes: int, device: str = "cpu", with_state: bool = False) -> EpisodeBatch:
     """Full-length episodes of random numbers."""
-    batch = empty_batch(spec, n_episodes, with_state)
+    batch = empty_batch(spec, n_episodes, with_state, device=device)
     batch.obs.normal_()
     batch.state.normal_()
     batch.reward.normal_()
@@ -58,10 +58,7 @@ def measure_updates(shape: Shape, rounds: int, variants: Iterable[str] = tuple(V
     `ratio` is the median of the rounds' ratios to the baseline, `peak_mb` (1e6 bytes) what the update allocates
     at its peak, and each part has its share of the time.
     """
-    n, o, a, h, t = shape
-    spec = EnvSpec(n_envs=32, n_agents=n, obs_dims=(o,) * n, n_actions=(a,) * n, state_dim=n * o, episode_limit=t)
-    batch = random_batch(spec, 32)
-    learners = {v: build_learner(build_config({"hidden_dim": h, **VARIANTS[v]}), spec) for v in variants}
+    learners, batch = learners_of(shape, variants)
     calls = {name: partial(learner.update, batch, t_env=1000) for name, learner in learners.items()}
     times = interleaved(calls, rounds, partial(cpu_timer, repeats=1))
     rows = []
@@ -70,6 +67,17 @@ def measure_updates(shape: Shape, rounds: int, variants: Iterable[str] = tuple(V
         row = {"variant": name, "ms": statistics.median(times[name]) / 1e3, "ratio": ratio}
         rows.append(row | {"peak_mb": peak_bytes(learner, batch) / 1e6} | part_shares(learner, batch))
     return pd.DataFrame(rows)
+
+
+def learners_of(
+    shape: Shape, variants: Iterable[str], device: str = "cpu"
+) -> tuple[dict[str, K24QLearner], EpisodeBatch]:
+    """A learner of every variant, and a batch that they can learn from."""
+    n, o, a, h, t = shape
+    spec = EnvSpec(n_envs=32, n_agents=n, obs_dims=(o,) * n, n_actions=(a,) * n, state_dim=n * o, episode_limit=t)
+    settings = {"hidden_dim": h, "device": device}
+    learners = {v: build_learner(build_config(settings | VARIANTS[v]), spec) for v in variants}
+    return learners, random_batch(spec, 32, device)
 
 
 def measure_teams(rounds: int) -> pd.DataFrame:

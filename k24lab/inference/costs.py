@@ -109,9 +109,9 @@ def team_memory(layers: Sequence[Layer], n_agents: Sequence[int], dtype: str) ->
     return pd.DataFrame(rows, columns=["storage", "n_agents", "dtype", "bytes"])
 
 
-def kernel_shape(out_features: int, in_features: int) -> tuple[int, int]:
+def kernel_shape(out_features: int, in_features: int, tile: int = KERNEL_TILE) -> tuple[int, int]:
     """Weight shape, padded with zeros to what a GPU's 2:4 kernel accepts; torch pads activations, never weights."""
-    return -(-out_features // KERNEL_TILE) * KERNEL_TILE, -(-in_features // KERNEL_TILE) * KERNEL_TILE
+    return -(-out_features // tile) * tile, -(-in_features // tile) * tile
 
 
 def _bytes(bits: int) -> int:

@@ -14,22 +14,24 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.sparse import SparseSemiStructuredTensorCUSPARSELT
+from torch.sparse import SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructuredTensorCUTLASS
 
 from k24lab.errors import ConfigError, unknown
 from k24lab.inference.actor import Apply, batched, team_step, with_gains
-from k24lab.inference.costs import kernel_shape
+from k24lab.inference.costs import KERNEL_TILE, kernel_shape
 from k24lab.inference.freeze import FrozenTeam, Own
 from k24lab.ops.acting import GATES
 
 Call = Callable[[], object]
 Layers = Mapping[str, tuple[Float[Tensor, "M rows columns"], Float[Tensor, "Mb rows"]]]  # matrices and biases
 IMPLEMENTATIONS = ("auto", "dense", "sparse")
+DEVICE = "cuda"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 MIN_CAPABILITY = (8, 0)  # Ampere, the first generation with sparse tensor cores
 DENSE_ROWS = 8  # torch pads 16-bit activations to a multiple of this
 WARM_UP = 5  # calls before a graph is captured: choice of kernels, set-up of plans, allocator
 TRIALS = 30  # of each implementation, to choose the faster one
+CUTLASS_TILE = 64  # torch's CUTLASS kernels want multiples of 32 rows and 64 columns; every output is an input too
 
 
 def sparse24_available() -> tuple[bool, str]:
@@ -45,13 +47,30 @@ def sparse24_available() -> tuple[bool, str]:
 
 
 def pack_for_gpu(weight: Float[Tensor, "out in"], batch: int) -> Tensor:
-    """torch's 2:4 tensor of a padded weight; cuSPARSELt tries its algorithms for `batch` rows and keeps the fastest."""
+    """torch's 2:4 tensor of a padded weight; cuSPARSELt tries its algorithms for `batch` rows and keeps the fastest.
+
+    It tries them once for each shape, because the masks of a layer have the same.
+    """
     with warnings.catch_warnings():  # torch warns that these functions are prototypes
         warnings.simplefilter("ignore")
         packed: Any = SparseSemiStructuredTensorCUSPARSELT.from_dense(weight.contiguous())
-        x = weight.new_zeros(-(-batch // DENSE_ROWS) * DENSE_ROWS, weight.shape[1])  # padded as F.linear pads it
-        packed.alg_id_cusparselt = torch._cslt_sparse_mm_search(packed.packed, x.t(), transpose_result=True)
+        rows = -(-batch // DENSE_ROWS) * DENSE_ROWS  # padded as F.linear pads them
+        case = (*weight.shape, rows, weight.dtype)
+        if case not in _algorithms:
+            x = weight.new_zeros(rows, weight.shape[1])
+            _algorithms[case] = torch._cslt_sparse_mm_search(packed.packed, x.t(), transpose_result=True)
+        packed.alg_id_cusparselt = _algorithms[case]
     return packed
+
+
+_algorithms: dict[tuple[Any, ...], int] = {}
+
+
+def pack_for_cutlass(weight: Float[Tensor, "out in"]) -> Tensor:
+    """torch's 2:4 tensor of a weight padded to CUTLASS_TILE; its kernels exist for compute capability 8 alone."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return SparseSemiStructuredTensorCUTLASS.from_dense(weight.contiguous())
 
 
 def capture(call: Call) -> Call:
@@ -75,26 +94,35 @@ def gpu_time(call: Call) -> float:
     return start.elapsed_time(end) * 1e3
 
 
-def padded_layers(team: FrozenTeam) -> Layers:
+def padded_layers(team: FrozenTeam, tile: int = KERNEL_TILE) -> Layers:
     """`team.common()` with zeros up to what 2:4 kernels accept: every layer's output stays the next one's input."""
     layers = {}
     for name, (weight, bias) in team.common().items():
         gates = GATES.get(name, 1)
         out, inputs = weight.shape[1] // gates, weight.shape[2]
-        rows, columns = kernel_shape(out, inputs)
+        rows, columns = kernel_shape(out, inputs, tile)
         grown = F.pad(weight.unflatten(1, (gates, out)), (0, columns - inputs, 0, rows - out)).flatten(1, 2)
         layers[name] = grown, _padded(bias, gates, rows)
     return layers
 
 
-def padded_gains(team: FrozenTeam) -> dict[str, Own]:
+def padded_gains(team: FrozenTeam, tile: int = KERNEL_TILE) -> dict[str, Own]:
     """`team.gains()` with zeros in the same places."""
     padded = {}
     for name, (gain, own_bias) in team.gains().items():
         gates = GATES.get(name, 1)
-        rows, _ = kernel_shape(gain.shape[1] // gates, 1)
+        rows, _ = kernel_shape(gain.shape[1] // gates, 1, tile)
         padded[name] = _padded(gain, gates, rows), _padded(own_bias, gates, rows)
     return padded
+
+
+def moved(
+    team: FrozenTeam, device: str, kind: torch.dtype, tile: int = KERNEL_TILE
+) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Own]]:
+    """`padded_layers` and `padded_gains` on a device, in the dtype of the products."""
+    each = padded_layers(team, tile), padded_gains(team, tile)
+    layers, gains = ({name: (a.to(device, kind), b.to(device, kind)) for name, (a, b) in x.items()} for x in each)
+    return layers, gains
 
 
 def _padded(each: Float[Tensor, "K out"], gates: int, rows: int) -> Float[Tensor, "K rows"]:
@@ -103,18 +131,34 @@ def _padded(each: Float[Tensor, "K out"], gates: int, rows: int) -> Float[Tensor
 
 
 def sparse_calls(
-    layers: Layers, masked: Iterable[str], pack: Callable[[Tensor], Tensor], gains: Mapping[str, Own] | None = None
+    layers: Layers,
+    masked: Iterable[str],
+    pack: Callable[[Tensor], Tensor],
+    gains: Mapping[str, Own] | None = None,
+    grouped: bool = False,
 ) -> Apply:
-    """A call of the 2:4 kernel for each mask; what is not masked is one product for all. Then gains."""
-    packed = {name: [pack(matrix) for matrix in layers[name][0]] for name in masked}
+    """A call of the 2:4 kernel for each mask; what is not masked is one product for all. Then gains.
+
+    With `grouped` the matrices of all masks stand one below the other in one: a single call computes every input under
+    every mask, and what belongs together is kept. For few small masks a call costs more than these products.
+    """
+    packed, dense = {}, {name: weight for name, (weight, _) in layers.items()}
+    biases = {name: bias for name, (_, bias) in layers.items()}
+    many = {name for name, weight in dense.items() if len(weight) > 1}
+    for name in masked:
+        weight = dense.pop(name)
+        packed[name] = [pack(each) for each in (weight.flatten(0, 1).unsqueeze(0) if grouped else weight)]
 
     def apply(name: str, x: Tensor) -> Tensor:
-        weight, bias = layers[name]
-        if len(weight) > 1:
+        bias = biases[name]
+        if name in many and grouped:
+            blocks = F.linear(x.flatten(0, 1), packed[name][0]).reshape(*x.shape[:2], len(x), -1)  # [K, B, K, out]
+            return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous() + bias.unsqueeze(1)
+        if name in many:
             own = bias.expand(len(x), -1)
             return torch.stack([F.linear(*parts) for parts in zip(x, packed[name], own, strict=True)])
         # One matrix for all networks: one call.
-        y = F.linear(x.flatten(0, 1), packed[name][0] if name in packed else weight[0], bias[0])
+        y = F.linear(x.flatten(0, 1), packed[name][0] if name in packed else dense[name][0], bias[0])
         y = y.unflatten(0, x.shape[:2])
         return with_gains(y, gains[name]) if gains and name in gains else y
 
@@ -136,9 +180,7 @@ class GPUActor:
         available, found = sparse24_available()
         if not available:
             raise ConfigError(found)
-        kind = DTYPES[dtype]
-        layers = {name: (w.cuda().to(kind), bias.cuda().to(kind)) for name, (w, bias) in padded_layers(team).items()}
-        gains = {name: (g.cuda().to(kind), own.cuda().to(kind)) for name, (g, own) in padded_gains(team).items()}
+        layers, gains = moved(team, DEVICE, DTYPES[dtype])
         first, _ = layers["fc1"]
         self.team = team
         self._x = first.new_zeros(team.n_masks, batch, first.shape[2])
