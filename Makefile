@@ -1,6 +1,6 @@
 # Every target sets up its environment itself: conda where it is present, else venv + pip.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tune results results-smax teams gpu test test-oracle test-benchmarl test-wheel test-cluster test-faults test-browser test-soak test-mutants docs lint format lock clean
+.PHONY: help setup demo tune results results-smax teams peers gpu test test-oracle test-benchmarl test-wheel test-cluster test-faults test-browser test-soak test-mutants docs lint format lock clean
 
 CONDA := $(shell command -v mamba || command -v conda)
 PYTHON ?= python3.11
@@ -79,6 +79,9 @@ teams: setup  ## the trained teams of k24lab/teams anew (2 minutes on an idle co
 	$(RUN) k24lab train --task vmas/navigation --method k24-alpha --alpha-lr-factor 20 --updates-per-rollout 16 --t-max 307200 --name teams
 	$(RUN) k24lab export rolenav_n_agents_8-k24-alpha-s0-17207eaf --format safetensors --output k24lab/teams/rolenav8.safetensors
 	$(RUN) k24lab export vmas_navigation-k24-alpha-s0-7b1d75e7 --format safetensors --output k24lab/teams/vmas_navigation.safetensors
+
+peers: setup  ## speed beside other libraries, as far as they are given: PEERS="--peer benchmarl=PYTHON --peer epymarl=CHECKOUT"
+	$(RUN) python -m benchmarks.peers $(PEERS) && $(RUN) python docs/tools/generate_results.py
 
 gpu: export K24LAB_FIGURES := $(CURDIR)/figures
 gpu: setup  ## all measurements on an NVIDIA GPU (under 8 minutes after the set-up); what is in figures/gpu is not measured again

@@ -83,6 +83,9 @@ COMMANDS = {
     "k24lab export runs/rolenav3/rolenav-k24-s0-… --format onnx --output output/team.onnx": None,
     "k24lab bench train": Not("takes most of a minute at its smallest: tests/test_bench_train.py runs its parts"),
     "k24lab bench inference": Not("takes minutes: tests/test_bench_inference.py runs its parts"),
+    "python -m benchmarks.peers --peer benchmarl=PYTHON --peer epymarl=CHECKOUT --peer kaleidoscope=CHECKOUT "
+    "--peer jaxmarl=PYTHON --peer jaxmarl=CHECKOUT": Not("takes many minutes: tests/test_peers.py runs its parts"),
+    "python docs/tools/generate_results.py": "python docs/tools/generate_results.py --check",
     "make gpu": "make -n gpu",
     "k24lab doctor": None,
     "k24lab doctor --task pettingzoo/my_module:my_env": "k24lab doctor --task pettingzoo/mpe2.simple_spread_v3",

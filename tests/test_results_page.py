@@ -1,7 +1,8 @@
-"""docs/results.md is what its template makes of the files in figures/, and no number in it was typed by hand."""
+"""Pages of results are what their templates make of the files in figures/, and no number in them was typed by hand."""
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 
@@ -11,10 +12,10 @@ from k24lab.lab.paths import CHECKOUT
 
 SCRIPT = CHECKOUT / "docs" / "tools" / "generate_results.py"
 PAGE = CHECKOUT / "docs" / "results.md"
+TEMPLATES = {page: (SCRIPT.parent / f"{page}.md.jinja").read_text() for page in ("results", "performance")}
 spec = importlib.util.spec_from_file_location("generate_results", SCRIPT)
 generator = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(generator)
-TEMPLATE = generator.TEMPLATE.read_text()
 
 # Settings and facts of environments (tests/test_envs_rolenav.py measures the two bounds of RoleNav), not results.
 TYPED = {"1.45", "2.99", "0.01", "0.003", "95 %"}
@@ -34,15 +35,17 @@ def literals(template):
     return [found for text in expressions for found in re.findall(r"\d+\.\d+", re.sub(r'"[^"]*"', "", text))]
 
 
-def test_page_is_what_the_files_give():
-    assert generator.render() == PAGE.read_text()
+@pytest.mark.parametrize("page", TEMPLATES)
+def test_page_is_what_the_files_give(page):
+    assert generator.render(page) == (CHECKOUT / "docs" / f"{page}.md").read_text()
 
 
 def test_check_tells_a_page_that_was_changed(tmp_path, monkeypatch):
     assert subprocess.run([sys.executable, SCRIPT, "--check"], cwd=CHECKOUT).returncode == 0
-    changed = tmp_path / "results.md"
+    shutil.copytree(CHECKOUT / "docs", tmp_path / "docs")
+    changed = tmp_path / "docs" / "results.md"
     changed.write_text(PAGE.read_text().replace("2.97 ± 0.08", "2.98 ± 0.08", 1))
-    monkeypatch.setattr(generator, "PAGE", changed)
+    monkeypatch.setattr(generator, "DOCS", tmp_path / "docs")
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--check"])
     with pytest.raises(SystemExit, match=r"run python docs/tools/generate_results\.py"):
         generator.main()
@@ -55,11 +58,12 @@ def test_pictures_exist():
 
 def test_every_study_with_a_table_is_on_the_page():
     studies = {path.parent.name for path in (CHECKOUT / "figures").glob("*/*_table.csv")}
-    assert len(studies) > 12 and [study for study in sorted(studies) if study not in TEMPLATE] == []
+    assert len(studies) > 12 and [study for study in sorted(studies) if study not in TEMPLATES["results"]] == []
 
 
-def test_no_number_is_typed_by_hand():
-    assert typed_numbers(TEMPLATE) == [] and literals(TEMPLATE) == []
+@pytest.mark.parametrize("page", TEMPLATES)
+def test_no_number_is_typed_by_hand(page):
+    assert typed_numbers(TEMPLATES[page]) == [] and literals(TEMPLATES[page]) == []
 
 
 def test_typed_numbers_are_found():

@@ -1,7 +1,7 @@
-"""Write docs/results.md from docs/tools/results.md.jinja and the tables in figures/: no number is typed by hand.
+"""Write docs/results.md and docs/performance.md from docs/tools/*.md.jinja and figures/: no number is typed by hand.
 
-`python docs/tools/generate_results.py` writes the page; with `--check` it only compares and fails if the page differs.
-The functions in HELPERS are what the template calls. Paths are relative to figures/, and `**where` selects the rows of
+`python docs/tools/generate_results.py` writes the pages; with `--check` it only compares and fails if one differs.
+The functions in HELPERS are what the templates call. Paths are relative to figures/, and `**where` selects the rows of
 a table whose columns have these values (a list: one of these). A number that is not there is an error.
 """
 
@@ -19,8 +19,8 @@ from k24lab.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = ROOT / "figures"
-TEMPLATE = ROOT / "docs" / "tools" / "results.md.jinja"
-PAGE = ROOT / "docs" / "results.md"
+DOCS = ROOT / "docs"
+PAGES = ("results", "performance")
 RETURNS = "05_ablations_table.csv"  # columns task, variant, n, mean, low, high, iqm
 RUNS = "05_ablations_final.csv"  # columns task, variant, seed, test_return_mean
 
@@ -222,6 +222,26 @@ def aggregates_table() -> str:
     return markdown_table(["method", *names.values(), "probability that `k24` beats it"], rows)
 
 
+def peers_table() -> str:
+    """Speeds beside others, as `benchmarks/peers.py` measured them."""
+    rows, last = [], ""
+    for row in read("peers/peers.csv").fillna("").to_dict("records"):
+        work = f"{row['work']}; {'one core' if row['cores'] == 1 else 'both cores'}"
+        speed = with_ends(row["ratio"], row["low"], row["high"])
+        rows.append(["" if work == last else work, row["ours"], f"{row['theirs']} {row['version']}".strip(), speed])
+        last = work
+    return markdown_table(["work", "k24lab", "beside", "times as fast (quartiles)"], rows)
+
+
+def peers_machine() -> str:
+    """Where and when `peers_table` was measured."""
+    places = read("peers/peers.csv").groupby(["machine", "kernels"])["date"].agg(["min", "max"]).reset_index()
+    return "; ".join(
+        f"{row['machine']} ({row['kernels']} kernels), {' to '.join(dict.fromkeys([row['min'], row['max']]))}"
+        for row in places.to_dict("records")
+    )
+
+
 def figure(path: str, caption: str) -> str:
     """A picture of figures/ with its caption."""
     if not (FIGURES / path).is_file():
@@ -242,6 +262,8 @@ HELPERS = (
     figure,
     methods_table,
     paired_difference,
+    peers_machine,
+    peers_table,
     pivot,
     result,
     returns_table,
@@ -249,20 +271,21 @@ HELPERS = (
 )
 
 
-def render() -> str:
-    """The page."""
+def render(page: str) -> str:
+    """A page of PAGES."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     environment.globals.update({helper.__name__: helper for helper in HELPERS})
-    return environment.from_string(TEMPLATE.read_text()).render()
+    return environment.from_string((DOCS / "tools" / f"{page}.md.jinja").read_text()).render()
 
 
 def main() -> None:
-    """Write the page, or compare it."""
-    page = render()
-    if "--check" not in sys.argv[1:]:
-        PAGE.write_text(page)
-    elif not PAGE.is_file() or PAGE.read_text() != page:
-        sys.exit("docs/results.md is not what figures/ gives: run python docs/tools/generate_results.py")
+    """Write the pages, or compare them."""
+    for page in PAGES:
+        text, path = render(page), DOCS / f"{page}.md"
+        if "--check" not in sys.argv[1:]:
+            path.write_text(text)
+        elif not path.is_file() or path.read_text() != text:
+            sys.exit(f"docs/{page}.md is not what figures/ gives: run python docs/tools/generate_results.py")
 
 
 if __name__ == "__main__":

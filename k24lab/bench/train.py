@@ -40,10 +40,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def random_batch(spec: EnvSpec, n_episodes: int, device: str = "cpu") -> EpisodeBatch:
+def random_batch(spec: EnvSpec, n_episodes: int, device: str = "cpu", with_state: bool = False) -> EpisodeBatch:
     """Full-length episodes of random numbers."""
-    batch = empty_batch(spec, n_episodes, with_state=False, device=device)
+    batch = empty_batch(spec, n_episodes, with_state, device=device)
     batch.obs.normal_()
+    batch.state.normal_()
     batch.reward.normal_()
     batch.actions.random_(spec.action_dim)
     for always in (batch.avail_actions, batch.alive, batch.filled):

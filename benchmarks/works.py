@@ -1,0 +1,128 @@
+"""What is compared: works, the sides of each, which are measured together, and the pairs that the table shows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.driver import Side
+
+SHAPE = (3, 18, 5, 64, 25)  # agents, observation, actions, hidden size, episode length
+SHARED, K24 = "one shared network", "K-2:4"
+
+
+@dataclass(frozen=True)
+class Work:
+    """Something that all sides do; `pairs` are names of sides, ours before theirs."""
+
+    name: str
+    text: str
+    sides: Mapping[str, Side]
+    pairs: tuple[tuple[str, str], ...]
+    cores: int = 1
+    seconds: float = 0.5  # of a piece
+
+
+def training(method: str, settings: Mapping[str, Any], peer: str | None = None) -> Side:
+    """A training loop of the package; `peer`: in the Python of that peer, whose environments it needs."""
+    return Side("benchmarks.training:run", {"method": method, **settings}, peer)
+
+
+def update(method: str, shape: tuple[int, ...] = SHAPE, **settings: Any) -> Side:
+    """Learner updates of the package."""
+    return Side("benchmarks.updates:update", {"method": method, "shape": shape, **settings})
+
+
+def _navigation() -> Work:
+    task = {"task": "vmas/navigation", "n_envs": 32, "updates_per_rollout": 4, "batch_size": 32, "hidden_dim": 64}
+    size = {"n_envs": 32, "steps": 100, "updates": 4, "hidden_dim": 64}
+    sides = {SHARED: training("fups", task), K24: training("k24", task)}
+    for model in ("gru", "mlp"):
+        name = f"BenchMARL, VDN, its {model.upper()}"
+        sides[name] = Side("benchmarks.benchmarl_loop:run", {"model": model, **size}, "benchmarl")
+    theirs = list(sides)[2:]
+    return Work(
+        "navigation",
+        "training on VMAS navigation: 32 environments, hidden size 64, 4 updates of 32 episodes a rollout",
+        sides,
+        tuple((ours, other) for other in theirs for ours in (SHARED, K24)),
+        seconds=1.0,
+    )
+
+
+def _spread() -> Work:
+    task = {"task": "mpe/simple_spread", "mixer": "qmix", "n_envs": 8, "updates_per_rollout": 2, "hidden_dim": 64}
+    theirs = "JaxMARL, QMIX"
+    own = {"NUM_ENVS": 8, "NUM_EPOCHS": 2, "BUFFER_SIZE": 1000, "MIXER_HYPERNET_HIDDEN_DIM": 64, "HIDDEN_SIZE": 64}
+    settings = {"baseline": "qmix_rnn", "config": "ql_rnn_mpe", "rollouts": 60, **own}
+    sides = {SHARED: training("fups", task), K24: training("k24", task)}
+    sides[theirs] = Side("benchmarks.jaxmarl_loop:run", settings, "jaxmarl")
+    text = "training on simple_spread: 8 environments, hidden size 64, 2 updates of 32 episodes a rollout"
+    return Work("spread", text, sides, ((SHARED, theirs), (K24, theirs)), cores=2, seconds=1.0)
+
+
+def _smax() -> Work:
+    task = {"task": "smax/smacv2_5_units", "n_envs": 32, "updates_per_rollout": 4, "hidden_dim": 128}
+    own = {"MAP_NAME": "smacv2_5_units", "NUM_ENVS": 32, "NUM_EPOCHS": 4, "BUFFER_SIZE": 1000, "HIDDEN_SIZE": 128}
+    settings = {"baseline": "vdn_rnn", "config": "ql_rnn_smax", "rollouts": 1, **own}
+    theirs = "JaxMARL, VDN"
+    sides = {SHARED: training("fups", task, "jaxmarl"), K24: training("k24", task, "jaxmarl")}
+    sides[theirs] = Side("benchmarks.jaxmarl_loop:run", settings, "jaxmarl")
+    text = "training on SMAX smacv2_5_units: 32 environments, hidden size 128, 4 updates of 32 episodes a rollout"
+    return Work("smax", text, sides, ((SHARED, theirs), (K24, theirs)), cores=2, seconds=3.0)
+
+
+def _pymarl() -> Work:
+    epymarl, original, ours = "epymarl, recurrent", "the original Kaleidoscope", "Kaleidoscope's masks"
+    sides = {SHARED: update("fups", mixer="qmix"), K24: update("k24", mixer="qmix")}
+    sides[ours] = update("kaleidoscope", mixer="qmix")
+    target, settings = "benchmarks.pymarl_update:update", {"source": "src", "config": "qmix", "shape": SHAPE}
+    sides[epymarl] = Side(target, settings, "epymarl")
+    settings = {**settings, "source": "Kalei_MPE/src", "config": "Kalei_qmix_rnn_1R3"}
+    sides[original] = Side(target, settings, "kaleidoscope")
+    text = "an update with QMIX: 3 agents, observations of 18, hidden size 64, 32 episodes of 25 steps"
+    return Work("update", text, sides, ((SHARED, epymarl), (K24, epymarl), (ours, original)))
+
+
+def _acting(games: int) -> Work:
+    own = f"K-2:4's actor, {games} {'game' if games == 1 else 'games'}"
+    names = {own: "k24lab", "numpy": "numpy", "PyTorch, traced and frozen": "torch", "onnxruntime": "onnxruntime"}
+    size = {"n_agents": 8, "hidden_dim": 64, "games": games}
+    sides = {
+        name: Side(
+            "benchmarks.acting:act", {"library": library, **size}, "onnxruntime" if library == "onnxruntime" else None
+        )
+        for name, library in names.items()
+    }
+    text = "acting with a mask for each agent: 8 agents, hidden size 64"
+    return Work(f"acting{games}", text, sides, tuple((own, name) for name in sides if name != own), seconds=0.2)
+
+
+def _size(hidden_dim: int) -> Work:
+    shape = (3, 18, 5, hidden_dim, 25)
+    ours = {f"{name}, hidden size {hidden_dim}": name for name in (SHARED, K24)}
+    shared, masked = ours
+    peak = "large matrix products of as much work"
+    sides = {shared: update("fups", shape), masked: update("k24", shape)}
+    sides[peak] = Side("benchmarks.updates:matrix_products", {"shape": shape})
+    text = "an update with VDN: 3 agents, observations of 18, 32 episodes of 25 steps"
+    seconds = 1.0 if hidden_dim > 128 else 0.5
+    return Work(f"hidden{hidden_dim}", text, sides, ((shared, peak), (masked, shared)), seconds=seconds)
+
+
+def _team(n_agents: int) -> Work:
+    shape = (n_agents, 18, 5, 64, 25)
+    shared, masked = (f"{name}, {n_agents} agents" for name in (SHARED, K24))
+    sides = {shared: update("fups", shape), masked: update("k24", shape)}
+    text = "an update with VDN: observations of 18, hidden size 64, 32 episodes of 25 steps"
+    return Work(f"agents{n_agents}", text, sides, ((masked, shared),))
+
+
+WORKS = (
+    _navigation(),
+    _spread(),
+    _smax(),
+    _pymarl(),
+    *map(_acting, (1, 32)),
+    *map(_size, (64, 128, 256, 512)),
+    *map(_team, (10, 30, 100)),
+)
