@@ -102,6 +102,8 @@ TASKS: dict[str, dict[str, Any]] = {
     },
 }
 OWN_EXTRA = ("smax",)  # tasks whose package `make setup` does not install: they run only when they are named
+# Their methods: those with the best interquartile mean over the other tasks, and some that are always there.
+LEADERS, ALWAYS = 3, ("k24", "fups", "fups-id", "nops")
 
 # Runs of the report, seeds 0, 1, ...: ten where a run takes under a minute, three above ten minutes, else five.
 SEEDS = dict.fromkeys(TASKS, 5) | {"rolenav3": 10, "rolenav8": 10, "smax": 3}

@@ -9,7 +9,7 @@ from k24lab.errors import RunError
 from k24lab.lab.backends import Backend
 from k24lab.lab.config import Config
 from study import store
-from study.protocol import SEEDS, study_run
+from study.protocol import ALWAYS, LEADERS, OWN_EXTRA, SEEDS, study_run
 from study.tuning import FOLDER as TUNING
 
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
@@ -40,12 +40,28 @@ def choices(task: str) -> list[tuple[str, str, int]]:
     table = pd.read_csv(file)
     table["candidate"] = table.groupby(["method", "task"], sort=False).cumcount()
     one = table[table["one"]].drop_duplicates("method")
+    if task in OWN_EXTRA:
+        one = one[one["method"].isin(leading_methods())]
     own = table[table["of_task"] & (table["task"] == task)]
     return [
         (str(row["method"]), reading, int(row["candidate"]))
         for reading, rows in ((ONE, one), (OF_TASK, own))
         for row in rows.to_dict("records")
     ]
+
+
+def leading_methods() -> set[str]:
+    """The methods of tasks that take so long that not all methods run there.
+
+    Raises:
+        RunError: there are no results of the other tasks yet.
+    """
+    file = FIGURES / "study" / "aggregates.csv"
+    if not file.is_file():
+        raise RunError(f"{file} does not exist: python -m study report, then python -m study results")
+    table = pd.read_csv(file)
+    best = table[table["aggregate"] == "IQM"].nlargest(LEADERS, "value")
+    return {*ALWAYS, *best["variant"]}
 
 
 def report_runs(task: str) -> list[Config]:

@@ -25,7 +25,7 @@ from k24lab.lab.config import build_config
 from k24lab.lab.runs import run_folder
 from k24lab.methods import METHODS
 from k24lab.methods.base import LAYERS
-from study.protocol import SEEDS, STUDIED, TASKS, study_run
+from study.protocol import OWN_EXTRA, SEEDS, STUDIED, TASKS, study_run
 from study.references import TABLE
 from study.report import FIGURES, ONE, choices, group, summaries
 
@@ -122,9 +122,10 @@ def write_results(folder: Path = FOLDER) -> list[Path]:
     """Write all tables and figures of what was run so far."""
     runs = whole_report()
     one = runs[runs["reading"] == ONE]
-    scale = scales(one)
-    together = aggregates(curve_rows(one), one, scale)
-    better = improvements(one, REFERENCE)
+    everywhere = one[~one["task"].isin(OWN_EXTRA)]  # tasks that all methods run
+    scale = scales(everywhere)
+    together = aggregates(curve_rows(everywhere), everywhere, scale)
+    better = improvements(everywhere, REFERENCE)
     # Of a method over ids, not of ids over a method.
     better = better.assign(probability=1 - better["probability"], low=1 - better["high"], high=1 - better["low"])
     returns, costs = returns_table(runs), cost_table()

@@ -148,3 +148,23 @@ def test_the_report_has_the_one_setting_and_that_of_the_task_on_fresh_seeds(tmp_
     assert len(runs) == 20 and {run.seed for run in runs} == set(range(10)) and not {100, 101} & {r.seed for r in runs}
     assert {(run.lr, run.alpha_lr_factor) for run in runs} == {(1e-3, 20.0), (3e-3, 20.0)}
     assert {run.t_max for run in runs} == {128_000}
+
+
+def test_only_leading_methods_run_where_runs_are_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "TUNING", tmp_path)
+    monkeypatch.setattr(report, "FIGURES", tmp_path)
+    rows = [{"method": method, "task": "tag", "one": k == 2, "of_task": k == 2} for method in STUDIED for k in range(9)]
+    pd.DataFrame(rows).to_csv(tmp_path / "candidates.csv", index=False)
+    with pytest.raises(RunError, match=r"python -m study results"):
+        report.choices("smax")
+    scores = {method: 0.01 * k for k, method in enumerate(STUDIED)}
+    table = [
+        {"variant": v, "aggregate": a, "value": s if a == "IQM" else -s}
+        for v, s in scores.items()
+        for a in ("IQM", "mean")
+    ]
+    (tmp_path / "study").mkdir()
+    pd.DataFrame(table).to_csv(tmp_path / "study" / "aggregates.csv", index=False)
+    methods = [method for method, reading, _ in report.choices("smax") if reading == report.ONE]
+    assert set(methods) == {"k24", "fups", "fups-id", "nops", *STUDIED[-3:]} and len(report.choices("smax")) == 7
+    assert len(report.choices("lbf")) == len(STUDIED)
