@@ -117,6 +117,13 @@ def _team(n_agents: int) -> Work:
     return Work(f"agents{n_agents}", text, sides, ((masked, shared),))
 
 
+def _pipeline(name: str, text: str, **task: Any) -> Work:
+    with_it, without = "with `pipeline`", "without"
+    sides = {with_it: training("k24", {**task, "pipeline": True}), without: training("k24", task)}
+    # Long pieces: episodes that are collected while another side works are a gift to the next piece.
+    return Work(f"pipeline-{name}", f"training K-2:4 on {text}", sides, ((with_it, without),), cores=2, seconds=6.0)
+
+
 WORKS = (
     _navigation(),
     _spread(),
@@ -125,4 +132,7 @@ WORKS = (
     *map(_acting, (1, 32)),
     *map(_size, (64, 128, 256, 512)),
     *map(_team, (10, 30, 100)),
+    _pipeline("navigation", "VMAS navigation, 16 updates a rollout", task="vmas/navigation", updates_per_rollout=16),
+    _pipeline("rolenav", "RoleNav with 3 agents", task="rolenav"),
+    _pipeline("spread", "simple_spread, QMIX", task="mpe/simple_spread", mixer="qmix", n_envs=8, updates_per_rollout=8),
 )
