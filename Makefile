@@ -37,7 +37,7 @@ test: setup  ## lint, types, all tests, and the notebooks with small parameters
 	$(RUN) pytest --nbmake -n 2 notebooks
 
 TASKS := rolenav3 rolenav8 vmas_navigation vmas_dispersion vmas_het_mass spread tag
-STUDIES := regimes recipe resets vmas_navigation8
+STUDIES := regimes recipe resets vmas_navigation8 pipeline
 tune: setup  ## the tuning of docs/protocol.md (about 13 core-hours); what is in figures/tuning is not trained again
 	$(RUN) python -m study tune
 	$(RUN) python -m study choose
@@ -133,7 +133,7 @@ docs: setup  ## the website of the documentation in build/site, with executed no
 lint: setup  ## ruff and mypy alone
 	$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) mypy
 
-format: setup  ## mend the style
+format: setup  ## fix the style
 	$(RUN) ruff check --fix . && $(RUN) ruff format .
 
 lock:  ## resolve pyproject.toml anew and write the four lock files

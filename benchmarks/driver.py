@@ -82,10 +82,14 @@ def interleaved_rates(workers: Mapping[str, Worker], rounds: int, seconds: float
             rates[name] = []
         except WorkerError as error:
             print(f"  skipped: {name}: {error}")
-    names = list(rates)
     for k in range(rounds):
+        names = list(rates)
         for name in names if k % 2 else reversed(names):
-            rates[name].append(workers[name].rate(seconds))
+            try:
+                rates[name].append(workers[name].rate(seconds))
+            except WorkerError as error:
+                print(f"  left out: {name}: {error}")
+                del rates[name]
     return rates
 
 

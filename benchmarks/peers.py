@@ -26,6 +26,7 @@ from k24lab.ops import library as kernels
 FIGURES = ROOT / "figures"
 NAME = "peers/peers"
 KEY = ["work", "ours", "theirs"]
+PYTHON = ".".join(map(str, sys.version_info[:2]))
 # What each peer needs: modules in its Python, the first of which has its version, and a file of its checkout.
 NEEDS: dict[str, tuple[tuple[str, ...], str | None]] = {
     "benchmarl": (("benchmarl", "vmas"), None),
@@ -38,6 +39,7 @@ FIND = """
 import importlib.metadata, importlib.util, sys
 missing = [name for name in sys.argv[1:] if importlib.util.find_spec(name) is None]
 print(f"{', '.join(missing)} cannot be imported" if missing else importlib.metadata.version(sys.argv[1]))
+print(*sys.version_info[:2], sep=".")
 sys.exit(bool(missing))
 """
 
@@ -49,6 +51,7 @@ class Place:
     python: str
     checkout: Path | None
     version: str
+    release: str = ""  # of Python
 
 
 def find(name: str, given: Sequence[str]) -> Place | str:
@@ -63,8 +66,9 @@ def find(name: str, given: Sequence[str]) -> Place | str:
         return f"it needs a checkout that has {file}: --peer {name}=FOLDER"
     found = subprocess.run([python, "-c", FIND, *modules], capture_output=True, text=True, cwd="/")
     if found.returncode:
-        return (found.stdout or found.stderr).strip().splitlines()[-1]
-    return Place(python, checkout, _commit(checkout) if checkout else found.stdout.strip())
+        return (found.stdout or found.stderr).strip().splitlines()[0]
+    version, release = found.stdout.split()
+    return Place(python, checkout, _commit(checkout) if checkout else version, release)
 
 
 def _commit(checkout: Path) -> str:
@@ -74,11 +78,15 @@ def _commit(checkout: Path) -> str:
     return done.stdout.strip() or "unknown commit"
 
 
+def _is_ours(side: Side) -> bool:
+    return side.target.startswith("benchmarks.training")
+
+
 def start(side: Side, cores: int, places: Mapping[str, Place]) -> Worker:
     """The process of a side."""
     place = places[side.peer] if side.peer else Place(sys.executable, None, "")
     settings = dict(side.settings)
-    if place.checkout and not side.target.startswith("benchmarks.training"):
+    if place.checkout and not _is_ours(side):
         settings["checkout"] = str(place.checkout)
     return Worker(side.target, settings, place.python, cores)
 
@@ -86,6 +94,10 @@ def start(side: Side, cores: int, places: Mapping[str, Place]) -> Worker:
 def measure(work: Work, places: Mapping[str, Place], rounds: int) -> pd.DataFrame:
     """Rows of the table for the pairs of a work of which both sides were found and can work."""
     sides = {name: side for name, side in work.sides.items() if side.peer is None or side.peer in places}
+    for name in [name for name, side in sides.items() if side.peer and _is_ours(side)]:
+        if (release := places[str(sides[name].peer)].release) != PYTHON:
+            print(f"  skipped: {name}: the kernels are built for Python {PYTHON}, and {sides[name].peer} has {release}")
+            del sides[name]
     pairs = [(ours, theirs) for ours, theirs in work.pairs if ours in sides and theirs in sides]
     workers: dict[str, Worker] = {}
     try:
@@ -110,7 +122,7 @@ def version(side: Side, places: Mapping[str, Place]) -> str:
     if side.peer:
         return places[side.peer].version
     library = side.settings.get("library", "torch" if side.target.endswith("products") else "")
-    return importlib.metadata.version(library).partition("+")[0] if library else ""
+    return f"{library} {importlib.metadata.version(library).partition('+')[0]}" if library else ""
 
 
 def write(rows: pd.DataFrame, rounds: int) -> Path:

@@ -44,7 +44,7 @@ SIZES: dict[str, tuple[int, ...]] = {
 ENVIRONMENTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 USUAL_ENVIRONMENTS = 32
 WIDTH = 1024  # of the matrices whose product is the measure
-SHORTEST = 0.1  # seconds of CPU time of a measurement
+SHORTEST = 0.1  # seconds of CPU time that a measurement takes
 LABELS = {
     "updates": "CPU time, over large matrix\nproducts of as much work",
     "env steps": "CPU time of an env step,\nover 32 environments",

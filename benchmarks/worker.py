@@ -27,7 +27,7 @@ class Meter:
         self.wait()
 
     def wait(self) -> None:
-        """Begin the next piece when it is asked for; the process ends when nothing will be asked any more."""
+        """Begin the next piece when it is asked for; end the process when the driver has gone."""
         line = self.questions.readline()
         if not line:
             os._exit(0)  # libraries that stand between here and the end of the process have nothing to save
@@ -45,6 +45,8 @@ class Meter:
 def main() -> None:
     """Read the command line and work."""
     target, cores, settings = sys.argv[1:]
+    if int(cores) > 1 and hasattr(os, "sched_setaffinity"):  # for libraries that count the cores themselves
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(cores)])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     module, _, function = target.partition(":")

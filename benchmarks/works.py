@@ -63,7 +63,7 @@ def _spread() -> Work:
 def _smax() -> Work:
     task = {"task": "smax/smacv2_5_units", "n_envs": 32, "updates_per_rollout": 4, "hidden_dim": 128}
     own = {"MAP_NAME": "smacv2_5_units", "NUM_ENVS": 32, "NUM_EPOCHS": 4, "BUFFER_SIZE": 1000, "HIDDEN_SIZE": 128}
-    settings = {"baseline": "vdn_rnn", "config": "ql_rnn_smax", "rollouts": 1, **own}
+    settings = {"baseline": "vdn_rnn", "config": "ql_rnn_smax", "rollouts": 8, **own}
     theirs = "JaxMARL, VDN"
     sides = {SHARED: training("fups", task, "jaxmarl"), K24: training("k24", task, "jaxmarl")}
     sides[theirs] = Side("benchmarks.jaxmarl_loop:run", settings, "jaxmarl")

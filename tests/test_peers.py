@@ -72,6 +72,27 @@ def test_a_side_that_fails_later_is_an_error():
     assert worker.process.returncode is not None and not worker.log.exists()
 
 
+def test_a_side_that_fails_later_is_left_out(capsys):
+    workers = {
+        name: Worker(f"tests.working_peers:{target}", settings, sys.executable, cores=1)
+        for name, target, settings in (("good", "work", {}), ("bad", "fail", {"after": 3}))
+    }
+    try:
+        rates = interleaved_rates(workers, rounds=3, seconds=0)
+    finally:
+        for worker in workers.values():
+            worker.close()
+    assert list(rates) == ["good"] and len(rates["good"]) == 3
+    assert "left out: bad: this peer is broken" in capsys.readouterr().out
+
+
+def test_our_side_needs_a_python_that_has_the_kernels(capsys):
+    ours = Side("benchmarks.training:run", {"method": "fups", "task": "rolenav"}, "jaxmarl")
+    place = peers.Place(sys.executable, None, "1", "3.9")
+    assert peers.measure(stub({"ours": ours, "theirs": SLOW}, (("ours", "theirs"),)), {"jaxmarl": place}, 1).empty
+    assert "the kernels are built for Python 3.11, and jaxmarl has 3.9" in capsys.readouterr().out
+
+
 def test_a_worker_ends_when_nobody_can_ask_it_any_more():
     command = [sys.executable, "-m", "benchmarks.worker", "tests.working_peers:work", "1", "{}"]
     done = subprocess.run(command, input="0\n0\n", capture_output=True, text=True, timeout=30, cwd=peers.ROOT)
@@ -137,9 +158,8 @@ def test_a_peer_is_found_where_it_is_given(tmp_path, monkeypatch):
     monkeypatch.setitem(peers.NEEDS, "nowhere", (("numpy", "no_such_module"), None))
     assert "--peer here=FOLDER" in peers.find("here", [])
     (tmp_path / "a.py").touch()
-    assert peers.find("here", [sys.executable, str(tmp_path)]) == peers.Place(
-        sys.executable, tmp_path, "unknown commit"
-    )
+    place = peers.Place(sys.executable, tmp_path, "unknown commit", peers.PYTHON)
+    assert peers.find("here", [sys.executable, str(tmp_path)]) == place
     assert peers.find("nowhere", []) == "no_such_module cannot be imported"
     assert peers.find("nowhere", [str(tmp_path / "python")]) == f"{tmp_path / 'python'} does not exist"
 

@@ -554,9 +554,9 @@ def test_masks_tell_apart_agents_that_nothing_in_their_observation_tells_apart(t
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("method", ["k24", "nops"])
-def test_tiny_run_on_the_gpu_can_be_interrupted_and_finishes(method, tiny_config, tmp_path, monkeypatch):
-    config = tiny_config(method=method, device="cuda", mixer="qmix")
+@pytest.mark.parametrize(("method", "pipeline"), [("k24", False), ("nops", False), ("k24", True)])
+def test_tiny_run_on_the_gpu_can_be_interrupted_and_finishes(method, pipeline, tiny_config, tmp_path, monkeypatch):
+    config = tiny_config(method=method, device="cuda", mixer="qmix", pipeline=pipeline)
     interrupt(monkeypatch, config, tmp_path / "run", after=5)
     path = train(config, folder=tmp_path / "run", progress=False)
     assert (path / "DONE").exists()

@@ -226,11 +226,11 @@ def peers_table() -> str:
     """Speeds beside others, as `benchmarks/peers.py` measured them."""
     rows, last = [], ""
     for row in read("peers/peers.csv").fillna("").to_dict("records"):
-        work = f"{row['work']}; {'one core' if row['cores'] == 1 else 'both cores'}"
+        work = f"{row['work']}; {'one core' if row['cores'] == 1 else 'two cores'}"
         speed = with_ends(row["ratio"], row["low"], row["high"])
-        rows.append(["" if work == last else work, row["ours"], f"{row['theirs']} {row['version']}".strip(), speed])
+        rows.append(["" if work == last else work, row["ours"], row["theirs"], row["version"], speed])
         last = work
-    return markdown_table(["work", "k24lab", "beside", "times as fast (quartiles)"], rows)
+    return markdown_table(["work", "k24lab", "beside", "version", "times as fast (quartiles)"], rows)
 
 
 def peers_machine() -> str:

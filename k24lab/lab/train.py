@@ -91,7 +91,6 @@ class Trainer:
 
     def __init__(self, config: Config, run: RunFolder, callbacks: Callbacks | None = None):
         self.config, self.run, self.callbacks = config, run, callbacks or Callbacks(())
-        self.collector = Collector(config) if config.pipeline else None  # it has the environments of training
         self.env = self._make_env(config.test_episodes if config.pipeline else config.n_envs)
         shared = config.pipeline or self.env.spec.costly
         self.test_env = self.env if shared else self._make_env(config.test_episodes)
@@ -112,6 +111,8 @@ class Trainer:
         self.metrics_file = run.open_metrics(state["metrics_size"] if state else 0)
         self.kernels = in_use(next(self.learner.agent.parameters()))
         provenance.record(run.path, config, self.t_env, self.kernels, torch.get_num_threads())
+        # Last, since nobody would end its process if something before failed. It has the environments of training.
+        self.collector = Collector(config) if config.pipeline else None
 
     def _make_env(self, n_envs: int) -> VecEnv:
         return make_env(self.config.task, n_envs, self.config.n_workers, self.config.device)

@@ -50,13 +50,13 @@ class Followed:
     """What a target network follows: its parameters and buffers, listed once, because modules list them slowly."""
 
     def __init__(self, target: nn.Module, online: nn.Module):
-        self.parameters = [*target.parameters()], [*online.parameters()]
+        self.parameters: tuple[list[Tensor], list[Tensor]] = [*target.parameters()], [*online.parameters()]
         self.buffers = [*target.buffers()], [*online.buffers()]
 
     @torch.no_grad()
     def move(self, share: float) -> None:
         """Move the target's parameters by `share` of the way to the online network's, and copy its buffers."""
         if self.parameters[0]:
-            torch._foreach_lerp_([*self.parameters[0]], [*self.parameters[1]], share)
+            torch._foreach_lerp_(*self.parameters, share)
         if self.buffers[0]:
             torch._foreach_copy_(*self.buffers)  # the EMA is an average already

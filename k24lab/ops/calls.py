@@ -47,8 +47,8 @@ def layer(
     """The struct `layer` of `common.h`, with or without gradients to its matrix and its bias."""
     networks, rows, inputs = weight.shape
     stride, own = 0 if networks == 1 else rows * inputs, 0 if bias is None or bias.shape[0] == 1 else rows
-    by_weight, by_bias = addresses(grads) or (None, None)
-    return [*matrix(weight, packed, stride), *addresses([bias]), own, rows, inputs, by_weight, by_bias]
+    grad_weight, grad_bias = addresses(grads) or (None, None)
+    return [*matrix(weight, packed, stride), *addresses([bias]), own, rows, inputs, grad_weight, grad_bias]
 
 
 def call(name: str, *arguments: Any) -> int | None:

@@ -22,7 +22,7 @@ BUILDS = {
     "AVX512": ("avx512", "avx2"),
     "AVX2": ("avx2",),
 }  # that a processor runs (torch's names), besides the portable
-MOST_THREADS = 2  # of torch: the kernels work on one and are still ahead of two, of more they need not be
+MOST_THREADS = 2  # with more threads torch is faster than the kernels, which use one
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 

@@ -75,26 +75,26 @@ class _Network(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         x, gates, fc1, h, fc2, fc3, *parameters = ctx.saved_tensors
         k, size, steps, rows = fc1.shape
-        by_q = x.new_zeros(k, parameters[5].shape[1], steps, rows) if grads[0] is None else grads[0].contiguous()
-        by_last = None if grads[1] is None else grads[1].contiguous()
-        by_hidden, by_x = x.new_empty(k, size, rows), torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        by_parameters = [torch.zeros_like(p) for p in parameters]
+        grad_q = x.new_zeros(k, parameters[5].shape[1], steps, rows) if grads[0] is None else grads[0].contiguous()
+        grad_last = None if grads[1] is None else grads[1].contiguous()
+        grad_hidden, grad_x = x.new_empty(k, size, rows), torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        grad_parameters = [torch.zeros_like(p) for p in parameters]
         given = (
             k,
             steps,
             rows,
-            _layers(parameters, ctx.packed, by_parameters),
+            _layers(parameters, ctx.packed, grad_parameters),
             x,
             fc1,
             h,
             gates,
             fc2,
             fc3,
-            by_q,
-            by_last,
+            grad_q,
+            grad_last,
         )
-        calls.check(calls.call("k24_network_backward", *given, by_hidden, by_x))
-        return by_x, by_hidden, None, *by_parameters
+        calls.check(calls.call("k24_network_backward", *given, grad_hidden, grad_x))
+        return grad_x, grad_hidden, None, *grad_parameters
 
 
 def unroll(
