@@ -67,11 +67,11 @@ def measurements() -> list[pd.DataFrame | None]:
     They come from `bench_inference` and, one for each GPU, from `make gpu`.
     """
     tables: list[pd.DataFrame | None] = []
-    for pattern, command in ((f"{NAME}.csv", "inference"), (GPU_TABLES, "gpu")):
+    for pattern, command in ((f"{NAME}.csv", "k24lab bench inference"), (GPU_TABLES, "make gpu")):
         found = (sorted(folder.glob(pattern)) for folder in (figures_dir(), SHIPPED / "figures"))
         paths = next(filter(None, found), [])
         tables.append(pd.concat(map(pd.read_csv, paths)) if paths else None)
-        print(f"{pattern}: {', '.join(map(str, paths)) or f'measured nowhere yet (k24lab bench {command})'}")
+        print(f"{pattern}: {', '.join(map(str, paths)) or f'measured nowhere yet ({command})'}")
     return tables
 
 

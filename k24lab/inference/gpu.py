@@ -1,7 +1,7 @@
 """Acting with a frozen team on an NVIDIA GPU: 2:4 calls per mask or one dense batched product, whichever is faster.
 
-A step is captured once as a CUDA graph (torch.cuda.graph), because at the sizes of this field the host needs ten times
-as long as the kernels. 2:4 matrices are torch's own semi-structured tensors:
+A step is captured once as a CUDA graph (torch.cuda.graph), because at the sizes of this field the host is expected to
+need ten times as long as the kernels (no GPU was measured yet). 2:4 matrices are torch's own semi-structured tensors:
 https://docs.pytorch.org/docs/stable/sparse.html#sparse-semi-structured-tensors.
 """
 
@@ -27,11 +27,11 @@ Layers = Mapping[str, tuple[Float[Tensor, "M rows columns"], Float[Tensor, "Mb r
 IMPLEMENTATIONS = ("auto", "dense", "sparse")
 DEVICE = "cuda"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-MIN_CAPABILITY = (8, 0)  # Ampere, the first generation with sparse tensor cores
-DENSE_ROWS = 8  # torch pads 16-bit activations to a multiple of this
-WARM_UP = 5  # calls before a graph is captured: choice of kernels, set-up of plans, allocator
-TRIALS = 30  # of each implementation, to choose the faster one
-CUTLASS_TILE = 64  # torch's CUTLASS kernels want multiples of 32 rows and 64 columns; every output is an input too
+MIN_CAPABILITY = (8, 0)  # Ampere is the first generation with sparse tensor cores.
+DENSE_ROWS = 8  # torch pads 16-bit activations to a multiple of this.
+WARM_UP = 5  # The first calls choose kernels, set up plans and allocate memory; a graph is captured after them.
+TRIALS = 30  # Each implementation is timed this many times to choose the fastest.
+CUTLASS_TILE = 64  # torch's CUTLASS kernels need multiples of 32 rows and 64 columns; every output is an input too.
 
 
 def sparse24_available() -> tuple[bool, str]:
@@ -40,7 +40,8 @@ def sparse24_available() -> tuple[bool, str]:
         return False, f"no 2:4 on a GPU here: torch {torch.__version__} sees no CUDA device"
     name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
     if torch.version.hip is not None or capability < MIN_CAPABILITY:
-        return False, f"no 2:4 on a GPU here: {name} has no NVIDIA sparse tensor cores (compute capability 8.0)"
+        needed = "NVIDIA sparse tensor cores (compute capability 8.0 or later)"
+        return False, f"no 2:4 on a GPU here: {name} has no {needed}"
     if not torch.backends.cusparselt.is_available():
         return False, f"no 2:4 on a GPU here: {name} needs cuSPARSELt, which this torch lacks"
     return True, name
@@ -67,7 +68,7 @@ _algorithms: dict[tuple[Any, ...], int] = {}
 
 
 def pack_for_cutlass(weight: Float[Tensor, "out in"]) -> Tensor:
-    """torch's 2:4 tensor of a weight padded to CUTLASS_TILE; its kernels exist for compute capability 8 alone."""
+    """torch's 2:4 tensor of a weight padded to CUTLASS_TILE; its kernels exist for compute capability 8.x only."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return SparseSemiStructuredTensorCUTLASS.from_dense(weight.contiguous())
@@ -169,7 +170,7 @@ class GPUActor:
     """Q-values of a team for B games, step by step, in one replayed CUDA graph.
 
     `batch` is B. Implementations are `sparse` (2:4 calls), `dense` (one batched product) and `auto`: the faster one
-    here, measured. Without a GPU of compute capability 8.0 it is a ConfigError.
+    here, measured. Raises ConfigError without a GPU of compute capability 8.0 or later.
     """
 
     def __init__(self, team: FrozenTeam, batch: int, dtype: str = "float16", implementation: str = "auto"):
@@ -191,7 +192,7 @@ class GPUActor:
             replays["dense"] = self._captured("dense", batched(layers, gains))
         if implementation != "dense":
             masked = [name for name, layer in team.layers.items() if layer.patterns is not None]
-            rows = batch * (team.n_masks if team.one_matrix else 1)  # of one product
+            rows = batch * (team.n_masks if team.one_matrix else 1)
             sparse = sparse_calls(layers, masked, lambda weight: pack_for_gpu(weight, rows), gains)
             replays["sparse"] = self._captured("sparse", sparse)
         self.implementation = _fastest(replays) if implementation == "auto" else implementation
