@@ -1,8 +1,9 @@
-"""`python -m benchmarks.gpu`: all that is to be measured on a machine with an NVIDIA GPU, in under eight minutes.
+"""`python -m benchmarks.gpu`: all measurements on a machine with an NVIDIA GPU, in under eight minutes.
 
-Each part has a time of its own and writes its table and figure at its end; a part whose table is there is skipped, so
-the command goes on where it was cut off. On a GPU a part is a process of its own, which can neither outlast its time
-nor spoil the GPU's state for the others. On the CPU everything is a dry run: tiny sizes, in a folder apart.
+Each part has its own time limit and writes its table and figure at its end. A part that was measured completely is
+skipped, so the command continues where it was cut off. On a GPU each part runs in its own process, so that it can
+neither exceed its time nor spoil the GPU's state for the others. On the CPU everything is a dry run: tiny sizes, in a
+separate folder.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import datetime
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,51 +36,90 @@ from k24lab.errors import ConfigError, RunError
 from k24lab.lab.files import atomic_write
 from k24lab.lab.paths import CHECKOUT, figures_dir, project_root
 from k24lab.lab.provenance import cpu_name
+from k24lab.ops.library import keep_memory
 
 LAYER = ("outputs", "inputs", "batch")
-TEST_SECONDS = 75
-GRACE = 10  # seconds in which a case that has begun may end
+UPDATE = ("n_agents", "hidden", "place")
+LOOP = ("task", "place", "n_envs")
+TEST_SECONDS = 70
+GRACE = 10  # A part may exceed its limit by this many seconds, to end the case that it has started.
+STOP_SECONDS = 5  # An interrupted process is killed if it has not ended after this many seconds.
 
 
 class Part(NamedTuple):
-    """A part, the seconds after which it begins no further case, and what draws its table."""
+    """A part, the seconds after which it starts no further case, and what draws its table.
+
+    The figure shows the column `value` of the rows that the query `shown` selects.
+    """
 
     rows: Callable[[str, measure.Sizes], Iterator[measure.Row]]
     seconds: float
     draw: Callable[[pd.DataFrame], Figure] | None = None
+    value: str = ""
+    shown: str = ""
 
 
 def tests(device: str, sizes: measure.Sizes) -> Iterator[measure.Row]:
-    """Tests that are marked `gpu`; when their time is up pytest is interrupted, and reports what has run."""
+    """Tests that are marked `gpu`; when their time is up pytest is interrupted, and reports what has run.
+
+    pytest collects only the files with such marks, because importing the others would use up the time.
+    """
     del device  # the tests find it themselves
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "junit.xml")
-        command = ["timeout", "--signal=INT", "--kill-after=5", str(TEST_SECONDS), sys.executable, "-m", "pytest", "-q"]
-        command += ["-m", "gpu", f"--junitxml={report}", f"--basetemp={folder}/tests", sizes.tests]
-        code = subprocess.run(command, cwd=CHECKOUT).returncode
-        cases = list(ET.parse(report).iter("testcase")) if report.is_file() else []
-        if not cases:
-            raise RunError(f"pytest ended with exit code {code} and reported no test")
+        paths = sorted((CHECKOUT / "tests").glob(sizes.tests))
+        files = [str(path) for path in paths if "pytest.mark.gpu" in path.read_text()]
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu"]
+        command += [f"--junitxml={report}", f"--basetemp={folder}/tests", *files]
+        code = run_for(command, TEST_SECONDS, CHECKOUT)
+        cases = list(ET.parse(report).iterfind(".//testcase[@name]")) if report.is_file() else []
         for case in cases:
             found = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
             row = {"test": f"{case.get('classname')}.{case.get('name')}", "seconds": float(case.get("time", 0))}
             outcome, said = ("passed", "") if found is None else (found.tag, found.get("message", ""))
             yield row | {"outcome": outcome, "problem": said.partition("\n")[0]}
+        if code not in (0, 1) or not cases:  # 1: all tests ran, and some failed
+            ended = "was stopped when its time was up" if code is None else f"ended with exit code {code}"
+            raise RunError(f"pytest {ended} and reported {len(cases)} tests")
+
+
+def run_for(command: list[str], seconds: float, cwd: Path | None = None) -> int | None:
+    """Run a command and return its exit code, or None if its time was up.
+
+    It is interrupted then, also when Ctrl-C ends the wait, and killed if that does not end it.
+    """
+    process = subprocess.Popen(command, cwd=cwd)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        try:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(STOP_SECONDS)
+        finally:
+            process.kill()
+            process.wait()
 
 
 PARTS = {
     "tests": Part(tests, 85),
-    "teams": Part(measure.teams, 85, gpu_figure),
-    "crossover": Part(measure.crossover, 40, gpu_map),
-    "layers": Part(measure.layers, 45, lambda table: bars(table[table["form"] != "dense"], LAYER, "speedup")),
-    "updates": Part(measure.updates, 55, partial(bars, value="ms", case=["n_agents", "hidden", "place"])),
-    "loops": Part(measure.loops, 50, partial(bars, value="env_steps_per_s", case=["task", "place", "n_envs"])),
-    "memory": Part(measure.memory, 25, partial(bars, value="peak_mb", case=["what"])),
-}  # 385 s, and GRACE for each: under eight minutes
+    "teams": Part(measure.teams, 85, gpu_figure, "speedup", "mode == 'graph' and form.str.startswith('2:4')"),
+    "crossover": Part(measure.crossover, 40, gpu_map, "speedup", "form == '2:4, cuSPARSELt'"),
+    "layers": Part(measure.layers, 45, partial(bars, case=LAYER, value="speedup"), "speedup", "form != 'dense'"),
+    "updates": Part(measure.updates, 55, partial(bars, case=UPDATE, value="ms"), "ms"),
+    "loops": Part(measure.loops, 50, partial(bars, case=LOOP, value="env_steps_per_s"), "env_steps_per_s"),
+    "memory": Part(measure.memory, 25, partial(bars, case=["what"], value="peak_mb"), "peak_mb"),
+}  # Together 385 s, and GRACE for each part: under eight minutes.
 
 
 def bench_gpu(device: str = "cuda", rounds: int = 10, again: bool = False) -> Path:
-    """Measure all parts that are not measured yet, and return the folder of this device with their files.
+    """Measure all parts that are not measured completely yet, and return the folder of this device with their files.
+
+    A part that had a problem is measured again. Its earlier table stays if the problem is there again and fewer rows
+    were measured.
 
     Args:
         device: cuda, or cpu for a dry run.
@@ -90,31 +131,37 @@ def bench_gpu(device: str = "cuda", rounds: int = 10, again: bool = False) -> Pa
     """
     folder, about = _folder(device), _about(device)
     folder.mkdir(parents=True, exist_ok=True)
-    if again:
-        for name in PARTS:
-            (folder / f"{name}.csv").unlink(missing_ok=True)
     manifest = folder / "manifest.json"
+    if again:
+        for path in (manifest, *(folder / f"{name}.csv" for name in PARTS)):
+            path.unlink(missing_ok=True)
     known: dict[str, Any] = json.loads(manifest.read_text())["parts"] if manifest.is_file() else {}
     for name, part in PARTS.items():
-        if (folder / f"{name}.csv").is_file():
-            print(f"{name}: measured already, {folder / name}.csv")
+        file = folder / f"{name}.csv"
+        n_earlier = len(pd.read_csv(file)) if file.is_file() else 0
+        if n_earlier and known.get(name, {}).get("problem") == "":
+            print(f"{name}: measured already, {file}")
             continue
         started = time.perf_counter()
         table, problem = _measured(name, device, rounds, folder)
+        if problem and len(table) < n_earlier:
+            print(f"{name}: {len(table)} rows ({problem}); the earlier {n_earlier} rows are kept, {file}")
+            continue
         if len(table):
             undrawn = _save(table.assign(**about), name, part, folder)
             problem = problem or undrawn
         known[name] = {"seconds": round(time.perf_counter() - started, 1), "rows": len(table), "problem": problem}
         print(f"{name}: {len(table)} rows in {known[name]['seconds']} s {problem}")
-        with atomic_write(manifest) as file:
-            file.write((json.dumps(about | _machine(device) | {"parts": known}, indent=2) + "\n").encode())
+        with atomic_write(manifest) as opened:
+            opened.write((json.dumps(about | _machine(device) | {"parts": known}, indent=2) + "\n").encode())
     print(f"{folder}: {sum(each['seconds'] for each in known.values()):.0f} s in all")
     return folder
 
 
 def write_rows(name: str, device: str, rounds: int, file: Path, deadline: float) -> None:
-    """Write each row of a part as a line of JSON, and at the end why there are not more: empty if there are all."""
-    torch.set_num_threads(1)  # as runs train; the part `updates` measures all cores as well
+    """Write each row of a part as a line of JSON, and then why cases are missing (an empty string if none is)."""
+    torch.set_num_threads(1)  # Runs train on one thread; the part `updates` measures all cores as well.
+    keep_memory()  # Runs do so, too.
     sizes, problem = measure.DRY if device == "cpu" else measure.Sizes(rounds=rounds), ""
     with file.open("w") as lines:
         try:
@@ -130,7 +177,7 @@ def write_rows(name: str, device: str, rounds: int, file: Path, deadline: float)
 
 
 def _measured(name: str, device: str, rounds: int, folder: Path) -> tuple[pd.DataFrame, str]:
-    """The rows of a part, as many as there are, and in one line why there are not more."""
+    """The rows of a part, and in one line why cases are missing (an empty string if none is)."""
     file, seconds = folder / f".{name}.rows", PARTS[name].seconds
     file.unlink(missing_ok=True)
     deadline, code = time.time() + seconds, None
@@ -148,11 +195,10 @@ def _measured(name: str, device: str, rounds: int, folder: Path) -> tuple[pd.Dat
             str(file),
             str(deadline),
         ]
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            code = subprocess.run(command, timeout=seconds + GRACE).returncode
+        code = run_for(command, seconds + GRACE - STOP_SECONDS)
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     file.unlink(missing_ok=True)
-    found = [json.loads(line) for line in lines if line.endswith("\n")]  # of a killed process the last may be torn
+    found = [json.loads(line) for line in lines if line.endswith("\n")]  # a killed process may leave half a line
     problem = f"its process ended with exit code {code}" if code else "it was stopped: its last case took too long"
     if found and isinstance(found[-1], str):
         problem = found.pop()
@@ -164,8 +210,11 @@ def _save(table: pd.DataFrame, name: str, part: Part, folder: Path) -> str:
     show(f"{name}, {table['device'][0]} ({table['kind'][0]})", table.drop(columns=["kind", "device", "date"]))
     try:
         if part.draw is not None:
+            rows = table.query(part.shown, engine="python") if part.shown else table
+            if part.value not in rows or rows[part.value].isna().all():
+                return "no figure: nothing that it shows was measured"
             with paper_style():
-                figure = part.draw(table)
+                figure = part.draw(rows)
                 figure.suptitle(f"{table['device'][0]} ({table['kind'][0]}, {table['date'][0]})", fontsize=8)
                 save_figure(figure, name, table, folder)
     except Exception as error:
@@ -176,7 +225,7 @@ def _save(table: pd.DataFrame, name: str, part: Part, folder: Path) -> str:
 
 
 def _folder(device: str) -> Path:
-    """A folder for each GPU; that of dry runs is never among the figures."""
+    """The folder of this GPU's files; dry runs have theirs outside the figures."""
     if device == "cpu":
         return project_root() / "output" / "gpu_dry_run"
     if device != "cuda":
@@ -196,8 +245,9 @@ def _about(device: str) -> dict[str, str]:
 
 
 def _machine(device: str) -> dict[str, Any]:
-    """What else the numbers depend on."""
-    machine = {"torch": torch.__version__, "cuda": torch.version.cuda, "cpu": cpu_name(), "n_cpus": os.cpu_count()}
+    """Versions and hardware, on which the numbers depend."""
+    machine: dict[str, Any] = {"torch": torch.__version__, "cuda": torch.version.cuda, "cpu": cpu_name()}
+    machine["n_cpus"] = len(os.sched_getaffinity(0))
     if device == "cpu":
         return machine
     with contextlib.suppress(OSError):
@@ -209,14 +259,16 @@ def _machine(device: str) -> dict[str, Any]:
 
 def main() -> None:
     """Read the command line and measure."""
-    if sys.argv[1:2] == ["--part"]:  # one part, in a process of its own
+    # Shells start background jobs that ignore SIGINT. With this handler, child processes do not inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.argv[1:2] == ["--part"]:  # This is the process of one part.
         name, device, rounds, file, deadline = sys.argv[2:]
         write_rows(name, device, int(rounds), Path(file), float(deadline))
         return
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="All measurements on an NVIDIA GPU.")
     parser.add_argument("--device", default="cuda", help="cpu is a dry run in tiny sizes")
     parser.add_argument("--rounds", type=int, default=10, help="measurements of each case; the median counts")
-    parser.add_argument("--again", action="store_true", help="measure what is measured already, too")
+    parser.add_argument("--again", action="store_true", help="also measure what is measured already")
     given = parser.parse_args()
     with one_line_errors():
         bench_gpu(given.device, given.rounds, given.again)

@@ -1,6 +1,6 @@
 """What `make gpu` measures: a function for each part, which yields the rows of its table one by one.
 
-With the device "cpu" it is a dry run: the same calls in tiny sizes, of which nothing is packed, captured or compiled.
+With the device "cpu" it is a dry run: the same calls in tiny sizes, and nothing is packed, captured or compiled.
 """
 
 import contextlib
@@ -33,66 +33,69 @@ from k24lab.lab.runs import RunFolder
 from k24lab.lab.train import Trainer
 
 Row = dict[str, Any]
-Result = tuple[Callable[[], Tensor], Tensor]  # a call, and what it must compute
+Result = tuple[Callable[[], Tensor], Tensor]  # A call, and what it must compute.
 Given = TypeVar("Given")
 Done = TypeVar("Done")
-MODES = ("eager", "graph"), ("compiled", "compiled graph")  # the second ones take seconds to make: they come last
-CALLS = 20  # of a layer in one measurement, because a single one is too short for a GPU's clock
-MOST_ON_CPU = 1e6  # agents times hidden size squared, of an update
-MOST_MULTIPLY_ADDS = 3e11  # of a layer in the crossover map
-GROUPED_AGENTS = 16  # more would compute too much that is not used
-STEPS = 10  # of an environment that steps alone, between resets
-TASKS = ("rolenav", "mpe/simple_spread", "vmas/navigation")  # the slowest on a CPU comes last
+MODES = ("eager", "graph"), ("compiled", "compiled graph")  # Compiling takes seconds, so these modes come last.
+LAYER_CALLS = 20  # One measurement times this many calls, because one is too short for a GPU's clock.
+TEAM_CALLS = 64  # One measurement times this many steps, divided by the number of agents.
+MOST_ON_CPU = 1e6  # Updates with more (agents * hidden size^2) are measured on the GPU only.
+MOST_MULTIPLY_ADDS = 3e11  # Larger layers are not in the crossover map, and large ones are called less often.
+GROUPED_AGENTS = 16  # With N agents, only 1 / N of a grouped product is used, so larger teams are not measured.
+STEPS = 10  # An environment without training is reset after this many steps.
+TASKS = ("rolenav", "mpe/simple_spread", "vmas/navigation")  # The last one is the slowest on a CPU.
 LEARNED = (BASELINE, "nops", "k24, masked GRU")
-NEVER = 10**9  # env steps
+NEVER = 10**9  # An interval of this many env steps does not end here.
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Cases of each part; the most important ones come first, for the time may be up before the last."""
+    """Cases of each part. The most important ones come first, because the last ones are left out if time runs out."""
 
-    layers: Sequence[tuple[int, int, int]] = (  # outputs, inputs, batch
+    layers: Sequence[tuple[int, int, int]] = (  # (outputs, inputs, batch)
         *((width, width, batch) for width in (64, 128, 256, 1024) for batch in (32, 1024)),
-        *((3072, 10240, batch) for batch in (64, 512, 1280, 3072)),  # these and the rest were published
+        *((3072, 10240, batch) for batch in (64, 512, 1280, 3072)),  # from here on: published layers
         (768, 3072, 3072),
         (4096, 4096, 4096),
         (8192, 8192, 8192),
     )
-    map_widths: Sequence[int] = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+    map_widths: Sequence[int] = (8192, 4096, 2048, 1024, 512, 256, 128, 64, 32)
     map_batches: Sequence[int] = (1, 16, 64, 256, 1024, 4096, 16384, 65536)
     hidden: Sequence[int] = (64, 128, 256)
     teams: Sequence[int] = (3, 8, 32)
     batches: Sequence[int] = (1, 32, 1024)
-    compiled: tuple[int, int] = (8, 32)  # agents and batch; more calls or cases would take too long to compile
+    compiled: tuple[int, int] = (8, 32)  # (agents, batch); compiling more cases would take too long
     update_hidden: Sequence[int] = (64, 256)
     n_envs: Sequence[int] = (32, 1024)
-    many_envs: int = 8192  # of an environment that steps alone
-    seconds: float = 0.5  # of a loop
+    many_envs: int = 8192  # measured without training only
+    seconds: float = 0.5  # Each loop is measured for this long.
     memory: Shape = (8, 48, 14, 128, 60)
-    tests: str = "tests"
+    tests: str = "test_*.py"
     rounds: int = 10
 
 
-TINY: dict[str, Any] = {"map_widths": [16, 64], "map_batches": [1, 2], "hidden": [8], "teams": [2], "batches": [2]}
+TINY: dict[str, Any] = {"map_widths": [64, 16], "map_batches": [1, 2], "hidden": [8], "teams": [2], "batches": [2]}
 TINY |= {"layers": [(64, 64, 2)], "compiled": (2, 2), "update_hidden": [8], "n_envs": [2], "many_envs": 4}
-DRY = Sizes(**TINY, seconds=0.0, memory=(2, 5, 3, 8, 4), tests="tests/test_compile.py", rounds=2)
+DRY = Sizes(**TINY, seconds=0.0, memory=(2, 5, 3, 8, 4), tests="test_compile.py", rounds=2)
 
 
 def layers(device: str, sizes: Sizes) -> Iterator[Row]:
     """Single layers, dense and 2:4."""
     for modes, (out, columns, batch) in product(MODES, sizes.layers):
-        for row in compared(_layer_forms(device, out, columns, batch), modes, device, sizes.rounds, CALLS):
+        calls = max(1, min(LAYER_CALLS, int(MOST_MULTIPLY_ADDS / (out * columns * batch))))
+        for row in compared(_layer_forms(device, out, columns, batch), modes, device, sizes.rounds, calls):
             yield {"outputs": out, "inputs": columns, "batch": batch} | row
 
 
 def crossover(device: str, sizes: Sizes) -> Iterator[Row]:
-    """Square layers inside CUDA graphs: from which width and batch on 2:4 by cuSPARSELt is faster."""
+    """Square layers inside CUDA graphs, to find the widths and batches at which 2:4 by cuSPARSELt is faster."""
     for width, batch in product(sizes.map_widths, sizes.map_batches):
-        if width * width * batch > MOST_MULTIPLY_ADDS:
+        calls = min(LAYER_CALLS, int(MOST_MULTIPLY_ADDS / (width * width * batch)))
+        if not calls:
             continue
         forms = _layer_forms(device, width, width, batch)
         del forms["2:4, CUTLASS"]
-        for row in compared(forms, ("graph",), device, sizes.rounds, CALLS):
+        for row in compared(forms, ("graph",), device, sizes.rounds, calls):
             yield {"width": width, "batch": batch} | row
 
 
@@ -100,13 +103,14 @@ def teams(device: str, sizes: Sizes) -> Iterator[Row]:
     """One step of a team. `random24` and `k24` are the same here: their masks are constant at inference."""
     for modes, width, n, batch in product(MODES, sizes.hidden, sizes.teams, sizes.batches):
         if modes == MODES[0] or (n, batch) == sizes.compiled:
-            for row in compared(_team_forms(device, width, n, batch), modes, device, sizes.rounds):
+            forms, calls = _team_forms(device, width, n, batch), max(1, TEAM_CALLS // n)
+            for row in compared(forms, modes, device, sizes.rounds, calls):
                 yield {"width": width, "n_agents": n, "batch": batch} | row
 
 
 def updates(device: str, sizes: Sizes) -> Iterator[Row]:
     """A learner update of 32 episodes with 25 steps, on the GPU, on one core, and on all cores of the CPU."""
-    places = [(device, 1), ("cpu", 1), ("cpu", os.cpu_count() or 1)]
+    places = [(device, 1), ("cpu", 1), ("cpu", len(os.sched_getaffinity(0)))]
     for (place, threads), h, n in product(dict.fromkeys(places), sizes.update_hidden, sizes.teams):
         if place == "cpu" and n * h * h > MOST_ON_CPU:
             continue
@@ -120,34 +124,36 @@ def updates(device: str, sizes: Sizes) -> Iterator[Row]:
 
 
 def loops(device: str, sizes: Sizes) -> Iterator[Row]:
-    """Env steps per second of environments that step alone, and of training."""
+    """Env steps per second of each task's environments without training, and of training."""
     places = list(dict.fromkeys([device, "cpu"]))
-    alone = product((*sizes.n_envs, sizes.many_envs), places, TASKS, [""])
-    for n, place, task, method in (*alone, *product(sizes.n_envs, places, TASKS, ["k24", BASELINE])):
+    alone = product((*sizes.n_envs, sizes.many_envs), places, [""])
+    cases = [*alone, *product(sizes.n_envs, places, ["k24", BASELINE])]
+    for task, (n, place, method) in product(TASKS, cases):
         measure = partial(_training, method) if method else _environment_alone
         row = {"task": task, "place": place, "n_envs": n, "form": f"training, {method}" if method else "no training"}
         yield row | {"env_steps_per_s": measure(task, n, place, sizes.seconds)}
 
 
 def memory(device: str, sizes: Sizes) -> Iterator[Row]:
-    """Peak of what an update allocates, by method, and what a team holds and allocates when it acts."""
+    """Peak memory of an update by method, and the memory that a team holds, and its peak, when it acts."""
     n, _, _, h, _ = sizes.memory
     for variant in VARIANTS:
         learners, batch = learners_of(sizes.memory, [variant], device)
         learner = learners[variant]
-        learner.update(batch, 1000)  # allocates what it keeps: Adam's means
+        learner.update(batch, 1000)  # The first update allocates Adam's means, which stay.
         learner.optimizer.zero_grad()
         peak = peak_bytes(learner, batch) if device == "cpu" else _peak(partial(learner.update, batch, 1000))
         yield {"what": "update", "form": variant, "peak_mb": peak / 1e6, "problem": ""}
     for form, build in _team_forms(device, h, n, sizes.batches[-1]).items():
+        done: dict[str, Call] = {}  # frees the previous implementation's weights before memory is read
         before = torch.cuda.memory_allocated() if device != "cpu" else 0
         with torch.no_grad():
-            done, problems = _tried({form: build}, _checked)
+            done, problems = _tried({form: build}, _called)
         row: Row = {"what": "acting", "form": form, "problem": problems.get(form, "")}
         if done and device != "cpu":
             row["held_mb"] = (torch.cuda.memory_allocated() - before) / 1e6
             with torch.no_grad():
-                row["peak_mb"] = _peak(done[form][0]) / 1e6
+                row["peak_mb"] = _peak(done[form]) / 1e6
         yield row
 
 
@@ -155,53 +161,59 @@ def memory(device: str, sizes: Sizes) -> Iterator[Row]:
 def compared(
     forms: Mapping[str, Callable[[], Result]], modes: Sequence[str], device: str, rounds: int, calls: int = 1
 ) -> list[Row]:
-    """A row for each mode and form: microseconds, speedup over the form `dense`, relative error, or the problem."""
+    """A row for each mode and implementation: microseconds, speedup over `dense`, relative error, or the problem."""
     if modes == MODES[1]:
-        torch.compiler.reset()  # else the limit of compiled variants of one function is reached after a few cases
-    built, problems = _tried(forms, _checked)
+        torch.compiler.reset()  # Otherwise torch's limit of compiled variants of one function is reached.
+    built, problems = _tried(forms, lambda build: build())
     rows: list[Row] = []
     for mode in modes:
         ready, failed = _tried(built, partial(_ready, device, mode, calls))
-        times = interleaved(ready, rounds, cpu_timer if device == "cpu" else _gpu_timer)
+        timed = {form: call for form, (call, _) in ready.items()}
+        times = interleaved(timed, rounds, cpu_timer if device == "cpu" else _gpu_timer)
         for form in forms:
             row: Row = {"form": form, "mode": mode, "problem": (problems | failed).get(form, "")}
             if form in times:
                 low, us, high = np.quantile(times[form], [0.25, 0.5, 0.75]).tolist()
-                row |= {"us": us / calls, "us_low": low / calls, "us_high": high / calls, "error": built[form][1]}
+                row |= {"us": us / calls, "us_low": low / calls, "us_high": high / calls, "error": ready[form][1]}
                 row["speedup"] = median_ratio(times["dense"], times[form]) if "dense" in times else float("nan")
             rows.append(row)
     return rows
 
 
 def one_line(error: Exception) -> str:
-    """An error as a table has it."""
+    """An error as one line of a table."""
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def _tried(items: Mapping[str, Given], use: Callable[[Given], Done]) -> tuple[dict[str, Done], dict[str, str]]:
-    """What `use` makes of each item, and in one line why it fails where it does."""
+    """Results of `use` by item, and for the items where it fails the reason in one line."""
     done, problems = {}, {}
     for name, item in items.items():
         try:
             done[name] = use(item)
-        except Exception as error:  # a kernel that this GPU does not have, too little memory, what does not compile
+        except Exception as error:  # This GPU has no such kernel, too little memory, or compiling fails.
             problems[name] = one_line(error)
     return done, problems
 
 
-def _ready(device: str, mode: str, calls: int, checked: tuple[Callable[[], Tensor], float]) -> Call:
-    """What is timed in a mode: so many calls in a row, and in the modes with a graph a replay of all of them."""
-    call, _ = checked
-    run = call
+def _ready(device: str, mode: str, calls: int, built: Result) -> tuple[Call, float]:
+    """What is timed, several calls or one replay of a graph of them, and the largest relative error of its result."""
+    call, expected = built
+    run, found = call, expected
     if mode.startswith("compiled") and device != "cpu":
         run = torch.compile(lambda: call(), fullgraph=True, dynamic=False)
 
     def in_a_row() -> None:
+        nonlocal found
         for _ in range(calls):
-            run()
+            found = run()
 
     in_a_row()
-    return capture(in_a_row) if mode.endswith("graph") and device != "cpu" else in_a_row
+    ready: Call = in_a_row
+    if mode.endswith("graph") and device != "cpu":
+        ready = capture(in_a_row)
+        ready()  # The replay computes `found`, which capturing only allocated.
+    return ready, ((found - expected).abs().max() / expected.abs().max()).item()
 
 
 def _gpu_timer(call: Call) -> Callable[[], float]:
@@ -209,10 +221,11 @@ def _gpu_timer(call: Call) -> Callable[[], float]:
     return partial(gpu_time, call)
 
 
-def _checked(build: Callable[[], Result]) -> tuple[Callable[[], Tensor], float]:
-    """A call, and the largest error of what it computes, relative to the largest expected number."""
-    call, expected = build()
-    return call, ((call() - expected).abs().max() / expected.abs().max()).item()
+def _called(build: Callable[[], Result]) -> Call:
+    """A call that was tried once."""
+    call, _ = build()
+    call()
+    return call
 
 
 def _layer_forms(device: str, out: int, columns: int, batch: int) -> dict[str, Callable[[], Result]]:
@@ -229,7 +242,7 @@ def _layer_forms(device: str, out: int, columns: int, batch: int) -> dict[str, C
     return {name: partial(form, pack) for name, pack in packs.items()}
 
 
-_team = functools.lru_cache(maxsize=3)(random_team)  # for all batches of a case
+_team = functools.lru_cache(maxsize=3)(random_team)  # All batches of a case share teams.
 
 
 def _team_forms(device: str, width: int, n: int, batch: int) -> dict[str, Callable[[], Result]]:
@@ -247,14 +260,14 @@ def _team_forms(device: str, width: int, n: int, batch: int) -> dict[str, Callab
 
 
 def _step(team: FrozenTeam, x: Tensor, device: str, how: str) -> Result:
-    """A step from the first hidden state: Q-values, and those of dense products in float32."""
+    """A step from the first hidden state, and its Q-values by dense products in float32."""
     tile = CUTLASS_TILE if how == "CUTLASS" else KERNEL_TILE
     layers, gains = moved(team, device, torch.float16, tile)
     if how == "dense":
         apply = batched(layers, gains)
     else:
         masked = [name for name, layer in team.layers.items() if layer.patterns is not None]
-        rows = x.shape[1] * (len(x) if team.one_matrix or how == "grouped" else 1)  # of one product
+        rows = x.shape[1] * (len(x) if team.one_matrix or how == "grouped" else 1)
         pack = _packer(device, None if how == "CUTLASS" else rows)
         apply = sparse_calls(layers, masked, pack, gains, grouped=how == "grouped")
     first, _ = layers["fc1"]
@@ -270,7 +283,7 @@ def _step(team: FrozenTeam, x: Tensor, device: str, how: str) -> Result:
 
 
 def _packer(device: str, rows: int | None) -> Callable[[Tensor], Tensor]:
-    """Packs for products of so many rows by cuSPARSELt, or (None) for CUTLASS."""
+    """A function that packs weights for cuSPARSELt and products of so many rows, or (None) for CUTLASS."""
     if device == "cpu":
         return _as_it_is
     return pack_for_cutlass if rows is None else lambda weight: pack_for_gpu(weight, rows)
@@ -288,7 +301,7 @@ def _finished(call: Call, device: str) -> None:
 
 
 def _peak(call: Call) -> int:
-    """Most bytes that a call on the GPU holds beyond those before it."""
+    """Peak memory of a call on the GPU in bytes, beyond what was allocated before it."""
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     _finished(call, "cuda")
@@ -310,7 +323,7 @@ def _environment_alone(task: str, n_envs: int, device: str, seconds: float) -> f
 
 
 def _training(method: str, task: str, n_envs: int, device: str, seconds: float) -> float:
-    """Env steps per second of rollouts of all environments with four updates each, after the first of them."""
+    """Env steps per second of training, in iterations of a rollout of all environments and its updates."""
     settings = {"task": task, "method": method, "device": device, "n_envs": n_envs, "buffer_size": 1000 + n_envs}
     settings |= {"t_max": NEVER, "test_interval": NEVER, "checkpoint_interval": NEVER, "snapshot_interval": NEVER}
     config = build_config(settings | {"batch_size": min(32, n_envs), "test_episodes": 1})
@@ -327,7 +340,7 @@ def _training(method: str, task: str, n_envs: int, device: str, seconds: float) 
 
 
 def _rate(call: Callable[[], int], device: str, seconds: float) -> float:
-    """What a call counts, by the second; at least one call after the first."""
+    """Env steps per second of a call that returns their number; the first call warms up and is not counted."""
     _finished(call, device)
     started, count, passed = time.perf_counter(), 0, 0.0
     while not count or passed < seconds:

@@ -1,9 +1,11 @@
-"""The measurements on a GPU as a dry run on the CPU: every part writes its files, and what stops one stops no other."""
+"""The measurements on a GPU as a dry run on the CPU: every part writes its files, and no failure stops another part."""
 
 import json
 import subprocess
 import sys
 import time
+import weakref
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +19,7 @@ from k24lab.bench import inference
 from k24lab.errors import ConfigError, RunError
 
 MODES = ["eager", "graph", "compiled", "compiled graph"]
+POPEN = subprocess.Popen
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +105,29 @@ def test_what_a_part_measured_before_it_failed_is_kept(parts):
     assert pd.read_csv(folder / "second.csv")["value"].tolist() == [7]
 
 
+def test_an_incomplete_part_is_measured_again_and_keeps_its_rows_if_there_are_fewer_then(parts, capsys):
+    def failing_after(*values):
+        def measured(device, sizes):
+            yield from ({"value": value} for value in values)
+            raise MemoryError("too large")
+
+        return Part(measured, 60)
+
+    for part, kept, problem in (
+        (failing_after(1, 2), [1, 2], "MemoryError: too large"),
+        (failing_after(3), [1, 2], "MemoryError: too large"),
+        (failing_after(4, 5, 6), [4, 5, 6], "MemoryError: too large"),
+        (rows(7), [7], ""),  # complete
+        (rows(8, 8), [7], ""),  # not measured
+    ):
+        parts["second"] = part
+        folder = bench_gpu("cpu")
+        assert pd.read_csv(folder / "second.csv")["value"].tolist() == kept
+        found = known(folder)["second"]
+        assert (found["rows"], found["problem"]) == (len(kept), problem)
+    assert capsys.readouterr().out.count("second: 1 rows (MemoryError: too large); the earlier 2 rows are kept") == 1
+
+
 def test_a_part_that_was_cut_off_is_done_again_and_those_before_it_are_not(parts):
     def interrupted(device, sizes):
         yield {"value": 1}
@@ -132,10 +158,19 @@ def test_a_part_whose_time_is_up_begins_no_further_case(parts):
 
 
 def test_a_figure_that_fails_costs_no_table(parts):
-    parts["first"] = parts["first"]._replace(draw=lambda table: 1 / 0)
+    parts["first"] = parts["first"]._replace(draw=lambda table: 1 / 0, value="value")
     folder = bench_gpu("cpu")
     assert known(folder)["first"]["problem"].startswith("no figure: ZeroDivisionError")
     assert len(pd.read_csv(folder / "first.csv")) == 2
+
+
+@pytest.mark.parametrize("name", [name for name, part in PARTS.items() if part.draw is not None])
+@pytest.mark.parametrize("measured", [{}, {"speedup": 2.0, "ms": None, "env_steps_per_s": None, "peak_mb": None}])
+def test_a_table_without_what_the_figure_shows_says_so(name, measured, tmp_path):
+    row = {"form": "dense", "mode": "eager", "problem": "no kernel", "kind": "measured", "device": "A", "date": "today"}
+    said = gpu._save(pd.DataFrame([row | measured]), name, PARTS[name], tmp_path)
+    assert said == "no figure: nothing that it shows was measured"
+    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.csv"]
 
 
 @pytest.fixture
@@ -147,21 +182,21 @@ def card(monkeypatch):
 
 
 def test_on_a_gpu_a_part_is_a_process_that_can_be_stopped_or_die(card, parts, monkeypatch, tmp_path):
-    ends = {"first": 0, "second": subprocess.TimeoutExpired("python", 1), "third": -11}
+    ends = {"first": 0, "second": None, "third": -11}
 
-    def run(command, timeout=None, **options):
-        if command[0] == "nvidia-smi":
-            return subprocess.CompletedProcess(command, 0, stdout="580.1\n")
+    def run_for(command, seconds):
         name, device, rounds, file, deadline = command[4:]
         assert command[:4] == [sys.executable, "-m", "benchmarks.gpu", "--part"] and (device, rounds) == ("cuda", "4")
-        assert float(deadline) == pytest.approx(time.time() + 60, abs=5) and timeout == 60 + gpu.GRACE
+        assert (
+            float(deadline) == pytest.approx(time.time() + 60, abs=5) and seconds + gpu.STOP_SECONDS == 60 + gpu.GRACE
+        )
         done = {"first": '{"value": 1}\n""\n', "second": '{"value": 1}\n{"val', "third": ""}
         Path(file).write_text(done[name])
-        if isinstance(ends[name], Exception):
-            raise ends[name]
-        return subprocess.CompletedProcess(command, ends[name])
+        return ends[name]
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(gpu, "run_for", run_for)
+    asked = subprocess.CompletedProcess("nvidia-smi", 0, stdout="580.1\n")
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: asked)
     folder = bench_gpu("cuda", 4)
     assert folder == tmp_path / "figures" / "gpu" / "nvidia_a100_sxm4_80_gb"
     assert pd.read_csv(folder / "second.csv")["kind"].tolist() == ["measured"]
@@ -190,23 +225,100 @@ def test_without_a_gpu_there_is_one_clear_error():
 
 def test_all_parts_together_take_less_than_eight_minutes():
     assert sum(part.seconds + gpu.GRACE for part in PARTS.values()) < 8 * 60 - 20  # which figures may take
-    assert PARTS["tests"].seconds + gpu.GRACE > gpu.TEST_SECONDS + 5
+    assert PARTS["tests"].seconds > gpu.TEST_SECONDS + gpu.STOP_SECONDS + 5  # which importing takes
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    """The processes that are started, which have a moment to stop."""
+    started = []
+
+    def start(*given, **options):
+        started.append(POPEN(*given, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    monkeypatch.setattr(gpu, "STOP_SECONDS", 0.3)
+    return started
+
+
+def test_a_process_is_run_to_its_end_interrupted_or_killed(processes):
+    def run_for(code, seconds):
+        return gpu.run_for([sys.executable, "-I", "-S", "-c", f"import signal, time; {code}"], seconds)
+
+    assert run_for("raise SystemExit(3)", 60) == 3
+    assert run_for("signal.signal(signal.SIGINT, print); signal.pause(); raise SystemExit(4)", 1) is None
+    assert run_for("signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)", 1) is None
+    assert [process.returncode for process in processes] == [3, 4, -9]
+
+
+@pytest.mark.parametrize("impatient", [False, True])
+def test_ctrl_c_leaves_no_process(processes, monkeypatch, impatient):
+    wait, interrupts = POPEN.wait, [KeyboardInterrupt] * (1 + impatient)
+
+    def interrupted(process, timeout=None):
+        if interrupts:
+            time.sleep(0.3)  # in which the process begins to ignore SIGINT
+            raise interrupts.pop()
+        return wait(process, timeout)
+
+    monkeypatch.setattr(POPEN, "wait", interrupted)
+    code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(5)"
+    with pytest.raises(KeyboardInterrupt):
+        gpu.run_for([sys.executable, "-I", "-S", "-c", code], 60)
+    assert processes[0].returncode not in (None, 0)
 
 
 @pytest.mark.parametrize("report", ["", "<testsuites><testsuite/></testsuites>"])
 def test_tests_that_cannot_be_run_are_a_problem(monkeypatch, report):
-    def run(command, **options):
-        (path,) = [Path(part.partition("=")[2]) for part in command if part.startswith("--junitxml=")]
-        if report:
-            path.write_text(report)
-        return subprocess.CompletedProcess(command, 4)
-
-    monkeypatch.setattr(subprocess, "run", run)
-    with pytest.raises(RunError, match="pytest ended with exit code 4 and reported no test"):
+    monkeypatch.setattr(gpu, "run_for", reporting(report, 4))
+    with pytest.raises(RunError, match="pytest ended with exit code 4 and reported 0 tests"):
         next(gpu.tests("cpu", gpu_parts.DRY))
 
 
-def test_forms_that_fail_have_their_reason_and_the_others_their_times():
+def reporting(report, code):
+    """A run of pytest that writes this report and ends with this code."""
+
+    def run_for(command, seconds, cwd):
+        (path,) = [Path(part.partition("=")[2]) for part in command if part.startswith("--junitxml=")]
+        if report:
+            path.write_text(report)
+        return code
+
+    return run_for
+
+
+@pytest.mark.parametrize(("code", "problem"), [(0, ""), (1, ""), (2, "ended with exit code 2"), (None, "was stopped")])
+def test_tests_that_did_not_all_run_are_kept_and_a_problem(parts, monkeypatch, code, problem):
+    # pytest reports the test that it was interrupted in as a case without a name.
+    report = '<testsuite><testcase name="a" time="1"/><testcase time="0"/></testsuite>'
+    monkeypatch.setattr(gpu, "run_for", reporting(report, code))
+    parts["second"] = Part(gpu.tests, 60)
+    folder = bench_gpu("cpu")
+    assert pd.read_csv(folder / "second.csv")["outcome"].tolist() == ["passed"]
+    said = known(folder)["second"]["problem"]
+    assert said.startswith(f"RunError: pytest {problem}") and said.endswith("1 tests") if problem else said == ""
+
+
+def test_only_files_with_marked_tests_are_collected(monkeypatch, tmp_path):
+    (tmp_path / "tests").mkdir()
+    mark = "pytest.mark." + "gpu"
+    for name, text in (
+        ("test_a", f"@{mark}"),
+        ("test_b", "@pytest.mark.slow"),
+        ("test_c", f"marks={mark}"),
+        ("d", mark),
+    ):
+        (tmp_path / "tests" / f"{name}.py").write_text(text)
+    commands = []
+    monkeypatch.setattr(gpu, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(gpu, "run_for", lambda command, *given: commands.append(command))
+    with pytest.raises(RunError, match="reported 0 tests"):
+        next(gpu.tests("cpu", gpu_parts.Sizes()))
+    assert [Path(part).name for part in commands[0] if part.endswith(".py")] == ["test_a.py", "test_c.py"]
+
+
+def test_implementations_that_fail_have_their_reason_and_the_others_their_times():
     two = torch.full((2,), 2.0)
 
     def missing():
@@ -227,8 +339,82 @@ def test_modes_compile_and_capture_what_they_say(mode, monkeypatch):
     done = []
     monkeypatch.setattr(torch, "compile", lambda call, **options: done.append("compiled") or call)
     monkeypatch.setattr(gpu_parts, "capture", lambda call: done.append("graph") or call)
-    gpu_parts._ready("cuda", mode, 3, (lambda: done.append("call"), 0.0))()
-    assert done == ["compiled"] * ("compiled" in mode) + ["call"] * 3 + ["graph"] * ("graph" in mode) + ["call"] * 3
+    two = torch.full((2,), 2.0)
+    timed, error = gpu_parts._ready("cuda", mode, 3, (lambda: done.append("call") or two, two))
+    timed()
+    calls = ["call"] * 3
+    replayed = ["graph", *calls] if "graph" in mode else []
+    assert done == ["compiled"] * ("compiled" in mode) + calls + replayed + calls and error == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_error_is_that_of_what_the_mode_computes(mode, monkeypatch):
+    two = torch.full((2,), 2.0)
+    computed = two.clone()
+    monkeypatch.setattr(torch, "compile", lambda call, **options: lambda: call().add_(1))
+    monkeypatch.setattr(gpu_parts, "capture", lambda call: lambda: computed.mul_(2))  # a replay that goes wrong
+    _, error = gpu_parts._ready("cuda", mode, 1, (lambda: computed, two))
+    assert error == {"eager": 0, "graph": 1, "compiled": 0.5, "compiled graph": 2}[mode]
+
+
+def test_one_measurement_has_more_calls_of_small_cases_and_the_large_layers_come_first(monkeypatch):
+    seen = []
+
+    def compared(forms, modes, device, rounds, calls):
+        seen.append((*forms["dense"], calls))
+        return []
+
+    monkeypatch.setattr(gpu_parts, "compared", compared)
+    for made in ("_layer_forms", "_team_forms"):
+        monkeypatch.setattr(gpu_parts, made, lambda device, *case: {"dense": case, "2:4, CUTLASS": case})
+    sizes = gpu_parts.Sizes()
+    for part, fewest in ((gpu_parts.crossover, 1), (gpu_parts.layers, 1)):
+        seen.clear()
+        list(part("cuda", sizes))
+        work = [(out * columns * batch, calls) for out, columns, batch, calls in seen]
+        assert all(calls == 20 or calls == fewest or each * calls <= 3e11 for each, calls in work)
+        assert max(each * calls for each, calls in work) < 6e11 and {calls for _, calls in work} >= {1, 20}
+        if part is gpu_parts.crossover:
+            widths = [width for width, *_ in seen]
+            assert widths == sorted(widths, reverse=True) and {4096, 8192} <= {
+                w for w, _, batch, _ in seen if batch == 4096
+            }
+    seen.clear()
+    list(gpu_parts.teams("cuda", sizes))
+    assert all(calls > 1 for *_, calls in seen) and {n: calls for _, n, _, calls in seen} == {3: 21, 8: 8, 32: 2}
+
+
+def test_loops_begin_with_rolenav(monkeypatch):
+    monkeypatch.setattr(gpu_parts, "_environment_alone", lambda *case: 1.0)
+    monkeypatch.setattr(gpu_parts, "_training", lambda *case: 1.0)
+    found = list(gpu_parts.loops("cuda", gpu_parts.Sizes()))
+    tasks = [row["task"] for row in found]
+    assert len(found) == 3 * 14 and tasks == sorted(tasks, key=gpu_parts.TASKS.index) and tasks[0] == "rolenav"
+    assert Counter(row["form"] for row in found[:14]) == {"no training": 6, "training, k24": 4, "training, fups": 4}
+
+
+def test_held_memory_is_that_of_one_implementation(monkeypatch):
+    alive = weakref.WeakSet()
+
+    def build(megabytes):
+        weight = torch.zeros(megabytes * 250_000)
+        alive.add(weight)
+        return lambda: weight, weight[:1]
+
+    forms = {str(megabytes): lambda megabytes=megabytes: build(megabytes) for megabytes in (3, 1, 2)}
+    monkeypatch.setattr(gpu_parts, "VARIANTS", {})
+    monkeypatch.setattr(gpu_parts, "_team_forms", lambda *case: forms)
+    monkeypatch.setattr(gpu_parts, "_peak", lambda call: 0)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: sum(each.nbytes for each in alive))
+    found = list(gpu_parts.memory("cuda", gpu_parts.Sizes()))
+    assert {row["form"]: row["held_mb"] for row in found} == {"3": 3, "1": 1, "2": 2}
+
+
+def test_a_part_keeps_memory_as_runs_do(parts, monkeypatch):
+    kept = []
+    monkeypatch.setattr(gpu, "keep_memory", lambda: kept.append(True))
+    bench_gpu("cpu")
+    assert len(kept) == len(parts)
 
 
 def test_what_was_measured_on_gpus_is_found_and_drawn(dry_run, monkeypatch, tmp_path):
