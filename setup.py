@@ -10,7 +10,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
 
 FOLDER = "k24lab/ops/csrc"
-FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=fast", "-Wno-psabi"]
+FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=fast", "-Wno-psabi", "-pthread"]
 builds = {"k24lab.ops._k24": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     builds["k24lab.ops._k24_avx2"] = ["-march=x86-64-v3"]
@@ -44,6 +44,7 @@ setup(
             [f"{FOLDER}/{part}.c" for part in ("matmul", "network", "masks", "act")],
             depends=[f"{FOLDER}/common.h", f"{FOLDER}/layers.h"],
             extra_compile_args=FLAGS + flags,
+            extra_link_args=["-pthread"],
             optional=True,
         )
         for name, flags in builds.items()

@@ -117,11 +117,15 @@ def _team(n_agents: int) -> Work:
     return Work(f"agents{n_agents}", text, sides, ((masked, shared),))
 
 
-def _pipeline(name: str, text: str, **task: Any) -> Work:
-    with_it, without = "with `pipeline`", "without"
-    sides = {with_it: training("k24", {**task, "pipeline": True}), without: training("k24", task)}
+def _both_cores(name: str, text: str, peer: str | None = None, **task: Any) -> Work:
+    settings: dict[str, dict[str, Any]] = {"`n_threads = 2`": {"n_threads": 2}, "`pipeline`": {"pipeline": True}}
+    settings["both"] = {"n_threads": 2, "pipeline": True}
+    alone = "one thread"
+    sides = {alone: training("k24", task, peer)}
+    sides |= {own: training("k24", {**task, **more}, peer) for own, more in settings.items()}
+    pairs = tuple((own, alone) for own in settings)
     # Long pieces: episodes that are collected while another side works are a gift to the next piece.
-    return Work(f"pipeline-{name}", f"training K-2:4 on {text}", sides, ((with_it, without),), cores=2, seconds=6.0)
+    return Work(f"cores-{name}", f"training K-2:4 on {text}", sides, pairs, cores=2, seconds=4.0)
 
 
 WORKS = (
@@ -132,7 +136,17 @@ WORKS = (
     *map(_acting, (1, 32)),
     *map(_size, (64, 128, 256, 512)),
     *map(_team, (10, 30, 100)),
-    _pipeline("navigation", "VMAS navigation, 16 updates a rollout", task="vmas/navigation", updates_per_rollout=16),
-    _pipeline("rolenav", "RoleNav with 3 agents", task="rolenav"),
-    _pipeline("spread", "simple_spread, QMIX", task="mpe/simple_spread", mixer="qmix", n_envs=8, updates_per_rollout=8),
+    _both_cores("navigation", "VMAS navigation, 16 updates a rollout", task="vmas/navigation", updates_per_rollout=16),
+    _both_cores("rolenav", "RoleNav with 8 agents", task="rolenav:n_agents=8"),
+    _both_cores(
+        "spread", "simple_spread, QMIX", task="mpe/simple_spread", mixer="qmix", n_envs=8, updates_per_rollout=8
+    ),
+    _both_cores(
+        "smax",
+        "SMAX smacv2_5_units, 16 updates a rollout",
+        "jaxmarl",
+        task="smax/smacv2_5_units",
+        hidden_dim=128,
+        updates_per_rollout=16,
+    ),
 )

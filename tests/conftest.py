@@ -10,6 +10,7 @@ import torch
 from k24lab.envs.base import EnvSpec
 from k24lab.lab.config import Config, build_config
 from k24lab.marl.replay import EpisodeBatch
+from k24lab.ops.library import use_threads
 
 # In the background of a script SIGINT is ignored, by this process and by all that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -33,8 +34,8 @@ TINY = {
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """One thread of torch, and the same random numbers in every test."""
-    torch.set_num_threads(1)
+    """One thread of torch and of the kernels, and the same random numbers in every test."""
+    use_threads(1)
     torch.manual_seed(0)
 
 

@@ -111,8 +111,13 @@ def network_weights(k, size, observed, actions, sparse, shared):
 @pytest.mark.parametrize(
     ("size", "steps", "batch"), [(4, 1, 1), (5, 3, 33), (64, 4, 32), (130, 2, 8), (16, 5, 12), (7, 6, 70)]
 )
-def test_a_network_equals_torchs_in_value_and_gradient(build, without, size, steps, batch, shared, sparse):
-    k, observed, actions = 2, 6, 5
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_network_equals_torchs_in_value_and_gradient(
+    build, without, size, steps, batch, shared, sparse, threads, monkeypatch
+):
+    monkeypatch.setattr(kernels, "_threads", threads)
+    torch.manual_seed(1)  # with seed 0 a unit is so close to its ReLU's corner that rounding decides its gradient
+    k, observed, actions = 3, 6, 5  # two threads share one of the networks
     given = [torch.randn(k, observed, steps, batch), torch.randn(k, size, batch)]
     given = [p.requires_grad_() for p in (*given, *network_weights(k, size, observed, actions, sparse, shared))]
     coefficient, for_last = torch.randn(k, actions, steps, batch), torch.randn(k, size, batch)
@@ -128,7 +133,8 @@ def test_a_network_equals_torchs_in_value_and_gradient(build, without, size, ste
             again = agent.unroll(weights, *given[:2])
         return [*done[:2], *again[:2], *done.inputs.values(), *torch.autograd.grad(total, given)]
 
-    for found, expected in zip(run(sparse), without(run, False), strict=True):
+    for found, again, expected in zip(run(sparse), run(sparse), without(run, False), strict=True):
+        assert torch.equal(found, again)
         torch.testing.assert_close(found, expected, atol=5e-5, rtol=1e-4)
 
 
@@ -300,6 +306,13 @@ def test_wider_registers_change_no_bit(monkeypatch):
         few = acting.PackedLinear(weight, bias)(x.mT.contiguous())
         found.append((ops.matmul(ops.pack(weight), x, bias), few))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))  # so that stored runs repeat on either
+
+
+@needs_kernels
+def test_the_kernels_take_two_threads_and_leave_more_to_torch():
+    for n, of_kernels, of_torch in ((1, 1, 1), (2, 2, 1), (3, 1, 3)):
+        kernels.use_threads(n)
+        assert (kernels.threads(), torch.get_num_threads()) == (of_kernels, of_torch)
 
 
 def test_kernels_take_float32_on_the_cpu_only(build):

@@ -59,7 +59,7 @@ class Config(TrainingConfig):
     test_episodes: int = 100  # rounded up to whole batches of n_envs where environments are processes
     checkpoint_interval: int = 20_000  # env steps
     snapshot_interval: int = 10_000  # env steps between stored masks
-    n_threads: int = 1  # of torch; on few cores one thread a process is fastest
+    n_threads: int = 1  # of the kernels (two at most) or else of torch; for several runs one each is fastest
     n_workers: int = 0  # processes, for libraries that step one environment at a time (mpe2, PettingZoo, SMACv2)
     pipeline: bool = False  # collect during the updates, in a second process, with weights that are one rollout older
     tensorboard: bool = False  # the same as loggers="tensorboard"

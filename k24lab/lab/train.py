@@ -27,7 +27,7 @@ from k24lab.marl.learner import build_learner
 from k24lab.marl.policy import behaviour, pattern_arrays
 from k24lab.marl.replay import EpisodeBatch, ReplayBuffer, concatenate
 from k24lab.marl.seeding import Stream, derive_seed
-from k24lab.ops.library import in_use, keep_memory
+from k24lab.ops.library import in_use, keep_memory, threads, use_threads
 
 BEHAVIOUR_EPISODES = 8  # whose observations the agents' policies are compared on
 
@@ -75,7 +75,7 @@ def train(
 
 
 def _train(config: Config, run: RunFolder, progress: bool, callbacks: Callbacks) -> None:
-    torch.set_num_threads(config.n_threads)
+    use_threads(config.n_threads)
     keep_memory()
     trainer = Trainer(config, run, callbacks)
     gc.freeze()  # the modules of torch are a million objects, which the collector need not visit again and again
@@ -110,7 +110,7 @@ class Trainer:
             self.load_state_dict(state)
         self.metrics_file = run.open_metrics(state["metrics_size"] if state else 0)
         self.kernels = in_use(next(self.learner.agent.parameters()))
-        provenance.record(run.path, config, self.t_env, self.kernels, torch.get_num_threads())
+        provenance.record(run.path, config, self.t_env, self.kernels, max(threads(), torch.get_num_threads()))
         # Last, since nobody would end its process if something before failed. It has the environments of training.
         self.collector = Collector(config) if config.pipeline else None
 

@@ -22,7 +22,8 @@ BUILDS = {
     "AVX512": ("avx512", "avx2"),
     "AVX2": ("avx2",),
 }  # that a processor runs (torch's names), besides the portable
-MOST_THREADS = 2  # with more threads torch is faster than the kernels, which use one
+MOST_THREADS = 2  # with more threads torch is faster than the kernels, which use two at most
+_threads = 1
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
@@ -57,6 +58,21 @@ def usable(tensor: Tensor) -> bool:
         return False
     suits = tensor.is_cpu and tensor.dtype == torch.float32
     return suits and torch.get_num_threads() <= MOST_THREADS and library() is not None
+
+
+def use_threads(n: int) -> None:
+    """Set the threads of this process: of the kernels one or two, and torch has one then; of torch alone any number.
+
+    What torch does between kernels is small, and a second thread of its own would only be in the way.
+    """
+    global _threads
+    _threads = n if n <= MOST_THREADS and library() is not None else 1
+    torch.set_num_threads(1 if _threads > 1 else n)
+
+
+def threads() -> int:
+    """How many threads the kernels use."""
+    return _threads
 
 
 def in_use(tensor: Tensor) -> str:

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from k24lab.ops import calls
 from k24lab.ops.acting import LAYERS
 from k24lab.ops.calls import Packed
-from k24lab.ops.library import usable
+from k24lab.ops.library import threads, usable
 from k24lab.ops.linear import LayerWeights
 
 WIDEST = 32  # rows of a tile, as NARROW in common.h
@@ -38,6 +38,11 @@ def _layers(parameters: Sequence[Tensor], packed: Sequence[Packed | None], grads
     return calls.structs([calls.layer(*own, *grads[k::n]) for k, own in enumerate(each)])
 
 
+def _threads(steps: int) -> int:
+    """Threads for a call: a single time step is over before a second one has begun."""
+    return threads() if steps > 1 else 1
+
+
 def _forward(
     x: Tensor, hidden: Tensor, packed: Sequence[Packed | None], parameters: Sequence[Tensor], seen: Seen | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -47,7 +52,7 @@ def _forward(
     if seen is not None:
         gates = x.new_empty(k, -(-rows // WIDEST) * WIDEST, steps, 4 * size)
     fc1, h, fc2, fc3 = seen or (None, None, None, None)
-    given = (k, steps, rows, _layers(parameters, packed), x, hidden.contiguous())
+    given = (_threads(steps), k, steps, rows, _layers(parameters, packed), x, hidden.contiguous())
     calls.check(calls.call("k24_network", *given, last, fc1, h, gates, fc2, fc3, q_values))
     return q_values, last, gates
 
@@ -64,7 +69,7 @@ class _Network(torch.autograd.Function):
         seen = Seen(*(x.new_empty(shape) for shape in shapes))
         x, parameters = x.contiguous(), tuple(p.contiguous() for p in parameters)
         q_values, last, gates = _forward(x, hidden, packed, parameters, seen)
-        ctx.packed = packed
+        ctx.packed, ctx.threads = packed, _threads(steps)
         ctx.save_for_backward(x, gates, *seen, *parameters)
         ctx.mark_non_differentiable(*seen)
         ctx.set_materialize_grads(False)
@@ -78,23 +83,13 @@ class _Network(torch.autograd.Function):
         grad_q = x.new_zeros(k, parameters[5].shape[1], steps, rows) if grads[0] is None else grads[0].contiguous()
         grad_last = None if grads[1] is None else grads[1].contiguous()
         grad_hidden, grad_x = x.new_empty(k, size, rows), torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        grad_parameters = [torch.zeros_like(p) for p in parameters]
-        given = (
-            k,
-            steps,
-            rows,
-            _layers(parameters, ctx.packed, grad_parameters),
-            x,
-            fc1,
-            h,
-            gates,
-            fc2,
-            fc3,
-            grad_q,
-            grad_last,
-        )
+        each = [[torch.zeros_like(p) for p in parameters] for _ in range(ctx.threads)]  # of each thread
+        layers = [_layers(parameters, ctx.packed, own) for own in each]
+        given = (ctx.threads, k, steps, rows, layers[0], layers[-1], x, fc1, h, gates, fc2, fc3, grad_q, grad_last)
         calls.check(calls.call("k24_network_backward", *given, grad_hidden, grad_x))
-        return grad_x, grad_hidden, None, *grad_parameters
+        for own in each[1:]:
+            torch._foreach_add_(each[0], own)
+        return grad_x, grad_hidden, None, *each[0]
 
 
 def unroll(

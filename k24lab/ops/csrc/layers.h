@@ -73,7 +73,8 @@ static int64_t transposed_room(const matrix *w, int64_t rows, int64_t inputs) {
     return w->values ? parts * (CHUNK + 1) + (parts * CHUNK + 3) / 4 : (rows + 2) * inputs;
 }
 
-static transposed transpose(const matrix *w, int64_t k, int64_t rows, int64_t inputs, float *room) {
+/* `is_first`: no other network's was made in this room; one matrix for all networks is made once. */
+static transposed transpose(const matrix *w, int64_t k, int is_first, int64_t rows, int64_t inputs, float *room) {
     const int64_t chunks = (inputs + CHUNK - 1) / CHUNK, parts = chunks * rows;
     const float *dense = w->dense + k * w->stride;
     if (w->values) {
@@ -82,7 +83,7 @@ static transposed transpose(const matrix *w, int64_t k, int64_t rows, int64_t in
         k24_pack_transposed(1, inputs, rows, CHUNK, dense, room, places, counts);
         return (transposed){{room, places, counts, rows, chunks, CHUNK}, NULL};
     }
-    if (k == 0 || w->stride)
+    if (is_first || w->stride)
         for (int64_t j = 0; j < rows; j += 3)
             for (int64_t i = 0; i < inputs; i++)
                 for (int64_t g = 0; g < 3; g++)
@@ -105,8 +106,8 @@ static view network_view(const layer *l, int64_t k) {
                   l->bias + k * l->bias_stride, l->rows, l->inputs};
 }
 
-static view transposed_view(const layer *l, int64_t k, float *room) {
-    const transposed t = transpose(&l->w, k, l->inputs, l->rows, room);
+static view transposed_view(const layer *l, int64_t k, int is_first, float *room) {
+    const transposed t = transpose(&l->w, k, is_first, l->inputs, l->rows, room);
     return (view){l->w.values != NULL, t.packed, t.interleaved, 3, NULL, l->inputs, l->rows};
 }
 

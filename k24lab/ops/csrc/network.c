@@ -6,6 +6,12 @@
 
 #include "layers.h"
 
+#ifndef _WIN32
+#include <pthread.h>
+#endif
+
+#define SHARE 16 /* rows that two threads share out at a time */
+
 enum { FC1, RNN_INPUT, RNN_HIDDEN, FC2, FC3, FC4, LAYERS };
 
 /* What the forward pass keeps for the backward pass, all or nothing (NULL): what goes into the layers, h with the first
@@ -210,60 +216,116 @@ TILES(32)
 TILES(16)
 TILES(8)
 
-/* Tile of network k from row `first` on, as narrow as its rows allow. */
-static tile tile_at(int64_t k, int64_t size, int64_t steps, int64_t batch, int64_t first) {
-    const int64_t left = batch - first < NARROW ? batch - first : NARROW;
-    const int width = left > 16 ? 32 : left > 8 ? 16 : 8;
-    return (tile){k, size, steps, batch, first, left, WIDE / width, width};
+/* What a thread does of a call: rows `begin` to `end`, counted over all networks with `per` rows each (the last of them may
+ * be beyond the batch). */
+typedef struct {
+    int64_t networks, steps, batch, per, begin, end;
+    const layer *layers; /* with gradients that no other thread adds to */
+    const float *x, *first, *by_q, *by_last;
+    float *last, *q, *by_first, *by_x;
+    kept keeps;
+    int failed;
+} part;
+
+/* The rows of network k that a thread has. */
+static int64_t first_row(const part *p, int64_t k) { return p->begin > k * p->per ? p->begin - k * p->per : 0; }
+
+static int64_t end_of(const part *p, int64_t k) {
+    const int64_t end = p->end - k * p->per;
+    return end < p->batch ? end : p->batch;
 }
 
-/* Q-values q [K, A, T, R] from x [K, inputs, T, R] and the first state [K, H, R], and the last state. Returns 1 where
- * memory is short. */
-int k24_network(int64_t networks, int64_t steps, int64_t batch, const layer *layers, const float *x, const float *first,
-                float *last, float *fc1, float *h, float *gates, float *fc2, float *fc3, float *q) {
-    const int64_t size = layers[FC2].inputs;
-    const kept to = {fc1, h, gates, fc2, fc3};
-    float *room = scratch((layers[FC1].inputs + 10 * size + layers[FC4].rows) * COLUMNS);
-    if (!room) return 1;
-    for (int64_t k = 0; k < networks; k++) {
+/* Its tile of network k from row `first` on, as narrow as its rows allow. */
+static tile tile_at(const part *p, int64_t k, int64_t first) {
+    const int64_t rows = end_of(p, k) - first, left = rows < NARROW ? rows : NARROW;
+    const int width = left > 16 ? 32 : left > 8 ? 16 : 8;
+    return (tile){k, p->layers[FC2].inputs, p->steps, p->batch, first, left, WIDE / width, width};
+}
+
+static void *forward_part(void *given) {
+    part *p = given;
+    float *room = scratch((p->layers[FC1].inputs + 10 * p->layers[FC2].inputs + p->layers[FC4].rows) * COLUMNS);
+    p->failed = !room;
+    for (int64_t k = p->begin / p->per; room && k * p->per < p->end; k++) {
         view l[LAYERS];
-        for (int i = 0; i < LAYERS; i++) l[i] = network_view(layers + i, k);
-        for (int64_t at = 0; at < batch; at += NARROW) {
-            const tile p = tile_at(k, size, steps, batch, at);
-            (p.width == 32 ? forward_32 : p.width == 16 ? forward_16 : forward_8)(l, &p, x, first, last, &to, q, room);
+        for (int i = 0; i < LAYERS; i++) l[i] = network_view(p->layers + i, k);
+        for (int64_t at = first_row(p, k); at < end_of(p, k); at += NARROW) {
+            const tile t = tile_at(p, k, at);
+            (t.width == 32   ? forward_32
+             : t.width == 16 ? forward_16
+                             : forward_8)(l, &t, p->x, p->first, p->last, &p->keeps, p->q, room);
         }
     }
     free(room);
-    return 0;
+    return NULL;
+}
+
+static void *backward_part(void *given) {
+    part *p = given;
+    const layer *layers = p->layers;
+    const int64_t size = layers[FC2].inputs, observed = layers[FC1].inputs, from = p->begin / p->per;
+    const int64_t buffers = (layers[FC4].rows + 13 * size + 2 * observed + most_turned(size, observed)) * COLUMNS;
+    const int lowest = p->by_x ? FC1 : RNN_INPUT; /* layer whose transpose is needed */
+    int64_t need = buffers;
+    for (int i = lowest; i < LAYERS; i++) need += transposed_room(&layers[i].w, layers[i].inputs, layers[i].rows);
+    float *room = scratch(need);
+    p->failed = !room;
+    for (int64_t k = from; room && k * p->per < p->end; k++) {
+        view l[LAYERS];
+        float *at = room + buffers;
+        for (int i = lowest; i < LAYERS; i++) {
+            l[i] = transposed_view(layers + i, k, k == from, at);
+            at += transposed_room(&layers[i].w, layers[i].inputs, layers[i].rows);
+        }
+        for (int64_t row = first_row(p, k); row < end_of(p, k); row += NARROW) {
+            const tile t = tile_at(p, k, row);
+            (t.width == 32   ? backward_32
+             : t.width == 16 ? backward_16
+                             : backward_8)(layers, l, &t, p->x, &p->keeps, p->by_q, p->by_last, p->by_first, p->by_x, room);
+        }
+    }
+    free(room);
+    return NULL;
+}
+
+/* Do a call as a whole, or in two halves, side by side if a second thread can be had. Returns 1 where memory is short. */
+static int share_out(void *(*work)(void *), part *parts, int64_t threads) {
+    const int64_t rows = parts[0].networks * parts[0].per;
+    parts[0].end = threads == 2 ? rows / SHARE / 2 * SHARE : rows;
+    parts[1].begin = parts[0].end, parts[1].end = rows;
+#ifndef _WIN32
+    pthread_t second;
+    if (threads == 2 && pthread_create(&second, NULL, work, parts + 1) == 0) {
+        work(parts);
+        pthread_join(second, NULL);
+        return parts[0].failed || parts[1].failed;
+    }
+#endif
+    for (int i = 0; i < threads; i++) work(parts + i);
+    return parts[0].failed || (threads == 2 && parts[1].failed);
+}
+
+/* Q-values q [K, A, T, R] from x [K, inputs, T, R] and the first state [K, H, R], and the last state, with one thread or two.
+ * Returns 1 where memory is short. */
+int k24_network(int64_t threads, int64_t networks, int64_t steps, int64_t batch, const layer *layers, const float *x,
+                const float *first, float *last, float *fc1, float *h, float *gates, float *fc2, float *fc3, float *q) {
+    const int64_t per = (batch + SHARE - 1) / SHARE * SHARE;
+    part parts[2] = {{networks, steps, batch, per, .layers = layers, .x = x, .first = first, .last = last, .q = q,
+                      .keeps = {fc1, h, gates, fc2, fc3}}};
+    parts[1] = parts[0];
+    return share_out(forward_part, parts, threads);
 }
 
 /* The gradients of k24_network, from those to q and to the last state (or NULL): added to those of the layers, and written
- * to those to the first state and to x (unless it is NULL). Returns 1 where memory is short. */
-int k24_network_backward(int64_t networks, int64_t steps, int64_t batch, const layer *layers, const float *x, float *fc1,
-                         float *h, float *gates, float *fc2, float *fc3, const float *by_q, const float *by_last,
-                         float *by_first, float *by_x) {
-    const int64_t size = layers[FC2].inputs, observed = layers[FC1].inputs;
-    const int64_t buffers = (layers[FC4].rows + 13 * size + 2 * observed + most_turned(size, observed)) * COLUMNS;
-    const kept from = {fc1, h, gates, fc2, fc3};
-    int64_t need = buffers;
-    for (int i = by_x ? FC1 : RNN_INPUT; i < LAYERS; i++)
-        need += transposed_room(&layers[i].w, layers[i].inputs, layers[i].rows);
-    float *room = scratch(need);
-    if (!room) return 1;
-    for (int64_t k = 0; k < networks; k++) {
-        view l[LAYERS];
-        float *at = room + buffers;
-        for (int i = by_x ? FC1 : RNN_INPUT; i < LAYERS; i++) {
-            l[i] = transposed_view(layers + i, k, at);
-            at += transposed_room(&layers[i].w, layers[i].inputs, layers[i].rows);
-        }
-        for (int64_t first = 0; first < batch; first += NARROW) {
-            const tile p = tile_at(k, size, steps, batch, first);
-            (p.width == 32   ? backward_32
-             : p.width == 16 ? backward_16
-                             : backward_8)(layers, l, &p, x, &from, by_q, by_last, by_first, by_x, room);
-        }
-    }
-    free(room);
-    return 0;
+ * to those to the first state and to x (unless it is NULL). The second of two threads adds to the gradients of `others`;
+ * the forward pass had as many threads. Returns 1 where memory is short. */
+int k24_network_backward(int64_t threads, int64_t networks, int64_t steps, int64_t batch, const layer *layers,
+                         const layer *others, const float *x, float *fc1, float *h, float *gates, float *fc2, float *fc3,
+                         const float *by_q, const float *by_last, float *by_first, float *by_x) {
+    const int64_t per = (batch + SHARE - 1) / SHARE * SHARE;
+    part parts[2] = {{networks, steps, batch, per, .layers = layers, .x = x, .by_q = by_q, .by_last = by_last,
+                      .by_first = by_first, .by_x = by_x, .keeps = {fc1, h, gates, fc2, fc3}}};
+    parts[1] = parts[0];
+    parts[1].layers = others;
+    return share_out(backward_part, parts, threads);
 }
