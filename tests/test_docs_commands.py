@@ -85,6 +85,9 @@ COMMANDS = {
     "k24lab bench inference": Not("takes minutes: tests/test_bench_inference.py runs its parts"),
     "python -m benchmarks.peers --peer benchmarl=PYTHON --peer epymarl=CHECKOUT --peer kaleidoscope=CHECKOUT "
     "--peer jaxmarl=PYTHON --peer jaxmarl=CHECKOUT": Not("takes many minutes: tests/test_peers.py runs its parts"),
+    "python -m benchmarks.scaling": Not("takes minutes: tests/test_scaling.py runs its parts"),
+    "k24lab sweep notebooks/grids/pipeline.yaml": Not("trains for an hour: tests/test_pipeline.py has short runs"),
+    "k24lab notebooks 05_ablations --runs pipeline": Not("needs the line before"),
     "python docs/tools/generate_results.py": "python docs/tools/generate_results.py --check",
     "make gpu": "make -n gpu",
     "k24lab doctor": None,
