@@ -36,7 +36,7 @@ from k24lab.errors import ConfigError, RunError
 from k24lab.lab.files import atomic_write
 from k24lab.lab.paths import CHECKOUT, figures_dir, project_root
 from k24lab.lab.provenance import cpu_name
-from k24lab.ops.library import keep_memory
+from k24lab.ops.library import keep_memory, use_threads
 
 LAYER = ("outputs", "inputs", "batch")
 UPDATE = ("n_agents", "hidden", "place")
@@ -136,31 +136,44 @@ def bench_gpu(device: str = "cuda", rounds: int = 10, again: bool = False) -> Pa
         for path in (manifest, *(folder / f"{name}.csv" for name in PARTS)):
             path.unlink(missing_ok=True)
     known: dict[str, Any] = json.loads(manifest.read_text())["parts"] if manifest.is_file() else {}
-    for name, part in PARTS.items():
-        file = folder / f"{name}.csv"
-        n_earlier = len(pd.read_csv(file)) if file.is_file() else 0
-        if n_earlier and known.get(name, {}).get("problem") == "":
-            print(f"{name}: measured already, {file}")
-            continue
-        started = time.perf_counter()
-        table, problem = _measured(name, device, rounds, folder)
-        if problem and len(table) < n_earlier:
-            print(f"{name}: {len(table)} rows ({problem}); the earlier {n_earlier} rows are kept, {file}")
-            continue
-        if len(table):
-            undrawn = _save(table.assign(**about), name, part, folder)
-            problem = problem or undrawn
-        known[name] = {"seconds": round(time.perf_counter() - started, 1), "rows": len(table), "problem": problem}
-        print(f"{name}: {len(table)} rows in {known[name]['seconds']} s {problem}")
-        with atomic_write(manifest) as opened:
-            opened.write((json.dumps(about | _machine(device) | {"parts": known}, indent=2) + "\n").encode())
+    for name in PARTS:
+        done = _measure_part(name, device, rounds, folder, known.get(name, {}).get("problem"), about)
+        if done:
+            known[name] = done
+            with atomic_write(manifest) as opened:
+                opened.write((json.dumps(about | _machine(device) | {"parts": known}, indent=2) + "\n").encode())
     print(f"{folder}: {sum(each['seconds'] for each in known.values()):.0f} s in all")
     return folder
 
 
+def _measure_part(
+    name: str, device: str, rounds: int, folder: Path, before: str | None, about: dict[str, str]
+) -> dict[str, Any] | None:
+    """The entry of a part in the manifest, or None if it keeps the table and the entry that it has.
+
+    `before` is the problem of its earlier measurement: empty if there was none.
+    """
+    file = folder / f"{name}.csv"
+    n_earlier = len(pd.read_csv(file)) if file.is_file() else 0
+    if n_earlier and before == "":
+        print(f"{name}: measured already, {file}")
+        return None
+    started = time.perf_counter()
+    table, problem = _measured(name, device, rounds, folder)
+    if problem and len(table) < n_earlier:
+        print(f"{name}: {len(table)} rows ({problem}); the earlier {n_earlier} rows are kept, {file}")
+        return None
+    if len(table):
+        undrawn = _save(table.assign(**about), name, PARTS[name], folder)
+        problem = problem or undrawn
+    seconds = round(time.perf_counter() - started, 1)
+    print(f"{name}: {len(table)} rows in {seconds} s {problem}")
+    return {"seconds": seconds, "rows": len(table), "problem": problem}
+
+
 def write_rows(name: str, device: str, rounds: int, file: Path, deadline: float) -> None:
     """Write each row of a part as a line of JSON, and then why cases are missing (an empty string if none is)."""
-    torch.set_num_threads(1)  # Runs train on one thread; the part `updates` measures all cores as well.
+    use_threads(1)  # Runs train on one thread; the part `updates` measures all cores as well.
     keep_memory()  # Runs do so, too.
     sizes, problem = measure.DRY if device == "cpu" else measure.Sizes(rounds=rounds), ""
     with file.open("w") as lines:
@@ -184,17 +197,8 @@ def _measured(name: str, device: str, rounds: int, folder: Path) -> tuple[pd.Dat
     if device == "cpu":
         write_rows(name, device, rounds, file, deadline)
     else:
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.gpu",
-            "--part",
-            name,
-            device,
-            str(rounds),
-            str(file),
-            str(deadline),
-        ]
+        command = [sys.executable, "-m", "benchmarks.gpu", "--part", name, device, str(rounds), str(file)]
+        command.append(str(deadline))
         code = run_for(command, seconds + GRACE - STOP_SECONDS)
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     file.unlink(missing_ok=True)

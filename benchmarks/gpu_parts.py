@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.training import RUN
 from k24lab.bench.inference import OBS_DIM, random_24_weight, random_team
 from k24lab.bench.timing import Call, cpu_timer, interleaved, median_ratio
 from k24lab.bench.train import BASELINE, VARIANTS, Shape, learners_of, peak_bytes
@@ -31,6 +32,7 @@ from k24lab.inference.gpu import CUTLASS_TILE, capture, gpu_time, moved, pack_fo
 from k24lab.lab.config import build_config
 from k24lab.lab.runs import RunFolder
 from k24lab.lab.train import Trainer
+from k24lab.ops.library import use_threads
 
 Row = dict[str, Any]
 Result = tuple[Callable[[], Tensor], Tensor]  # A call, and what it must compute.
@@ -45,7 +47,6 @@ GROUPED_AGENTS = 16  # With N agents, only 1 / N of a grouped product is used, s
 STEPS = 10  # An environment without training is reset after this many steps.
 TASKS = ("rolenav", "mpe/simple_spread", "vmas/navigation")  # The last one is the slowest on a CPU.
 LEARNED = (BASELINE, "nops", "k24, masked GRU")
-NEVER = 10**9  # An interval of this many env steps does not end here.
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def updates(device: str, sizes: Sizes) -> Iterator[Row]:
     for (place, threads), h, n in product(dict.fromkeys(places), sizes.update_hidden, sizes.teams):
         if place == "cpu" and n * h * h > MOST_ON_CPU:
             continue
-        torch.set_num_threads(threads)
+        use_threads(threads)
         learners, batch = learners_of((n, 18, 5, h, 25), LEARNED, place)
         calls = {v: partial(_finished, partial(learner.update, batch, 1000), place) for v, learner in learners.items()}
         times = interleaved(calls, sizes.rounds if place != "cpu" else 3, partial(cpu_timer, repeats=1))
@@ -325,8 +326,7 @@ def _environment_alone(task: str, n_envs: int, device: str, seconds: float) -> f
 def _training(method: str, task: str, n_envs: int, device: str, seconds: float) -> float:
     """Env steps per second of training, in iterations of a rollout of all environments and its updates."""
     settings = {"task": task, "method": method, "device": device, "n_envs": n_envs, "buffer_size": 1000 + n_envs}
-    settings |= {"t_max": NEVER, "test_interval": NEVER, "checkpoint_interval": NEVER, "snapshot_interval": NEVER}
-    config = build_config(settings | {"batch_size": min(32, n_envs), "test_episodes": 1})
+    config = build_config({**RUN, **settings, "batch_size": min(32, n_envs), "test_episodes": 1})
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(config, RunFolder(Path(folder, "run"), config))
 

@@ -21,8 +21,7 @@ from benchmarks.updates import EPISODES, products
 from k24lab.analysis.curve_plots import panels, shared_legend
 from k24lab.analysis.style import LineStyle, method_style, paper_style, save_figure
 from k24lab.bench.timing import Call, interleaved
-from k24lab.bench.train import Shape, random_batch
-from k24lab.envs.base import EnvSpec
+from k24lab.bench.train import Shape, random_batch, spec_of
 from k24lab.envs.registry import make_env
 from k24lab.lab.config import build_config
 from k24lab.marl.learner import build_learner
@@ -71,10 +70,9 @@ def cpu_time(call: Call) -> Callable[[], float]:
 
 def update_calls(shape: Shape, episodes: int) -> dict[str, Call]:
     """An update of each method, and a product of two large matrices."""
-    n, o, a, h, t = shape
-    spec = EnvSpec(n_envs=32, n_agents=n, obs_dims=(o,) * n, n_actions=(a,) * n, state_dim=n * o, episode_limit=t)
+    spec = spec_of(shape)
     batch = random_batch(spec, episodes)
-    learners = {name: build_learner(build_config(method=name, hidden_dim=h), spec) for name in METHODS}
+    learners = {name: build_learner(build_config(method=name, hidden_dim=shape[3]), spec) for name in METHODS}
     x, weight, out = (torch.randn(WIDTH, WIDTH) for _ in range(3))
     calls: dict[str, Call] = {name: partial(learner.update, batch, 1000) for name, learner in learners.items()}
     return calls | {PRODUCTS: partial(torch.mm, x, weight, out=out)}

@@ -3,8 +3,7 @@
 import torch
 
 from benchmarks.worker import Meter
-from k24lab.bench.train import Shape, random_batch
-from k24lab.envs.base import EnvSpec
+from k24lab.bench.train import Shape, random_batch, spec_of
 from k24lab.lab.config import build_config
 from k24lab.marl.learner import build_learner
 from k24lab.ops.library import keep_memory
@@ -15,10 +14,9 @@ EPISODES = 32
 def update(meter: Meter, shape: Shape, **settings: object) -> None:
     """One update after the other of a learner with these settings; torch has one thread."""
     keep_memory()
-    n, o, a, h, t = shape
-    spec = EnvSpec(n_envs=32, n_agents=n, obs_dims=(o,) * n, n_actions=(a,) * n, state_dim=n * o, episode_limit=t)
+    spec = spec_of(shape)
     torch.manual_seed(0)
-    learner = build_learner(build_config(hidden_dim=h, **settings), spec)
+    learner = build_learner(build_config(hidden_dim=shape[3], **settings), spec)
     batch = random_batch(spec, EPISODES, with_state=True)
     while True:
         learner.update(batch, t_env=1000)

@@ -40,6 +40,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+def spec_of(shape: Shape) -> EnvSpec:
+    """What a learner knows of an environment of this shape."""
+    n, o, a, _, t = shape
+    return EnvSpec(n_envs=32, n_agents=n, obs_dims=(o,) * n, n_actions=(a,) * n, state_dim=n * o, episode_limit=t)
+
+
 def random_batch(spec: EnvSpec, n_episodes: int, device: str = "cpu", with_state: bool = False) -> EpisodeBatch:
     """Full-length episodes of random numbers."""
     batch = empty_batch(spec, n_episodes, with_state, device=device)
@@ -73,9 +79,7 @@ def learners_of(
     shape: Shape, variants: Iterable[str], device: str = "cpu"
 ) -> tuple[dict[str, K24QLearner], EpisodeBatch]:
     """A learner of every variant, and a batch that they can learn from."""
-    n, o, a, h, t = shape
-    spec = EnvSpec(n_envs=32, n_agents=n, obs_dims=(o,) * n, n_actions=(a,) * n, state_dim=n * o, episode_limit=t)
-    settings = {"hidden_dim": h, "device": device}
+    spec, settings = spec_of(shape), {"hidden_dim": shape[3], "device": device}
     learners = {v: build_learner(build_config(settings | VARIANTS[v]), spec) for v in variants}
     return learners, random_batch(spec, 32, device)
 

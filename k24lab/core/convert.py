@@ -20,8 +20,8 @@ def convert(
     """A copy of a network whose `nn.Linear`, `nn.GRU` and `nn.GRUCell` have the same weights and a mask for each agent.
 
     The copy takes inputs with a leading dimension of `n_masks`: [M, B, in] instead of [B, in] for linear layers and
-    GRU cells, [M, T, B, in] and states [M, layers, B, hidden] for a GRU. All other modules stay as they are and must
-    allow for the additional dimension. Subclasses of the three classes stay as they are, too.
+    GRU cells, [M, T, B, in] and states [M, layers, B, hidden] for a GRU. All other modules, and subclasses of these
+    three, stay as they are and must allow for the additional dimension.
 
     Args:
         model: is not changed.

@@ -1,4 +1,4 @@
-/* What the kernels share: 2:4 matrices times activations, and a GRU over whole sequences, for one CPU thread.
+/* What the kernels share: 2:4 matrices times activations, and networks over whole sequences.
  *
  * Activations are stored feature by feature: x[k][f][c], where c runs over all columns (time steps times rows) of
  * network k. Then a weight is one broadcast and the activations of its input one run of full vectors, so that a

@@ -228,16 +228,16 @@ typedef struct {
 } part;
 
 /* The rows of network k that a thread has. */
-static int64_t first_row(const part *p, int64_t k) { return p->begin > k * p->per ? p->begin - k * p->per : 0; }
+static int64_t row_begin(const part *p, int64_t k) { return p->begin > k * p->per ? p->begin - k * p->per : 0; }
 
-static int64_t end_of(const part *p, int64_t k) {
+static int64_t row_end(const part *p, int64_t k) {
     const int64_t end = p->end - k * p->per;
     return end < p->batch ? end : p->batch;
 }
 
 /* Its tile of network k from row `first` on, as narrow as its rows allow. */
 static tile tile_at(const part *p, int64_t k, int64_t first) {
-    const int64_t rows = end_of(p, k) - first, left = rows < NARROW ? rows : NARROW;
+    const int64_t rows = row_end(p, k) - first, left = rows < NARROW ? rows : NARROW;
     const int width = left > 16 ? 32 : left > 8 ? 16 : 8;
     return (tile){k, p->layers[FC2].inputs, p->steps, p->batch, first, left, WIDE / width, width};
 }
@@ -249,7 +249,7 @@ static void *forward_part(void *given) {
     for (int64_t k = p->begin / p->per; room && k * p->per < p->end; k++) {
         view l[LAYERS];
         for (int i = 0; i < LAYERS; i++) l[i] = network_view(p->layers + i, k);
-        for (int64_t at = first_row(p, k); at < end_of(p, k); at += NARROW) {
+        for (int64_t at = row_begin(p, k); at < row_end(p, k); at += NARROW) {
             const tile t = tile_at(p, k, at);
             (t.width == 32   ? forward_32
              : t.width == 16 ? forward_16
@@ -277,7 +277,7 @@ static void *backward_part(void *given) {
             l[i] = transposed_view(layers + i, k, k == from, at);
             at += transposed_room(&layers[i].w, layers[i].inputs, layers[i].rows);
         }
-        for (int64_t row = first_row(p, k); row < end_of(p, k); row += NARROW) {
+        for (int64_t row = row_begin(p, k); row < row_end(p, k); row += NARROW) {
             const tile t = tile_at(p, k, row);
             (t.width == 32   ? backward_32
              : t.width == 16 ? backward_16
