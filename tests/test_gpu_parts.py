@@ -9,6 +9,8 @@ import torch
 
 from benchmarks import gpu_parts
 
+MODES = [mode for modes in gpu_parts.MODES for mode in modes]
+
 
 def test_implementations_that_fail_have_their_reason_and_the_others_their_times():
     two = torch.full((2,), 2.0)

@@ -43,9 +43,8 @@ def convert(
         torch.Size([3, 10, 2])
     """
     names = dict(model.named_modules(remove_duplicate=False))
-    for name in skip:
-        if name not in names:
-            raise InputError(unknown("submodule", name, names.keys() - {""}))
+    if absent := [name for name in skip if name not in names]:
+        raise InputError(unknown("submodule", absent[0], names.keys() - {""}))
     skipped = {id(module) for name in skip for module in names[name].modules()}
 
     def masked(name: str, module: nn.Module) -> nn.Module | None:
