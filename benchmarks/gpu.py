@@ -127,8 +127,10 @@ def bench_gpu(device: str = "cuda", rounds: int = 10, again: bool = False) -> Pa
         again: measure all of them anew.
 
     Raises:
-        ConfigError: another device, or no GPU that torch can use.
+        ConfigError: another device, no GPU that torch can use, or no rounds.
     """
+    if rounds < 1:
+        raise ConfigError(f"rounds = {rounds} must be at least 1")
     folder, about = _folder(device), _about(device)
     folder.mkdir(parents=True, exist_ok=True)
     manifest = folder / "manifest.json"

@@ -147,6 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="WORK", help=", ".join(names))
     parser.add_argument("--rounds", type=int, default=10)
     given = parser.parse_args(arguments)
+    if given.rounds < 1:
+        parser.error(f"--rounds {given.rounds}: at least 1")
     paths: dict[str, list[str]] = {name: [] for name in NEEDS}
     for entry in given.peer:
         name, _, path = entry.partition("=")

@@ -3,6 +3,7 @@
 It draws figures/peers/scaling.png, on which a size that costs more than its neighbours would stand out.
 """
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -148,15 +149,16 @@ def draw_panel(rows: pd.DataFrame, panel: str, ax: Axes) -> None:
     ax.yaxis.set_major_formatter(plain)
 
 
-def main(rounds: int = 5, folder: Path = ROOT / "figures") -> None:
-    """Measure and draw."""
+def main() -> None:
+    """Read the command line, measure and draw."""
+    argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__).parse_args()
     torch.set_num_threads(1)
     keep_memory()
     rows = []
-    for row in chain(update_rows(rounds), environment_rows(3)):
+    for row in chain(update_rows(5), environment_rows(3)):
         print(row, flush=True)
         rows.append(row)
-    print(draw(pd.DataFrame(rows).round({"ratio": 3}), folder))
+    print(draw(pd.DataFrame(rows).round({"ratio": 3}), ROOT / "figures"))
 
 
 if __name__ == "__main__":

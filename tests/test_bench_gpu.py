@@ -216,6 +216,8 @@ def test_the_process_of_a_part_writes_its_rows(tmp_path):
 def test_without_a_gpu_there_is_one_clear_error():
     with pytest.raises(ConfigError, match="must be 'cuda', or 'cpu' for a dry run"):
         bench_gpu("mps")
+    with pytest.raises(ConfigError, match="rounds = 0 must be at least 1"):
+        bench_gpu("cpu", 0)
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="sees no CUDA device; k24lab doctor cuda says what is missing"):
             bench_gpu()

@@ -146,6 +146,12 @@ def test_command_measures_what_is_there_and_names_what_is_missing(figures, monke
     assert pd.read_csv(figures)["theirs"].to_list() == ["theirs"]
 
 
+def test_no_rounds_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        peers.main(["--rounds", "0"])
+    assert "--rounds 0: at least 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("entry", ["nobody=/tmp", "epymarl", "epymarl="])
 def test_wrong_peers_are_refused(entry, capsys):
     with pytest.raises(SystemExit):
