@@ -28,7 +28,7 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks import gpu_parts as measure
-from k24lab.analysis.speedup_plots import case_bars as bars, gpu_figure, gpu_map
+from k24lab.analysis.speedup_plots import case_marks, gpu_figure, gpu_map
 from k24lab.analysis.style import paper_style, save_figure, save_table
 from k24lab.bench.timing import show
 from k24lab.cli import one_line_errors
@@ -104,14 +104,18 @@ def run_for(command: list[str], seconds: float, cwd: Path | None = None) -> int 
             process.wait()
 
 
+draw_layers = partial(case_marks, case=LAYER, value="speedup", label="speedup over dense")
+draw_updates = partial(case_marks, case=UPDATE, value="ms", label="time of an update (ms)")
+draw_loops = partial(case_marks, case=LOOP, value="env_steps_per_s", label="env steps per second")
+draw_memory = partial(case_marks, case=["what"], value="peak_mb", label="peak memory (MB)")
 PARTS = {
     "tests": Part(tests, 85),
     "teams": Part(measure.teams, 85, gpu_figure, "speedup", "mode == 'graph' and form.str.startswith('2:4')"),
     "crossover": Part(measure.crossover, 40, gpu_map, "speedup", "form == '2:4, cuSPARSELt'"),
-    "layers": Part(measure.layers, 45, partial(bars, case=LAYER, value="speedup"), "speedup", "form != 'dense'"),
-    "updates": Part(measure.updates, 55, partial(bars, case=UPDATE, value="ms"), "ms"),
-    "loops": Part(measure.loops, 50, partial(bars, case=LOOP, value="env_steps_per_s"), "env_steps_per_s"),
-    "memory": Part(measure.memory, 25, partial(bars, case=["what"], value="peak_mb"), "peak_mb"),
+    "layers": Part(measure.layers, 45, draw_layers, "speedup", "form != 'dense'"),
+    "updates": Part(measure.updates, 55, draw_updates, "ms"),
+    "loops": Part(measure.loops, 50, draw_loops, "env_steps_per_s"),
+    "memory": Part(measure.memory, 25, draw_memory, "peak_mb"),
 }  # Together 385 s, and GRACE for each part: under eight minutes.
 
 

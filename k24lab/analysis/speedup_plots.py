@@ -11,6 +11,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from k24lab.analysis.curve_plots import new_axes, panels, shared_legend
 from k24lab.analysis.style import GREY, OKABE_ITO
@@ -140,14 +141,25 @@ def gpu_map(layers: pd.DataFrame) -> Figure:
     return fig
 
 
-def case_bars(table: pd.DataFrame, case: Sequence[str], value: str) -> Figure:
-    """A bar for each row, by its case (columns `case`), its form and, where there is one, its mode."""
+def case_marks(table: pd.DataFrame, case: Sequence[str], value: str, label: str) -> Figure:
+    """A mark for each row, by its case (columns `case`); its implementation, mode and threads are in the legend.
+
+    `label` names the column `value` on its axis, with the unit.
+    """
     rows = table.dropna(subset=[value])
-    texts = [", ".join(f"{name} {row[name]}" for name in case) for row in rows.to_dict("records")]
-    labels = [column for column in ("form", "mode", "threads") if column in rows]
-    bars = rows.assign(case=texts, form=rows[labels].astype(str).agg(", ".join, axis=1))
-    fig, (ax,) = panels(1, height=1 + 0.12 * len(bars))
-    sns.barplot(bars, x=value, y="case", hue="form", ax=ax, errorbar=None)
+    texts = [", ".join(f"{name.replace('_', ' ')} {row[name]}" for name in case) for row in rows.to_dict("records")]
+    shown = rows["form"].astype(str)
+    if "mode" in rows:
+        shown = shown + ", " + rows["mode"]
+    if "threads" in rows:
+        shown = shown + [", 1 thread" if n == 1 else f", {n} threads" for n in rows["threads"]]
+    fig, (ax,) = panels(1, height=max(1.6, 0.6 + 0.22 * len(set(texts)), 0.14 * shown.nunique()))
+    sns.stripplot(rows.assign(case=texts, form=shown), x=value, y="case", hue="form", ax=ax, jitter=False, size=4)
     sns.move_legend(ax, "center left", bbox_to_anchor=(1, 0.5), title=None)
-    ax.set(xscale="log", ylabel="", xlabel=value.replace("_", " "))
+    ax.set(ylabel="", xlabel=label)
+    ax.grid(axis="y", alpha=0.3)
+    if rows[value].max() > 3 * rows[value].min() > 0:
+        ax.set_xscale("log")
+        ax.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator())
+        ax.xaxis.set_major_formatter(FuncFormatter("{:g}".format))
     return fig
