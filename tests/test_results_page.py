@@ -1,21 +1,19 @@
 """Pages of results are what their templates make of the files in figures/, and no number in them was typed by hand."""
 
-import importlib.util
 import re
 import shutil
 import subprocess
 import sys
 
+import generate_results as generator
 import pytest
+import tables
 
 from k24lab.lab.paths import CHECKOUT
 
 SCRIPT = CHECKOUT / "docs" / "tools" / "generate_results.py"
 PAGE = CHECKOUT / "docs" / "results.md"
 TEMPLATES = {page: (SCRIPT.parent / f"{page}.md.jinja").read_text() for page in ("results", "performance")}
-spec = importlib.util.spec_from_file_location("generate_results", SCRIPT)
-generator = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(generator)
 
 # Settings and facts of environments (tests/test_envs_rolenav.py measures the two bounds of RoleNav), not results.
 TYPED = {"1.45", "2.99", "0.01", "0.003", "95 %"}
@@ -73,22 +71,22 @@ def test_typed_numbers_are_found():
 
 def test_numbers_that_are_not_there_are_errors():
     with pytest.raises(LookupError, match=r"no row with .*k25"):
-        generator.result("rolenav3", "k25")
+        tables.result("rolenav3", "k25")
     with pytest.raises(LookupError, match="has 23 rows"):
-        generator.cell("ablation/05_ablations_table.csv", "mean", task="vmas/dispersion")
+        tables.cell("ablation/05_ablations_table.csv", "mean", task="vmas/dispersion")
     with pytest.raises(LookupError, match="does not exist"):
-        generator.figure("rolenav3/none.png", "nothing")
+        tables.figure("rolenav3/none.png", "nothing")
 
 
 def test_helpers_compute_what_the_notebooks_wrote():
-    (row,) = generator.select("vmas_dispersion/05_ablations_differences.csv", variant="k24").to_dict("records")
-    written = generator.with_ends(row["difference"], row["low"], row["high"])
-    assert generator.difference("vmas_dispersion", "k24", "random24") == written
-    paired = generator.estimate(
+    (row,) = tables.select("vmas_dispersion/05_ablations_differences.csv", variant="k24").to_dict("records")
+    written = tables.with_ends(row["difference"], row["low"], row["high"])
+    assert tables.difference("vmas_dispersion", "k24", "random24") == written
+    paired = tables.estimate(
         "recipe/10_settings_paired.csv",
         measure="final",
         task="rolenav:n_agents=24, hidden_dim=64, lr=0.003",
         variant="nops",
     )
-    assert generator.paired_difference("recipe", "nops", "random24", task="rolenav:n_agents=24") == paired
-    assert generator.number(-1234.567, 1) == "−1,234.6" and generator.number(0.42, 1, percent=True) == "42.0 %"
+    assert tables.paired_difference("recipe", "nops", "random24", task="rolenav:n_agents=24") == paired
+    assert tables.number(-1234.567, 1) == "−1,234.6" and tables.number(0.42, 1, percent=True) == "42.0 %"

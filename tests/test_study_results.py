@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import study_tables
+import tables
 
 from k24lab.errors import RunError
 from k24lab.inference.costs import agent_layers
@@ -33,6 +35,15 @@ def reported(tmp_path, monkeypatch):
         report.summaries(task).parent.mkdir()
         report.summaries(task).write_text("".join(json.dumps(each) + "\n" for each in lines))
     return tmp_path
+
+
+@pytest.fixture
+def figures(tmp_path, monkeypatch):
+    """Tables of pages are made from this folder."""
+    monkeypatch.setattr(tables, "FIGURES", tmp_path)
+    tables.read.cache_clear()
+    yield tmp_path
+    tables.read.cache_clear()
 
 
 def line(task, method, k, seed):
@@ -84,3 +95,35 @@ def test_without_runs_the_command_is_named(reported):
     report.summaries("rolenav3").unlink()
     with pytest.raises(RunError, match="python -m study report"):
         results.whole_report(["rolenav3"])
+
+
+def test_pages_have_tables_of_the_study(reported, figures):
+    results.write_results(reported / "study")
+    header, _, *rows = study_tables.study_returns(
+        report.ONE, {"rolenav3": "three", "tag": "tag"}, {"rolenav3": 1}
+    ).splitlines()
+    assert header == "| method | three | tag |" and rows[0] == "| separate networks, `nops` | 8.1 ± 0.0 |  |"
+    assert len(rows) == len(METHODS)
+    _, _, *rows = study_tables.study_returns(report.OF_TASK, {"rolenav8": "eight"}).splitlines()
+    assert rows[1].startswith("| K-2:4, `k24` | 7.95 ± ")
+    cells = {row.split("`")[1]: row.split(" | ") for row in study_tables.study_costs("fups-id").splitlines()[2:]}
+    assert cells["k24"][2] == "1.00 (1.00 to 1.00)" and cells["k24"][3] == "50 %" and cells["fups-id"][2] == ""
+    kept = (
+        pd.read_csv(reported / "study" / "returns.csv").groupby("variant")["kept_measured"].mean()["kaleidoscope-half"]
+    )
+    assert cells["kaleidoscope-half"][3] == f"{100 * kept:.0f} %" and 0.9 < kept < 1
+    assert float(cells["k24"][5]) < 0.6 * float(cells["nops"][5])
+
+
+def test_pages_have_what_the_tuning_chose(figures):
+    rows = [
+        {"method": "k24", "task": task, "lr": lr, "setting": "alpha_lr_factor=5", "one": lr == 0.01, "of_task": of_task}
+        for task, best in (("rolenav8", 0.003), ("tag", 0.01))
+        for lr, of_task in ((0.003, best == 0.003), (0.01, best == 0.01))
+    ]
+    (figures / "tuning").mkdir()
+    pd.DataFrame(rows).to_csv(figures / "tuning" / "candidates.csv", index=False)
+    (row,) = study_tables.study_choices({"rolenav8": "8", "tag": "tag"}).splitlines()[2:]
+    assert row == (
+        "| K-2:4, `k24` | 0.01, `alpha_lr_factor=5` | 0.003, `alpha_lr_factor=5` | 0.01, `alpha_lr_factor=5` |"
+    )

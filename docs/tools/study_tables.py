@@ -1,0 +1,71 @@
+"""Tables of the study of docs/protocol.md, from figures/study/ and figures/tuning/, as Markdown."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+from tables import estimate, label, markdown_table, number, plus_minus, read, select, with_ends
+
+
+def study_returns(reading: str, tasks: Mapping[str, str], digits: Mapping[str, int] | None = None) -> str:
+    """Final returns of the study with one reading; a column per task (name -> heading), the best methods first.
+
+    `digits`: of tasks whose returns are not given with two.
+    """
+    found = (
+        select("study/returns.csv", reading=reading, task=list(tasks)).set_index(["variant", "task"]).to_dict("index")
+    )
+    rows = []
+    for method in study_methods():
+        cells = {task: found.get((method, task)) for task in tasks}
+        if any(cells.values()):
+            rows.append(
+                [
+                    label(method),
+                    *(plus_minus(row, (digits or {}).get(task, 2)) if row else "" for task, row in cells.items()),
+                ]
+            )
+    return markdown_table(["method", *tasks.values()], rows)
+
+
+def study_methods() -> list[str]:
+    """The methods of the study, the best interquartile mean first."""
+    best = select("study/aggregates.csv", aggregate="IQM").sort_values("value", ascending=False)
+    return [str(method) for method in best["variant"]]
+
+
+def study_costs(reference: str) -> str:
+    """Every method's score over all tasks, its probability of beating the reference method, and what an agent costs."""
+    costs = read("study/costs.csv").set_index("method").to_dict("index")
+    measured = read("study/returns.csv").groupby("variant")["kept_measured"].mean()
+    beats = read("study/improvement.csv").set_index("variant").to_dict("index")
+    rows = []
+    for method in study_methods():
+        cost, kept = costs[method], costs[method]["kept"]
+        score = estimate("study/aggregates.csv", "value", aggregate="IQM", variant=method)
+        better = beats.get(method)
+        rows.append(
+            [
+                label(method),
+                score,
+                with_ends(better["probability"], better["low"], better["high"]) if better else "",
+                number(measured[method] if pd.isna(kept) else kept, 0, percent=True),
+                number(cost["multiply_adds"] / 1000, 1),
+                number(cost["bytes_alone"] / 1024, 1),
+                number(cost["bytes_in_team"] / 1024, 1),
+            ]
+        )
+    costly = ("weights kept", "thousand multiply-adds", "KiB alone", "KiB in its team")
+    return markdown_table(["method", "interquartile mean", f"beats `{reference}`", *costly], rows)
+
+
+def study_choices(tasks: Mapping[str, str]) -> str:
+    """What the tuning chose: the one setting of every method, and that of each task (name -> heading)."""
+    table = read("tuning/candidates.csv").fillna("")
+    table["text"] = [
+        f"{lr:g}" + (f", `{setting}`" if setting else "")
+        for lr, setting in zip(table["lr"], table["setting"], strict=True)
+    ]
+    one = table[table["one"]].drop_duplicates("method").set_index("method")["text"]
+    own = table[table["of_task"]].set_index(["method", "task"])["text"]
+    rows = [[label(method), one[method], *(own[method, task] for task in tasks)] for method in one.index]
+    return markdown_table(["method", "all tasks", *tasks.values()], rows)
