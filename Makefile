@@ -17,10 +17,12 @@ setup: $(STAMP)  ## create the environment with the exact versions of the lock
 	$(CONDA) env list | grep -qE '^k24lab\s' && $(CONDA) env update -n k24lab -f environment.yml || $(CONDA) env create -f environment.yml
 	touch $@
 
+# Without --no-compile pip compiles every module of every package, which takes a minute; training and notebooks import
+# one in thirty of them.
 $(ENV_DIR)/.installed: requirements.lock pyproject.toml setup.py $(wildcard k24lab/ops/csrc/*.[ch])
 	@command -v $(PYTHON) >/dev/null || { echo "k24lab needs Python 3.11: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(ENV_DIR)
-	$(ENV_DIR)/bin/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(ENV_DIR)/bin/pip install --quiet --disable-pip-version-check --no-compile -r requirements.lock
 	$(ENV_DIR)/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 

@@ -38,6 +38,7 @@ class BuildWithNotebooks(build_py):
 
 setup(
     cmdclass={"build_py": BuildWithNotebooks},
+    options={"build_ext": {"parallel": len(builds)}},
     ext_modules=[
         Extension(
             name,
