@@ -13,7 +13,7 @@ from k24lab.lab.paths import CHECKOUT
 
 SCRIPT = CHECKOUT / "docs" / "tools" / "generate_results.py"
 PAGE = CHECKOUT / "docs" / "results.md"
-TEMPLATES = {page: (SCRIPT.parent / f"{page}.md.jinja").read_text() for page in ("results", "performance")}
+TEMPLATES = {page: (SCRIPT.parent / f"{page}.md.jinja").read_text() for page in generator.PAGES}
 
 # Settings and facts of environments (tests/test_envs_rolenav.py measures the two bounds of RoleNav), not results.
 TYPED = {"1.45", "2.99", "0.01", "0.003", "95 %"}
@@ -50,7 +50,8 @@ def test_check_tells_a_page_that_was_changed(tmp_path, monkeypatch):
 
 
 def test_pictures_exist():
-    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", PAGE.read_text())
+    pages = "".join((PAGE.parent / f"{page}.md").read_text() for page in generator.PAGES)
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", pages)
     assert len(pictures) > 15 and all((PAGE.parent / picture).is_file() for picture in pictures)
 
 

@@ -1,4 +1,4 @@
-"""Write docs/results.md and docs/performance.md from docs/tools/*.md.jinja and figures/: no number is typed by hand.
+"""Write the PAGES of docs/ from docs/tools/*.md.jinja and figures/: no number is typed by hand.
 
 `python docs/tools/generate_results.py` writes the pages; with `--check` it only compares and fails if one differs.
 The functions in HELPERS are what the templates call.
@@ -13,7 +13,7 @@ import tables
 from tables import estimate, label, markdown_table, read, select, with_ends
 
 DOCS = Path(__file__).resolve().parents[1]
-PAGES = ("results", "performance")
+PAGES = ("results", "ablations", "performance")
 
 
 def aggregates_table() -> str:
