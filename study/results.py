@@ -15,7 +15,7 @@ from k24lab.analysis.comparison_plots import interval_marks
 from k24lab.analysis.curve_plots import learning_curves, panels, shared_legend
 from k24lab.analysis.load import RETURN
 from k24lab.analysis.references import known_returns
-from k24lab.analysis.stats import curves, mean_interval
+from k24lab.analysis.stats import curves, difference_interval, mean_interval
 from k24lab.analysis.style import GREY, method_style, paper_style, save_figure, save_table, variant_styles
 from k24lab.envs.registry import make_env
 from k24lab.errors import RunError
@@ -33,6 +33,18 @@ FOLDER = FIGURES / "study"
 COST_TASK = "rolenav8"  # whose sizes the costs are counted for
 REFERENCE = "fups-id"  # the simplest way to tell agents apart: how likely is it that a method beats it?
 COST_AXES = {"bytes_alone": "an agent alone", "bytes_in_team": "an agent of the team"}
+SHARED, SEPARATE = "fups", "nops"  # one of them is what a user would pick who knows the task
+# What is asked about two methods: what masks per agent add to gains and gains to masks, what learning adds to masks,
+# what 2:4 costs beside any half of the weights, and what half of the weights cost without identity.
+PAIRS = (
+    ("k24", "gains24"),
+    ("k24-alpha", "gains24"),
+    ("k24-gains", "gains24"),
+    ("k24-gains", "k24-alpha"),
+    ("k24-alpha", "random24"),
+    ("random24", "kaleidoscope-half"),
+    ("magnitude24", "fups"),
+)
 # Curves of all methods at once cannot be told apart.
 DRAWN = ("k24", "random24", "gains24", "kaleidoscope-half", "hyper", "fups-id", "nops", "fups")
 
@@ -80,6 +92,23 @@ def returns_table(runs: pd.DataFrame) -> pd.DataFrame:
         kept = measured_share(of, str(task)) if METHODS[str(method)].pattern == "any" else np.nan
         rows.append((task, reading, method, int(n), mean, low, high, kept))
     return pd.DataFrame(rows, columns="task reading variant n mean low high kept_measured".split())
+
+
+def differences(runs: pd.DataFrame) -> pd.DataFrame:
+    """Differences of final returns with Welch's intervals: columns task, variant, reference, difference, low, high.
+
+    Of each of the `PAIRS`, and of every method to the better of one network for all and separate networks, whose
+    `reference` is "better".
+    """
+    rows = []
+    for task, of in runs.groupby("task", sort=False):
+        each = {str(name): own[RETURN].to_numpy() for name, own in of.groupby("variant")}
+        pairs = [pair for pair in PAIRS if each.keys() >= {*pair}]
+        if both := [each[name] for name in (SHARED, SEPARATE) if name in each]:
+            each["better"] = max(both, key=np.mean)
+            pairs += [(name, "better") for name in each if name not in (SHARED, SEPARATE, "better")]
+        rows += [(task, *pair, *difference_interval(each[pair[0]], each[pair[1]])) for pair in pairs]
+    return pd.DataFrame(rows, columns="task variant reference difference low high".split())
 
 
 def measured_share(runs: pd.DataFrame, task: str) -> float:
@@ -134,6 +163,7 @@ def write_results(folder: Path = FOLDER) -> list[Path]:
         save_table(together, "aggregates", folder),
         save_table(better.rename(columns={"reference": "variant"}), "improvement", folder),
         save_table(improvement_table(one, REFERENCE), "improvement_by_task", folder),
+        save_table(differences(one), "differences", folder),
         save_table(costs, "costs", folder),
     ]
     with paper_style():

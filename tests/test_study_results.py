@@ -91,6 +91,21 @@ def test_everything_is_written_from_what_is_there(reported):
     assert scores["IQM"].idxmax() == "nops" and scores[("mean", "nops")] == pytest.approx(1.0)
 
 
+def test_methods_are_compared_in_pairs_and_with_the_better_of_shared_and_separate(reported):
+    rows = [
+        {"task": task, "variant": method, "test_return_mean": value + noise}
+        for task, shared in (("a", 2.0), ("b", 5.0))
+        for method, value in {"fups": shared, "nops": 3.0, "gains24": 4.0, "k24": 4.5}.items()
+        for noise in (-0.1, 0.1)
+    ]
+    table = results.differences(pd.DataFrame(rows)).set_index(["task", "variant", "reference"])
+    expected = {("gains24", "better"): (1.0, -1.0), ("k24", "better"): (1.5, -0.5), ("k24", "gains24"): (0.5, 0.5)}
+    assert table["difference"].to_dict() == {
+        (task, *pair): pytest.approx(values[k]) for k, task in enumerate("ab") for pair, values in expected.items()
+    }
+    assert (table["low"] < table["difference"]).all() and (table["high"] > table["difference"]).all()
+
+
 def test_without_runs_the_command_is_named(reported):
     report.summaries("rolenav3").unlink()
     with pytest.raises(RunError, match="python -m study report"):
@@ -113,6 +128,11 @@ def test_pages_have_tables_of_the_study(reported, figures):
     )
     assert cells["kaleidoscope-half"][3] == f"{100 * kept:.0f} %" and 0.9 < kept < 1
     assert float(cells["k24"][5]) < 0.6 * float(cells["nops"][5])
+    header, _, row = study_tables.study_differences(
+        [("k24", "better"), ("k24", "gains24")], {"rolenav3": "3"}
+    ).splitlines()
+    assert header == "| task | `k24` − better of shared and separate | `k24` − `gains24` |"
+    assert row.startswith("| 3 | **−0.50 (−") and row.endswith("** |  |")
 
 
 def test_pages_have_what_the_tuning_chose(figures):

@@ -71,6 +71,7 @@ HELPERS = (
     tables.span,
     study_tables.study_choices,
     study_tables.study_costs,
+    study_tables.study_differences,
     study_tables.study_returns,
 )
 

@@ -1,6 +1,7 @@
 """Tables of the study of docs/protocol.md, from figures/study/ and figures/tuning/, as Markdown."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from tables import estimate, label, markdown_table, number, plus_minus, read, select, with_ends
@@ -56,6 +57,25 @@ def study_costs(reference: str) -> str:
         )
     costly = ("weights kept", "thousand multiply-adds", "KiB alone", "KiB in its team")
     return markdown_table(["method", "interquartile mean", f"beats `{reference}`", *costly], rows)
+
+
+def study_differences(pairs: Sequence[tuple[str, str]], tasks: Mapping[str, str]) -> str:
+    """Differences of two methods, a row per task (name -> heading); bold where the interval leaves out 0.
+
+    The second method of a pair may be `better`: the better one of one network for all and separate networks.
+    """
+    found = read("study/differences.csv").set_index(["task", "variant", "reference"]).to_dict("index")
+
+    def text(row: Mapping[str, Any] | None) -> str:
+        if row is None:
+            return ""
+        shown = with_ends(row["difference"], row["low"], row["high"])
+        return f"**{shown}**" if row["low"] * row["high"] > 0 else shown
+
+    names = {"better": "better of shared and separate"}
+    header = ["task", *(f"`{a}` − {names.get(b, f'`{b}`')}" for a, b in pairs)]
+    rows = [[heading, *(text(found.get((task, *pair))) for pair in pairs)] for task, heading in tasks.items()]
+    return markdown_table(header, rows)
 
 
 def study_choices(tasks: Mapping[str, str]) -> str:
