@@ -230,6 +230,19 @@ def test_episodes_are_those_of_vmas(name: str, options: dict):
 
 
 @needs_vmas
+@pytest.mark.parametrize("name", ["navigation", "road_traffic", "wind_flocking"])  # road_traffic's agents steer
+def test_every_action_has_the_forces_that_vmas_gives_it(name: str):
+    env = make_env(f"vmas/{name}", n_envs=4)  # fewer than actions
+    env.reset(0)
+    for agent, n in zip(env._env.agents, env.spec.n_actions, strict=True):
+        for action in torch.arange(n).expand(4, -1).T.unsqueeze(2):
+            vmas.simulator.environment.Environment._set_action(env._env, action, agent)
+            expected = agent.action.u
+            env._env._set_action(action, agent)
+            assert torch.equal(agent.action.u, expected) and agent.action.u is not expected
+
+
+@needs_vmas
 def test_a_shared_reward_counts_once():
     env = make_env("vmas/navigation", n_envs=16)
     steps = play(env, seed=0, n_steps=10)

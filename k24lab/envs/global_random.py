@@ -10,21 +10,29 @@ import torch
 
 
 class PrivateRandomState:
-    """State of the global generators of torch, NumPy and Python that one environment has to itself."""
+    """State of the global generators of torch, NumPy and Python that one environment has to itself.
+
+    NumPy's generator is exchanged as a whole, because its state takes 0.1 ms to read. NumPy then forgets the second of
+    the two numbers that `np.random.randn` draws at a time.
+    """
 
     def __init__(self) -> None:
         self._state = _state()
+        self._numpy = np.random.MT19937()
+        self._numpy.state = np.random.get_bit_generator().state
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
         """The global generators hold this state inside, and what they held before outside."""
-        outside = _state()
+        outside, numpy_outside = _state(), np.random.get_bit_generator()
         _set_state(self._state)
+        np.random.set_bit_generator(self._numpy)
         try:
             yield
         finally:
             self._state = _state()
             _set_state(outside)
+            np.random.set_bit_generator(numpy_outside)
 
 
 def seed_everything(seed: int) -> None:
@@ -35,14 +43,14 @@ def seed_everything(seed: int) -> None:
 
 
 def _state() -> tuple[Any, ...]:
+    """Of torch and Python."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return torch.get_rng_state(), cuda, np.random.get_state(), random.getstate()  # noqa: NPY002
+    return torch.get_rng_state(), cuda, random.getstate()
 
 
 def _set_state(state: tuple[Any, ...]) -> None:
-    cpu, cuda, numpy_state, python_state = state
+    cpu, cuda, python_state = state
     torch.set_rng_state(cpu)
     if cuda:
         torch.cuda.set_rng_state_all(cuda)
-    np.random.set_state(numpy_state)  # noqa: NPY002
     random.setstate(python_state)
