@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.random.mtrand import get_bit_generator, set_bit_generator
 
 
 class PrivateRandomState:
@@ -18,21 +19,20 @@ class PrivateRandomState:
 
     def __init__(self) -> None:
         self._state = _state()
-        self._numpy = np.random.MT19937()
-        self._numpy.state = np.random.get_bit_generator().state
+        self._numpy = np.random.MT19937(0)
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
         """The global generators hold this state inside, and what they held before outside."""
-        outside, numpy_outside = _state(), np.random.get_bit_generator()
+        outside, numpy_outside = _state(), get_bit_generator()
         _set_state(self._state)
-        np.random.set_bit_generator(self._numpy)
+        set_bit_generator(self._numpy)
         try:
             yield
         finally:
             self._state = _state()
             _set_state(outside)
-            np.random.set_bit_generator(numpy_outside)
+            set_bit_generator(numpy_outside)
 
 
 def seed_everything(seed: int) -> None:
