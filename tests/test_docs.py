@@ -63,6 +63,11 @@ def test_readme_is_one_page():
 
 
 @pytest.mark.parametrize("page", TEXT)
+def test_every_page_begins_with_its_title(page):
+    assert TEXT[page].startswith("# ")
+
+
+@pytest.mark.parametrize("page", TEXT)
 def test_dotted_names_exist(page):
     assert [name for name in sorted(named_by(TEXT[page])) if not exists(name)] == []
 
