@@ -135,6 +135,18 @@ def test_pages_have_tables_of_the_study(reported, figures):
     assert row.startswith("| 3 | **−0.50 (−") and row.endswith("** |  |")
 
 
+def test_pages_say_how_far_a_task_is_from_solved(reported, figures):
+    results.write_results(reported / "study")
+    (figures / "references").mkdir()
+    known = [("rolenav3", "random", -0.06), ("rolenav3", "scripted", 3.0), ("rolenav8", "random", -0.15)]
+    table = pd.DataFrame(known, columns=["task", "reference", "mean"])
+    table.to_csv(figures / "references" / "references.csv", index=False)
+    rows = study_tables.study_references(report.ONE, {"rolenav3": "3", "rolenav8": "8"}, {"rolenav8": 1}).splitlines()[
+        2:
+    ]
+    assert rows == ["| 3 | −0.06 | 2.65 | 8.14 (`nops`) | 3.00 |", "| 8 | −0.1 | 2.6 | 8.1 (`nops`) |  |"]
+
+
 def test_pages_have_what_the_tuning_chose(figures):
     rows = [
         {"method": "k24", "task": task, "lr": lr, "setting": "alpha_lr_factor=5", "one": lr == 0.01, "of_task": of_task}

@@ -72,6 +72,7 @@ HELPERS = (
     study_tables.study_choices,
     study_tables.study_costs,
     study_tables.study_differences,
+    study_tables.study_references,
     study_tables.study_returns,
 )
 

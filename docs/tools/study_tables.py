@@ -59,6 +59,18 @@ def study_costs(reference: str) -> str:
     return markdown_table(["method", "interquartile mean", f"beats `{reference}`", *costly], rows)
 
 
+def study_references(reading: str, tasks: Mapping[str, str], digits: Mapping[str, int] | None = None) -> str:
+    """How far a task is from solved: random actions, one network for all, the best method, a scripted controller."""
+    known = read("references/references.csv").set_index(["task", "reference"])["mean"]
+    rows = []
+    for task, heading in tasks.items():
+        found = select("study/returns.csv", reading=reading, task=task).set_index("variant")["mean"]
+        values = [known[task, "random"], found.get("fups"), found.max(), known.get((task, "scripted"))]
+        shown = ["" if pd.isna(value) else number(value, (digits or {}).get(task, 2)) for value in values]
+        rows.append([heading, *shown[:2], f"{shown[2]} (`{found.idxmax()}`)", shown[3]])
+    return markdown_table(["task", "random actions", "one network for all", "best method", "scripted controller"], rows)
+
+
 def study_differences(pairs: Sequence[tuple[str, str]], tasks: Mapping[str, str]) -> str:
     """Differences of two methods, a row per task (name -> heading); bold where the interval leaves out 0.
 
