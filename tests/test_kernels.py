@@ -107,7 +107,7 @@ def network_weights(k, size, observed, actions, sparse, shared):
     return [make(n, *of) / of[1] ** 0.5 for of in sizes] + [torch.randn(1, of[0]) for of in sizes]
 
 
-@pytest.mark.parametrize(("sparse", "shared"), [(False, False), (False, True), (True, False)])
+@pytest.mark.parametrize(("sparse", "shared"), [(False, False), (False, True), (True, False), (True, True)])
 @pytest.mark.parametrize(
     ("size", "steps", "batch"), [(4, 1, 1), (5, 3, 33), (64, 4, 32), (130, 2, 8), (16, 5, 12), (7, 6, 70)]
 )

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from k24lab.core.baselines import MagnitudeLinear24
 from k24lab.core.gains import Gains
 from k24lab.core.layers import SemiStructuredLinear24
 from k24lab.core.masks import argmax_masks
@@ -20,6 +21,7 @@ from k24lab.ops.linear import LayerWeights, linear, sparse_layers
 from k24lab.ops.mask_draws import seen_through
 
 Weights = Mapping[str, LayerWeights]
+TWO_FOUR = (SemiStructuredLinear24, MagnitudeLinear24)  # layers whose matrices are 2:4, as each agent sees them
 
 
 class RNNAgent(nn.Module):
@@ -70,8 +72,9 @@ class RNNAgent(nn.Module):
         effective = {name: (own, layers[name].bias.unsqueeze(0)) for name, own in zip(masks, seen, strict=True)}
         effective |= {name: layer.effective() for name, layer in layers.items() if name not in masks}
         effective |= {name: gains(*effective[name]) for name, gains in self.gains.items()}
-        dense = {name: LayerWeights(*parts) for name, parts in effective.items() if name not in masks}
-        return dense | sparse_layers({name: effective[name] for name in masks})
+        sparse = {n: parts for n, parts in effective.items() if isinstance(layers[n], TWO_FOUR)}
+        dense = {n: LayerWeights(*parts) for n, parts in effective.items() if n not in sparse}
+        return dense | sparse_layers(sparse)
 
     def forward(
         self, obs: Float[Tensor, "N B I"], hidden: Float[Tensor, "N B H"] | None = None

@@ -75,11 +75,15 @@ def _empty(weight: Float[Tensor, "K rows columns"]) -> Packed:
     )
 
 
-def pack_all(weights: Sequence[Float[Tensor, "K _ _"]]) -> list[Packed]:
-    """Pack matrices [K, out, in] whose groups of four inputs hold at most two values; raises ValueError for others."""
+def pack_all(weights: Sequence[Float[Tensor, "_ _ _"]]) -> list[Packed]:
+    """Pack the matrices of all layers, each [K, out, in] or [1, out, in] for all networks.
+
+    Raises:
+        ValueError: more than two values in a group of four inputs.
+    """
     weights, packed = [weight.contiguous() for weight in weights], [_empty(weight) for weight in weights]
     layers = [layer(w, None, p) for w, p in zip(weights, packed, strict=True)]
-    bad = call("k24_pack", len(weights[0]), len(layers), structs(layers))
+    bad = call("k24_pack", max(map(len, weights)), len(layers), structs(layers))
     if bad:
         raise ValueError(f"weight of shape {tuple(weights[bad - 1].shape)} is not 2:4: too many values in a row")
     return packed

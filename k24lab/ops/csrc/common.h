@@ -41,8 +41,8 @@ typedef struct {
     int64_t rows, chunks, cap;
 } sparse;
 
-/* The matrices [rows, inputs] of K networks: dense with `stride` floats a network (0: one for all), and where `values` is
- * not NULL once more packed. */
+/* The matrices [rows, inputs] of K networks: dense with `stride` floats a network (0: one for all, also if it is packed),
+ * and where `values` is not NULL once more packed. */
 typedef struct {
     const float *dense;
     int64_t stride;

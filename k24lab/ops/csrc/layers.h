@@ -102,8 +102,9 @@ typedef struct {
 } view;
 
 static view network_view(const layer *l, int64_t k) {
-    return (view){l->w.values != NULL, packed_network(&l->w, k, l->rows, l->inputs), l->w.dense + k * l->w.stride, 1,
-                  l->bias + k * l->bias_stride, l->rows, l->inputs};
+    const sparse packed = packed_network(&l->w, l->w.stride ? k : 0, l->rows, l->inputs);
+    return (view){l->w.values != NULL, packed, l->w.dense + k * l->w.stride, 1, l->bias + k * l->bias_stride, l->rows,
+                  l->inputs};
 }
 
 static view transposed_view(const layer *l, int64_t k, int is_first, float *room) {
