@@ -56,6 +56,10 @@ results: setup  ## every run behind docs/results.md (some hours on 2 cores), the
 	$(RUN) k24lab notebooks 05_ablations --runs ablation --parameters reference k24
 	$(RUN) k24lab sweep notebooks/grids/alike.yaml
 	$(RUN) k24lab notebooks 05_ablations --runs alike --parameters reference k24
+	$(RUN) k24lab sweep notebooks/grids/sharing.yaml
+	$(RUN) k24lab notebooks 05_ablations --runs sharing --parameters reference gains24
+	$(RUN) k24lab sweep notebooks/grids/sharing_kept.yaml
+	$(RUN) k24lab notebooks 05_ablations --runs sharing_kept --parameters reference gains24
 	$(RUN) k24lab sweep notebooks/grids/literal.yaml
 	$(RUN) k24lab notebooks 05_ablations --runs literal --parameters reference k24-literal dynamics '[q_taken_mean, target_mean, td_error_abs, train_eval_gap]'
 	$(RUN) k24lab notebooks 10_settings --runs regimes

@@ -20,8 +20,9 @@ from k24lab.lab.paths import CHECKOUT
 from k24lab.lab.train import train
 
 README = (CHECKOUT / "README.md").read_text()
-# Those of docs/results.md train for hours; tests/test_docs.py checks that their grids and notebooks exist.
-PAGES = [path for path in sorted((CHECKOUT / "docs").glob("*.md")) if path.name != "results.md"]
+# Those of these pages train for hours; tests/test_docs.py checks that their grids and notebooks exist.
+LONG = ("results.md", "ablations.md")
+PAGES = [path for path in sorted((CHECKOUT / "docs").glob("*.md")) if path.name not in LONG]
 TEXT = README + "".join(path.read_text() for path in PAGES)
 BLOCKS = [block.replace("\\\n", " ") for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)]
 SNIPPETS = {
@@ -83,6 +84,8 @@ COMMANDS = {
     "k24lab export runs/rolenav3/rolenav-k24-s0-… --format onnx --output output/team.onnx": None,
     "k24lab bench train": Not("takes most of a minute at its smallest: tests/test_bench_train.py runs its parts"),
     "k24lab bench inference": Not("takes minutes: tests/test_bench_inference.py runs its parts"),
+    "k24lab bench inference --rounds 15": Not("the same for longer"),
+    "k24lab notebooks 06_ampere_speedup --runs rolenav8": Not("needs trained runs: notebooks/ has it with small ones"),
     "python -m benchmarks.peers --peer benchmarl=PYTHON --peer epymarl=CHECKOUT --peer kaleidoscope=CHECKOUT "
     "--peer jaxmarl=PYTHON --peer jaxmarl=CHECKOUT": Not("takes many minutes: tests/test_peers.py runs its parts"),
     "python -m benchmarks.scaling": Not("takes minutes: tests/test_scaling.py runs its parts"),
@@ -218,7 +221,7 @@ def test_the_command_line(checkout):
     small_runs("mine", "fups", "nops")
     grid = {"name": "rolenav3", "common": SMALL, "grids": [{"method": ["k24"], "seed": [0]}]}
     (checkout / "build" / "rolenav3.yaml").write_text(yaml.safe_dump(grid))
-    run_block(block_of("k24lab bench train"), checkout)
+    run_block(block_of("k24lab report rolenav3"), checkout)
     drawn = {path.name for path in (checkout / "output").iterdir()}
     assert {"report_rolenav3.html", "ours", "rolenav3.json", "team.onnx"} <= drawn
 
