@@ -3,10 +3,12 @@
 Without a C compiler torch does the work of the kernels.
 """
 
+import copy
 import platform
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 FOLDER = "k24lab/ops/csrc"
@@ -23,6 +25,16 @@ SHIPPED = (
 )
 
 
+class BuildApart(build_ext):
+    """Builds of the same sources at the same time, each with object files of its own."""
+
+    def build_extension(self, ext):
+        """One build, in a folder with its name."""
+        own = copy.copy(self)
+        own.build_temp = str(Path(self.build_temp, ext.name))
+        build_ext.build_extension(own, ext)
+
+
 class BuildWithNotebooks(build_py):
     """Copies notebooks, grids and measurements into the package: a checkout has them at its top, a wheel in k24lab/."""
 
@@ -37,7 +49,7 @@ class BuildWithNotebooks(build_py):
 
 
 setup(
-    cmdclass={"build_py": BuildWithNotebooks},
+    cmdclass={"build_ext": BuildApart, "build_py": BuildWithNotebooks},
     options={"build_ext": {"parallel": len(builds)}},
     ext_modules=[
         Extension(
