@@ -1,27 +1,15 @@
 """The VMAS adapter against a small scenario whose every number is known, and against VMAS itself."""
 
-import random
 import sys
-import warnings
 
-import numpy as np
 import pytest
 import torch
+from small_vmas import FIELDS, counter, global_state, needs_vmas, play, same, still, vmas
 
 from k24lab.envs import vmas as adapter
-from k24lab.envs.base import Step, VecEnv
 from k24lab.envs.registry import make_env, task_names
 from k24lab.envs.vmas import VMAS_TASKS, VmasEnv
 from k24lab.errors import ConfigError
-
-try:
-    import vmas
-    from vmas.simulator.core import Agent, World
-    from vmas.simulator.scenario import BaseScenario
-except ImportError:
-    vmas, BaseScenario = None, object
-
-needs_vmas = pytest.mark.skipif(vmas is None, reason="VMAS is not installed: pip install 'k24lab[vmas]'")
 
 HETEROGENEOUS = {  # task -> agents, size of an observation
     "vmas/navigation": (3, 10),
@@ -32,75 +20,6 @@ HETEROGENEOUS = {  # task -> agents, size of an observation
     "vmas/balance": (3, 16),
     "vmas/give_way": (2, 4),
 }
-FIELDS = ("obs", "state", "avail_actions", "reward", "terminated", "truncated")
-
-
-class Counter(BaseScenario):
-    """Agents `a` (sees [t], 15 actions, gets t) and `b` (sees [t, start, noise], 9 actions, gets 3 t).
-
-    `ends` is when each environment ends; `a` draws random numbers at each of its moves, and so does the building.
-    """
-
-    def make_world(self, batch_dim, device, ends=None, sides=False, crowded=False, **options):
-        if options:
-            raise TypeError(f"no options {options}")
-        self.ends = torch.full((batch_dim,), 99) if ends is None else torch.tensor(ends)
-        self.crowded = crowded
-        self.built = torch.rand(batch_dim) + np.random.rand() + random.random()  # noqa: NPY002
-        world = World(batch_dim, device)
-        world.add_agent(Agent("a", discrete_action_nvec=[5, 3], adversary=sides))
-        world.add_agent(Agent("b"))
-        return world
-
-    def reset_world_at(self, env_index=None):
-        self.t = torch.zeros(self.world.batch_dim)
-        self.start = self.built + torch.rand(self.world.batch_dim) + np.random.rand() + random.random()  # noqa: NPY002
-        if self.crowded:
-            warnings.warn("It is taking many iterations to spawn the entity", stacklevel=1)
-
-    def process_action(self, agent):
-        if agent.name == "a" and agent.action.u.any():
-            torch.rand(1)
-
-    def post_step(self):
-        self.t += 1
-
-    def observation(self, agent):
-        if agent.name == "a":
-            return self.t.unsqueeze(1)
-        return torch.stack([self.t, self.start, torch.rand(self.world.batch_dim)], dim=1)
-
-    def reward(self, agent):
-        return self.t if agent.name == "a" else 3 * self.t.unsqueeze(1)  # VMAS's scenarios return both shapes
-
-    def done(self):
-        return self.t >= self.ends
-
-
-def counter(n_envs: int = 2, **options) -> VmasEnv:
-    return VmasEnv(Counter, n_envs, **options)
-
-
-def still(env: VecEnv) -> torch.Tensor:
-    return torch.zeros(env.spec.n_envs, env.spec.n_agents, dtype=torch.long)
-
-
-def play(env: VecEnv, seed: int, n_steps: int = 12, action_seed: int = 0) -> list[Step]:
-    generator, steps = torch.Generator().manual_seed(action_seed), [env.reset(seed)]
-    shape = (env.spec.n_envs, env.spec.n_agents)
-    for _ in range(n_steps):
-        steps.append(env.step(torch.randint(min(env.spec.n_actions), shape, generator=generator)))
-    return steps
-
-
-def same(first: list[Step], second: list[Step]) -> bool:
-    pairs = zip(first, second, strict=True)
-    return all(torch.equal(getattr(a, name), getattr(b, name)) for a, b in pairs for name in FIELDS)
-
-
-def global_state() -> tuple:
-    """Of torch and numpy; Python's own generator is left out, for beartype draws from it in these tests."""
-    return torch.get_rng_state().tolist(), torch.initial_seed(), np.random.get_state()[1].tolist()  # noqa: NPY002
 
 
 # Tasks by name
@@ -350,83 +269,3 @@ def test_kept_steps_do_not_change():
     copies = [getattr(step, name).clone() for name in FIELDS]
     play(env, 1)
     assert all(torch.equal(getattr(step, name), copy) for name, copy in zip(FIELDS, copies, strict=True))
-
-
-# Randomness
-
-
-@needs_vmas
-@pytest.mark.parametrize("make", [counter, lambda: make_env("vmas/navigation", n_envs=2)], ids=["noise", "navigation"])
-def test_two_instances_do_not_disturb_each_other(make):
-    alone = [play(make(), seed=5, action_seed=2), play(make(), seed=6, action_seed=3)]
-    envs = [make(), make()]
-    generators = [torch.Generator().manual_seed(2), torch.Generator().manual_seed(3)]
-    together = [[env.reset(5 + k)] for k, env in enumerate(envs)]
-    for _ in range(12):
-        for k, env in enumerate(envs):
-            actions = torch.randint(9, (2, env.spec.n_agents), generator=generators[k])
-            together[k].append(env.step(actions))
-    assert same(together[0], alone[0]) and same(together[1], alone[1])
-
-
-@needs_vmas
-def test_global_generators_are_left_as_they_were():
-    torch.manual_seed(11)
-    before = global_state()
-    play(counter(), seed=5)
-    env = make_env("vmas/het_mass", n_envs=2)
-    play(env, seed=5)
-    assert global_state() == before
-    python_state = random.getstate()
-    with env._random.in_use():
-        random.random()
-    assert random.getstate() == python_state
-
-
-@needs_vmas
-def test_episodes_do_not_depend_on_the_global_generators():
-    env, first = counter(), play(counter(), seed=5)
-    torch.manual_seed(1)
-    np.random.seed(1)  # noqa: NPY002
-    random.seed(1)
-    steps = [env.reset(5)]
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(12):
-        torch.rand(3), np.random.rand(), random.random()  # noqa: NPY002
-        steps.append(env.step(torch.randint(9, (2, 2), generator=generator)))
-    assert same(steps, first)
-    assert not torch.equal(env.reset(6).obs, first[0].obs)
-
-
-@needs_vmas
-@pytest.mark.parametrize("task", ["counter", "vmas/wind_flocking", "vmas/het_mass"])
-def test_an_episode_follows_from_the_seed_whatever_was_played_before(task: str):
-    env, fresh = (counter() if task == "counter" else make_env(task, n_envs=2) for _ in range(2))
-    play(env, seed=9, action_seed=4)  # VMAS's own reset leaves traces of this in wind_flocking
-    assert same(play(env, seed=5), play(fresh, seed=5))
-
-
-@needs_vmas
-def test_het_mass_draws_masses_for_each_world():
-    env = make_env("vmas/het_mass:green_mass=4,blue_mass=2,mass_noise=1", n_envs=200)
-    env.reset(3)
-    speeds = env.step(torch.full((200, 2), 6)).obs[:, :, 2]  # after one push: force * time step / mass
-    masses = 0.1 / speeds
-    assert (masses[:, 0].min() >= 3 - 1e-4) and (masses[:, 0].max() <= 5 + 1e-4)
-    assert (masses[:, 1].min() >= 1 - 1e-4) and (masses[:, 1].max() <= 3 + 1e-4)
-    assert (masses.std(dim=0) - 1 / 3**0.5).abs().max() < 0.1  # uniform, two wide
-
-
-@needs_vmas
-def test_inference_mode_may_come_and_go():
-    env = make_env("vmas/navigation", n_envs=2)
-    env.reset(0)
-    with torch.inference_mode():
-        env.step(still(env))
-    env.step(still(env))
-    with torch.inference_mode():
-        env.reset(1)
-    obs = env.step(still(env)).obs
-    weight = torch.ones(10, requires_grad=True)
-    (obs @ weight).sum().backward()  # an inference tensor could not be saved for this
-    assert weight.grad is not None
