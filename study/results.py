@@ -97,8 +97,8 @@ def returns_table(runs: pd.DataFrame) -> pd.DataFrame:
 def differences(runs: pd.DataFrame) -> pd.DataFrame:
     """Differences of final returns with Welch's intervals: columns task, variant, reference, difference, low, high.
 
-    Of each of the `PAIRS`, and of every method to the better of one network for all and separate networks, whose
-    `reference` is "better".
+    Of each of the `PAIRS`, and of every method to one network for all or separate networks, whichever has the better
+    mean; `reference` is then "better".
     """
     rows = []
     for task, of in runs.groupby("task", sort=False):
@@ -220,6 +220,4 @@ def draw_curves(runs: pd.DataFrame, folder: Path) -> list[Path]:
     for ax, task in zip(axes, tasks, strict=True):
         known = known_returns(str(TASKS[task]["task"]))
         learning_curves(table[table["task"] == task], ax, title=task, references=known, styles=styles)
-        low, high = ax.get_ylim()
-        ax.set_ylim(low, high + 0.08 * (high - low))  # for the name of the highest line
     return list(save_figure(shared_legend(fig), "curves", table, folder).values())

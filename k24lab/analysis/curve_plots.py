@@ -22,6 +22,7 @@ MOST_BANDS = 8  # in one panel: more would hide the lines and one another
 END_STEP = 0.016  # of the time axis in a panel of text width, between two marks behind the ends of the lines
 MOST_OF_AXIS = 0.3  # that all these marks take
 LEGEND_LINE = 0.15  # inches, of 7 pt letters
+NAME_ROOM = 0.08  # share of the axis that the name of the highest reference line takes above it
 
 
 def new_axes(height: float = ROW_HEIGHT, width: float = TEXT_WIDTH) -> Axes:
@@ -156,9 +157,12 @@ def _columns(ax: Axes) -> int:
 
 
 def reference_lines(ax: Axes, references: Mapping[str, float]) -> Axes:
-    """Dotted grey horizontal lines, each with its name above its right end; the axis grows to hold them."""
-    low, high = ax.get_ylim()
-    ax.set_ylim(min(low, *references.values()) if references else low, max(high, *references.values(), high))
+    """Dotted grey horizontal lines, each with its name above its right end; the axis grows to hold both."""
+    if references:
+        low, high = ax.get_ylim()
+        low, top = min(low, *references.values()), max(references.values())
+        room = NAME_ROOM * (max(high, top) - low) if ax.get_yscale() == "linear" else 0.0
+        ax.set_ylim(low, max(high, top + room))
     for name, value in references.items():
         ax.axhline(value, color=GREY, linestyle=":", linewidth=0.9, zorder=1)
         place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
