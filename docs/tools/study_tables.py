@@ -1,10 +1,9 @@
 """Tables of the study of docs/protocol.md, from figures/study/ and figures/tuning/, as Markdown."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pandas as pd
-from tables import estimate, label, markdown_table, number, plus_minus, read, select, with_ends
+from tables import estimate, label, markdown_table, number, plus_minus, read, select, shown_difference, with_ends
 
 
 def study_returns(reading: str, tasks: Mapping[str, str], digits: Mapping[str, int] | None = None) -> str:
@@ -78,15 +77,12 @@ def study_differences(pairs: Sequence[tuple[str, str]], tasks: Mapping[str, str]
     """
     found = read("study/differences.csv").set_index(["task", "variant", "reference"]).to_dict("index")
 
-    def text(row: Mapping[str, Any] | None) -> str:
-        if row is None:
-            return ""
-        shown = with_ends(row["difference"], row["low"], row["high"])
-        return f"**{shown}**" if row["low"] * row["high"] > 0 else shown
-
     names = {"better": "better of shared and separate"}
     header = ["task", *(f"`{a}` − {names.get(b, f'`{b}`')}" for a, b in pairs)]
-    rows = [[heading, *(text(found.get((task, *pair))) for pair in pairs)] for task, heading in tasks.items()]
+    rows = [
+        [heading, *(shown_difference(found[task, *pair]) if (task, *pair) in found else "" for pair in pairs)]
+        for task, heading in tasks.items()
+    ]
     return markdown_table(header, rows)
 
 

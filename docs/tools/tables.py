@@ -56,6 +56,12 @@ def with_ends(value: float, low: float, high: float, digits: int = 2) -> str:
     return f"{number(value, digits)} ({number(low, digits)} to {number(high, digits)})"
 
 
+def shown_difference(row: Mapping[str, Any]) -> str:
+    """A difference and its interval; bold where the interval leaves out 0."""
+    text = with_ends(row["difference"], row["low"], row["high"])
+    return f"**{text}**" if row["low"] * row["high"] > 0 else text
+
+
 def plus_minus(row: Mapping[str, Any], digits: int = 2, percent: bool = False) -> str:
     """A mean and half of its interval: "2.96 ± 0.08"."""
     mean = number(row["mean"], digits, percent).removesuffix(" %")
@@ -170,12 +176,8 @@ def differences(study: str, tasks: Mapping[str, str], words: Mapping[str, str]) 
     groups = read(f"{study}/05_ablations_differences.csv").groupby("task")
     tables = [groups.get_group(task).set_index("variant") for task in tasks]
 
-    def text(row: pd.Series) -> str:
-        shown = with_ends(row["difference"], row["low"], row["high"])
-        return f"**{shown}**" if row["low"] * row["high"] > 0 else shown
-
     order = tables[0].sort_values("difference").index
-    rows = [[label(variant, words), *(text(table.loc[variant]) for table in tables)] for variant in order]
+    rows = [[label(variant, words), *(shown_difference(table.loc[variant]) for table in tables)] for variant in order]
     return markdown_table(["variant", *tasks.values()], rows)
 
 

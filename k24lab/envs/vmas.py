@@ -7,7 +7,7 @@ import inspect
 import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from inspect import Parameter
 from pathlib import Path
@@ -199,8 +199,7 @@ def _environment_class() -> Any:
     own = {name: inspect.unwrap(getattr(environment, name)) for name in names}
 
     def set_action(self: Any, action: Int[Tensor, "E 1"], agent: Any) -> None:
-        talks, noise = self.world.dim_c > 0 and not agent.silent, agent.action.u_noise
-        if talks or isinstance(noise, Sequence) or noise > 0:
+        if (self.world.dim_c > 0 and not agent.silent) or agent.action.u_noise > 0:  # not the same every time
             environment._set_action(self, action, agent)
             return
         if agent not in self.forces:

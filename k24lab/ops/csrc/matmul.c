@@ -27,7 +27,8 @@ static int pack(int64_t networks, const layer *l) {
     return 0;
 }
 
-/* Pack the matrices of all layers, of `networks` networks or one for all. Returns 0, or the number of the first layer that cannot be packed, from 1 on. */
+/* Pack the matrices of all layers, of `networks` networks or one for all. Returns 0, or the number of the first layer that
+ * cannot be packed, from 1 on. */
 int k24_pack(int64_t networks, int64_t n_layers, const layer *layers) {
     for (int64_t i = 0; i < n_layers; i++)
         if (pack(layers[i].w.stride ? networks : 1, layers + i)) return i + 1;
