@@ -8,6 +8,7 @@ from benchmarks.driver import Side
 
 SHAPE = (3, 18, 5, 64, 25)  # agents, observation, actions, hidden size, episode length
 SHARED, K24 = "one shared network", "K-2:4"
+TWO_CORES: dict[str, Any] = {"pipeline": True, "n_threads": 2}  # what lets one run use both
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,28 @@ def _navigation() -> Work:
     )
 
 
+def _on_two_cores(task: Mapping[str, Any], peer: str | None = None) -> dict[str, Side]:
+    """Our sides of a work whose peer uses both cores: as by default, on one of them, and on both."""
+    return {
+        name + where: training(method, {**task, **more}, peer)
+        for where, more in {"": {}, " on both cores": TWO_CORES}.items()
+        for name, method in ((SHARED, "fups"), (K24, "k24"))
+    }
+
+
+def _beside(theirs: str, sides: Mapping[str, Side]) -> tuple[tuple[str, str], ...]:
+    return tuple((ours, theirs) for ours in sides if ours != theirs)
+
+
 def _spread() -> Work:
     task = {"task": "mpe/simple_spread", "mixer": "qmix", "n_envs": 8, "updates_per_rollout": 2, "hidden_dim": 64}
     theirs = "JaxMARL, QMIX"
     own = {"NUM_ENVS": 8, "NUM_EPOCHS": 2, "BUFFER_SIZE": 1000, "MIXER_HYPERNET_HIDDEN_DIM": 64, "HIDDEN_SIZE": 64}
     settings = {"baseline": "qmix_rnn", "config": "ql_rnn_mpe", "rollouts": 60, **own}
-    sides = {SHARED: training("fups", task), K24: training("k24", task)}
+    sides = _on_two_cores(task)
     sides[theirs] = Side("benchmarks.jaxmarl_loop:run", settings, "jaxmarl")
     text = "training on simple_spread: 8 environments, hidden size 64, 2 updates of 32 episodes a rollout"
-    return Work("spread", text, sides, ((SHARED, theirs), (K24, theirs)), cores=2, seconds=1.0)
+    return Work("spread", text, sides, _beside(theirs, sides), cores=2, seconds=1.0)
 
 
 def _smax() -> Work:
@@ -65,10 +79,10 @@ def _smax() -> Work:
     own = {"MAP_NAME": "smacv2_5_units", "NUM_ENVS": 32, "NUM_EPOCHS": 4, "BUFFER_SIZE": 1000, "HIDDEN_SIZE": 128}
     settings = {"baseline": "vdn_rnn", "config": "ql_rnn_smax", "rollouts": 8, **own}
     theirs = "JaxMARL, VDN"
-    sides = {SHARED: training("fups", task, "jaxmarl"), K24: training("k24", task, "jaxmarl")}
+    sides = _on_two_cores(task, "jaxmarl")
     sides[theirs] = Side("benchmarks.jaxmarl_loop:run", settings, "jaxmarl")
     text = "training on SMAX smacv2_5_units: 32 environments, hidden size 128, 4 updates of 32 episodes a rollout"
-    return Work("smax", text, sides, ((SHARED, theirs), (K24, theirs)), cores=2, seconds=3.0)
+    return Work("smax", text, sides, _beside(theirs, sides), cores=2, seconds=3.0)
 
 
 def _pymarl() -> Work:
@@ -118,8 +132,11 @@ def _team(n_agents: int) -> Work:
 
 
 def _both_cores(name: str, text: str, peer: str | None = None, **task: Any) -> Work:
-    settings: dict[str, dict[str, Any]] = {"`n_threads = 2`": {"n_threads": 2}, "`pipeline`": {"pipeline": True}}
-    settings["both"] = {"n_threads": 2, "pipeline": True}
+    settings: dict[str, dict[str, Any]] = {
+        "`n_threads = 2`": {"n_threads": 2},
+        "`pipeline`": {"pipeline": True},
+        "both": TWO_CORES,
+    }
     alone = "one thread"
     sides = {alone: training("k24", task, peer)}
     sides |= {own: training("k24", {**task, **more}, peer) for own, more in settings.items()}
