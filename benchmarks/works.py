@@ -50,39 +50,45 @@ def _navigation() -> Work:
     )
 
 
-def _on_two_cores(task: Mapping[str, Any], peer: str | None = None) -> dict[str, Side]:
-    """Our sides of a work whose peer uses both cores: as by default, on one of them, and on both."""
-    return {
-        name + where: training(method, {**task, **more}, peer)
+def _beside_jaxmarl(
+    name: str,
+    text: str,
+    task: Mapping[str, Any],
+    mixer: str,
+    theirs: Mapping[str, Any],
+    seconds: float,
+    peer: str | None = None,
+) -> Work:
+    """JaxMARL's loops use both cores; ours as by default, on one of them, and on both.
+
+    `peer`: in whose Python ours runs, if it needs JaxMARL's environments.
+    """
+    sides = {
+        own + where: training(method, {**task, **more}, peer)
         for where, more in {"": {}, " on both cores": TWO_CORES}.items()
-        for name, method in ((SHARED, "fups"), (K24, "k24"))
+        for own, method in ((SHARED, "fups"), (K24, "k24"))
     }
-
-
-def _beside(theirs: str, sides: Mapping[str, Side]) -> tuple[tuple[str, str], ...]:
-    return tuple((ours, theirs) for ours in sides if ours != theirs)
+    other = f"JaxMARL, {mixer.upper()}"
+    pairs = tuple((own, other) for own in sides)
+    settings = {"baseline": f"{mixer}_rnn", "BUFFER_SIZE": 1000, **theirs}
+    sides[other] = Side("benchmarks.jaxmarl_loop:run", settings, "jaxmarl")
+    return Work(name, f"training on {text}", sides, pairs, cores=2, seconds=seconds)
 
 
 def _spread() -> Work:
+    text = "simple_spread: 8 environments, hidden size 64, 2 updates of 32 episodes a rollout"
     task = {"task": "mpe/simple_spread", "mixer": "qmix", "n_envs": 8, "updates_per_rollout": 2, "hidden_dim": 64}
-    theirs = "JaxMARL, QMIX"
-    own = {"NUM_ENVS": 8, "NUM_EPOCHS": 2, "BUFFER_SIZE": 1000, "MIXER_HYPERNET_HIDDEN_DIM": 64, "HIDDEN_SIZE": 64}
-    settings = {"baseline": "qmix_rnn", "config": "ql_rnn_mpe", "rollouts": 60, **own}
-    sides = _on_two_cores(task)
-    sides[theirs] = Side("benchmarks.jaxmarl_loop:run", settings, "jaxmarl")
-    text = "training on simple_spread: 8 environments, hidden size 64, 2 updates of 32 episodes a rollout"
-    return Work("spread", text, sides, _beside(theirs, sides), cores=2, seconds=1.0)
+    sizes = {"NUM_ENVS": 8, "NUM_EPOCHS": 2, "MIXER_HYPERNET_HIDDEN_DIM": 64, "HIDDEN_SIZE": 64}
+    theirs = {"config": "ql_rnn_mpe", "rollouts": 60, **sizes}
+    return _beside_jaxmarl("spread", text, task, "qmix", theirs, seconds=1.0)
 
 
 def _smax() -> Work:
+    text = "SMAX smacv2_5_units: 32 environments, hidden size 128, 4 updates of 32 episodes a rollout"
     task = {"task": "smax/smacv2_5_units", "n_envs": 32, "updates_per_rollout": 4, "hidden_dim": 128}
-    own = {"MAP_NAME": "smacv2_5_units", "NUM_ENVS": 32, "NUM_EPOCHS": 4, "BUFFER_SIZE": 1000, "HIDDEN_SIZE": 128}
-    settings = {"baseline": "vdn_rnn", "config": "ql_rnn_smax", "rollouts": 8, **own}
-    theirs = "JaxMARL, VDN"
-    sides = _on_two_cores(task, "jaxmarl")
-    sides[theirs] = Side("benchmarks.jaxmarl_loop:run", settings, "jaxmarl")
-    text = "training on SMAX smacv2_5_units: 32 environments, hidden size 128, 4 updates of 32 episodes a rollout"
-    return Work("smax", text, sides, _beside(theirs, sides), cores=2, seconds=3.0)
+    sizes = {"MAP_NAME": "smacv2_5_units", "NUM_ENVS": 32, "NUM_EPOCHS": 4, "HIDDEN_SIZE": 128}
+    theirs = {"config": "ql_rnn_smax", "rollouts": 8, **sizes}
+    return _beside_jaxmarl("smax", text, task, "vdn", theirs, seconds=3.0, peer="jaxmarl")
 
 
 def _pymarl() -> Work:
