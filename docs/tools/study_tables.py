@@ -86,14 +86,24 @@ def study_differences(pairs: Sequence[tuple[str, str]], tasks: Mapping[str, str]
     return markdown_table(header, rows)
 
 
-def study_choices(tasks: Mapping[str, str]) -> str:
-    """What the tuning chose: the one setting of every method, and that of each task (name -> heading)."""
-    table = read("tuning/candidates.csv").fillna("")
+def study_choices(tasks: Mapping[str, str], digits: Mapping[str, int] | None = None) -> str:
+    """What the tuning chose, and its mean return over both seeds there: of all tasks, and of each (name -> heading).
+
+    `digits`: as of `study_returns`.
+    """
+    table = read("tuning/candidates.csv").fillna({"setting": ""})
     table["text"] = [
         f"{lr:g}" + (f", `{setting}`" if setting else "")
         for lr, setting in zip(table["lr"], table["setting"], strict=True)
     ]
-    one = table[table["one"]].drop_duplicates("method").set_index("method")["text"]
-    own = table[table["of_task"]].set_index(["method", "task"])["text"]
-    rows = [[label(method), one[method], *(own[method, task] for task in tasks)] for method in one.index]
-    return markdown_table(["method", "all tasks", *tasks.values()], rows)
+    one = table[table["one"]].set_index(["method", "task"])
+    own = table[table["of_task"]].set_index(["method", "task"])
+    rows = []
+    for method in dict.fromkeys(table["method"]):
+        means = [number(one["mean"][method, task], (digits or {}).get(task, 2)) for task in tasks]
+        cells = [
+            f"{own['text'][method, task]}: {number(own['mean'][method, task], (digits or {}).get(task, 2))}"
+            for task in tasks
+        ]
+        rows.append([label(method), f"{one['text'][method].iloc[0]}: {', '.join(means)}", *cells])
+    return markdown_table(["method", "one setting: returns in the three tasks", *tasks.values()], rows)
