@@ -18,12 +18,15 @@ setup: $(STAMP)  ## create the environment with the exact versions of the lock
 	touch $@
 
 # Without --no-compile pip compiles every module of every package, which takes a minute; training and notebooks import
-# one in thirty of them.
+# one in thirty of them. These are compiled here: where Python may not write bytecode (PYTHONDONTWRITEBYTECODE, as in many
+# containers) every start would compile PyTorch anew, which takes seconds.
 $(ENV_DIR)/.installed: requirements.lock pyproject.toml setup.py $(wildcard k24lab/ops/csrc/*.[ch])
 	@command -v $(PYTHON) >/dev/null || { echo "k24lab needs Python 3.11: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(ENV_DIR)
 	$(ENV_DIR)/bin/pip install --quiet --disable-pip-version-check --no-compile -r requirements.lock
 	$(ENV_DIR)/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
+	env -u PYTHONDONTWRITEBYTECODE $(ENV_DIR)/bin/python -c "import IPython, matplotlib.pyplot, mpe2, nbclient, pandas, papermill, pytest, \
+	  scipy.stats, seaborn, torch, vmas, k24lab.cli"
 	touch $@
 
 demo: setup  ## train K-2:4 and baselines on RoleNav and draw the figures (under 10 minutes on 2 cores)

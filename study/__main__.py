@@ -25,7 +25,7 @@ def main() -> None:
     )
     two.add_argument("--jobs", type=int, help="as of tune")
     commands.add_parser("choose", help="write what the tuning chose into figures/tuning/candidates.csv")
-    commands.add_parser("results", help="tables and figures of all runs of the report so far, into figures/study/")
+    commands.add_parser("results", help="tables and figures of the tasks whose report is complete, into figures/study/")
     commands.add_parser("references", help="returns of random actions and of scripted controllers")
     given = parser.parse_args()
     with one_line_errors():

@@ -7,13 +7,17 @@ import pandas as pd
 
 from k24lab.errors import RunError
 from k24lab.lab.backends import Backend
-from k24lab.lab.config import Config
+from k24lab.lab.config import Config, build_config
+from k24lab.lab.runs import run_folder
+from k24lab.methods import METHODS
 from study import store
-from study.protocol import ALWAYS, LEADERS, OWN_EXTRA, SEEDS, study_run
+from study.protocol import ALWAYS, LEADERS, OWN_EXTRA, SEEDS, TASKS, candidates, study_run
 from study.tuning import FOLDER as TUNING
 
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
 ONE, OF_TASK = "one setting for all tasks", "setting of the task"  # the two readings
+# Methods that are another one with other defaults: their runs are its runs, bit by bit, and are made under its name.
+MADE_AS = {"kaleidoscope-half": "kaleidoscope"}
 
 
 def group(task: str) -> str:
@@ -64,10 +68,19 @@ def leading_methods() -> set[str]:
     return {*ALWAYS, *best["variant"]}
 
 
+def report_run(task: str, method: str, candidate: int, seed: int) -> Config:
+    """A run of the report; what two methods have in common is one run."""
+    if method not in MADE_AS:
+        return study_run(task, method, candidate, seed)
+    name = MADE_AS[method]
+    own = {key: value for key, value in METHODS[method].settings.items() if value != METHODS[name].settings.get(key)}
+    return build_config({**TASKS[task], "method": name, **own, **candidates(method)[candidate], "seed": seed})
+
+
 def report_runs(task: str) -> list[Config]:
     """All runs of a task's report."""
-    settings = dict.fromkeys((method, k) for method, _, k in choices(task))  # the two readings may agree
-    return [study_run(task, method, k, seed) for method, k in settings for seed in range(SEEDS[task])]
+    runs = [report_run(task, method, k, seed) for method, _, k in choices(task) for seed in range(SEEDS[task])]
+    return list({run_folder(run, group(task)): run for run in runs}.values())  # the two readings may agree
 
 
 def report(tasks: Sequence[str], backend: Backend) -> None:

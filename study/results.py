@@ -25,9 +25,9 @@ from k24lab.lab.config import build_config
 from k24lab.lab.runs import run_folder
 from k24lab.methods import METHODS
 from k24lab.methods.base import LAYERS
-from study.protocol import OWN_EXTRA, SEEDS, STUDIED, TASKS, study_run
+from study.protocol import OWN_EXTRA, SEEDS, STUDIED, TASKS
 from study.references import TABLE
-from study.report import FIGURES, ONE, choices, group, summaries
+from study.report import FIGURES, ONE, choices, group, report_run, summaries
 
 FOLDER = FIGURES / "study"
 COST_TASK = "rolenav8"  # whose sizes the costs are counted for
@@ -60,7 +60,7 @@ def report_rows(task: str) -> pd.DataFrame:
     runs = pd.read_json(file, lines=True).set_index("run", drop=False)
     parts = []
     for method, reading, k in choices(task):
-        configs = [study_run(task, method, k, seed) for seed in range(SEEDS[task])]
+        configs = [report_run(task, method, k, seed) for seed in range(SEEDS[task])]
         names = [run_folder(config, group(task)).name for config in configs]
         found = runs.loc[[name for name in names if name in runs.index]]
         parts.append(found.assign(variant=method, reading=reading, task=task))
@@ -68,10 +68,21 @@ def report_rows(task: str) -> pd.DataFrame:
 
 
 def whole_report(tasks: Sequence[str] = tuple(TASKS)) -> pd.DataFrame:
-    """`report_rows` of all tasks that have runs."""
-    found = [rows for rows in map(report_rows, tasks) if len(rows)]
+    """`report_rows` of all tasks that have all their runs; a task that has only some is named and left out.
+
+    Raises:
+        RunError: no task has all its runs.
+    """
+    found = []
+    for task in tasks:
+        if not len(rows := report_rows(task)):
+            continue
+        if len(rows) == (wanted := SEEDS[task] * len(choices(task))):
+            found.append(rows)
+        else:
+            print(f"left out: {task}, which has {len(rows)} of {wanted} runs")
     if not found:
-        raise RunError(f"no run of the report is in {FIGURES}: python -m study report")
+        raise RunError(f"no task of the report has all its runs in {FIGURES}: python -m study report")
     return pd.concat(found, ignore_index=True)
 
 

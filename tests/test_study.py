@@ -24,6 +24,7 @@ from study.protocol import (
     candidates,
     first_round,
     second_round,
+    study_run,
 )
 
 PAGE = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -148,6 +149,27 @@ def test_the_report_has_the_one_setting_and_that_of_the_task_on_fresh_seeds(tmp_
     assert len(runs) == 20 and {run.seed for run in runs} == set(range(10)) and not {100, 101} & {r.seed for r in runs}
     assert {(run.lr, run.alpha_lr_factor) for run in runs} == {(1e-3, 20.0), (3e-3, 20.0)}
     assert {run.t_max for run in runs} == {128_000}
+
+
+def test_methods_that_are_one_with_other_defaults_share_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "TUNING", tmp_path)
+    fast = {"own_lr_factor": 20.0}
+    best = {"kaleidoscope": {"threshold_scale": 2.0, **fast}, "kaleidoscope-half": fast}
+    rows = [
+        {"method": method, "task": task, "one": candidate == {"lr": 3e-3, **own}, "of_task": candidate["lr"] == 1e-2}
+        for method, own in best.items()
+        for task in TUNING_TASKS
+        for candidate in candidates(method)
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "candidates.csv", index=False)
+    runs = report.report_runs("rolenav3")
+    assert len(runs) == 10 and {run.method for run in runs} == {"kaleidoscope"}
+    for run in runs:
+        assert (run.lr, run.threshold_scale, run.own_lr_factor) == (3e-3, 2.0, 20.0)
+    slow = report.report_run("rolenav3", "kaleidoscope-half", 0, 0)
+    assert (slow.lr, slow.threshold_scale, slow.own_lr_factor) == (1e-3, 2.0, 1.0)
+    under_its_name = study_run("rolenav3", "kaleidoscope-half", 0, 0)
+    assert {**vars(slow), "method": ""} == {**vars(under_its_name), "method": ""}
 
 
 def test_only_leading_methods_run_where_runs_are_long(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from k24lab.errors import RunError
 from k24lab.inference.costs import agent_layers
 from k24lab.lab.runs import run_folder
 from study import report, results
-from study.protocol import SEEDS, TUNING_TASKS, study_run
+from study.protocol import SEEDS, TUNING_TASKS
 
 METHODS = {"fups": 2.5, "fups-id": 6.0, "k24": 7.5, "kaleidoscope-half": 7.0, "nops": 8.0}  # and their returns
 SPARSITY = {"fc1": 0.5, "fc2": 0.25, "fc3": 0.0}
@@ -48,7 +48,7 @@ def figures(tmp_path, monkeypatch):
 
 def line(task, method, k, seed):
     """The summary of a run whose return says who made it: 0.1 a candidate, 0.01 a seed."""
-    config = study_run(task, method, k, seed)
+    config = report.report_run(task, method, k, seed)
     value = METHODS[method] + 0.1 * k + 0.01 * seed
     curve = {"t_env": [0, config.t_max], "test_return_mean": [0.0, value]}
     measured = {f"sparsity_layer_{name}": share for name, share in SPARSITY.items() if method != "nops"}
@@ -110,6 +110,13 @@ def test_without_runs_the_command_is_named(reported):
     report.summaries("rolenav3").unlink()
     with pytest.raises(RunError, match="python -m study report"):
         results.whole_report(["rolenav3"])
+
+
+def test_a_task_with_a_part_of_its_runs_is_left_out_and_named(reported, capsys):
+    file = report.summaries("rolenav8")
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+    assert set(results.whole_report()["task"]) == {"rolenav3"}
+    assert capsys.readouterr().out == "left out: rolenav8, which has 99 of 100 runs\n"
 
 
 def test_pages_have_tables_of_the_study(reported, figures):

@@ -31,21 +31,25 @@ def aggregates_table() -> str:
 
 
 def peers_table() -> str:
-    """Speeds beside others, as `benchmarks/peers.py` measured them."""
+    """Speeds beside others, as `benchmarks/peers.py` measured them; a column per instruction set of the CPU."""
+    table = read("peers/peers.csv").fillna("")
+    table["speed"] = [with_ends(*ends) for ends in zip(table["ratio"], table["low"], table["high"], strict=True)]
+    speeds = table.pivot_table(index=["work", "ours", "theirs"], columns="kernels", values="speed", aggfunc="last")
     rows, last = [], ""
-    for row in read("peers/peers.csv").fillna("").to_dict("records"):
+    for row in table.drop_duplicates(["work", "ours", "theirs"]).to_dict("records"):
         work = f"{row['work']}; {'one core' if row['cores'] == 1 else 'two cores'}"
-        speed = with_ends(row["ratio"], row["low"], row["high"])
-        rows.append(["" if work == last else work, row["ours"], row["theirs"], row["version"], speed])
+        found = speeds.fillna("").loc[row["work"], row["ours"], row["theirs"]].to_list()
+        rows.append(["" if work == last else work, row["ours"], row["theirs"], row["version"], *found])
         last = work
-    return markdown_table(["work", "k24lab", "beside", "version", "times as fast (quartiles)"], rows)
+    measured = [f"times as fast, {kernels.upper()}" for kernels in speeds.columns]
+    return markdown_table(["work", "k24lab", "beside", "version", *measured], rows)
 
 
 def peers_machine() -> str:
-    """Where and when `peers_table` was measured."""
-    places = read("peers/peers.csv").groupby(["machine", "kernels"])["date"].agg(["min", "max"]).reset_index()
+    """Where and when each column of `peers_table` was measured."""
+    places = read("peers/peers.csv").groupby(["kernels", "machine"])["date"].agg(["min", "max"]).reset_index()
     return "; ".join(
-        f"{row['machine']} ({row['kernels']} kernels), {' to '.join(dict.fromkeys([row['min'], row['max']]))}"
+        f"{row['machine']} ({row['kernels'].upper()}), {' to '.join(dict.fromkeys([row['min'], row['max']]))}"
         for row in places.to_dict("records")
     )
 
