@@ -51,8 +51,12 @@ results results-smax: export K24LAB_FIGURES := $(CURDIR)/figures
 ifdef TASK
 results: setup
 	$(RUN) python -m study report --tasks $(TASK)
+	$(RUN) python -m study results
+	$(RUN) python docs/tools/generate_results.py
 else
-results: setup  ## every run behind docs/results.md (some hours on 2 cores), then the figures; TASK=rolenav3: the tuned study of one task
+results: tune  ## every run behind docs/results.md (days on 2 cores), then the figures; TASK=rolenav3: the tuned study of one task
+	$(RUN) python -m study report
+	$(RUN) python -m study results
 	for grid in $(TASKS) $(STUDIES); do $(RUN) k24lab sweep notebooks/grids/$$grid.yaml || exit 1; done
 	for grid in $(STUDIES); do $(RUN) k24lab notebooks 05_ablations --runs $$grid || exit 1; done
 	$(RUN) k24lab sweep notebooks/grids/ablation.yaml

@@ -25,7 +25,7 @@ from k24lab.ops import library as kernels
 
 FIGURES = ROOT / "figures"
 NAME = "peers/peers"
-KEY = ["machine", "kernels", "work", "ours", "theirs"]
+PAIR = ["work", "ours", "theirs"]
 PYTHON = ".".join(map(str, sys.version_info[:2]))
 # What each peer needs: modules in its Python, the first of which has its version, and a file of its checkout.
 NEEDS: dict[str, tuple[tuple[str, ...], str | None]] = {
@@ -126,16 +126,17 @@ def version(side: Side, places: Mapping[str, Place]) -> str:
 
 
 def write(rows: pd.DataFrame, rounds: int) -> Path:
-    """The table, in which these rows replace those of the same pairs on the same machine."""
+    """The table, in which these rows replace those of the same pairs with the same kernels (instruction set)."""
     path = FIGURES / f"{NAME}.csv"
     machine = f"{cpu_name()}, {os.cpu_count()} cores"
     about = {"machine": machine, "kernels": kernels.describe(), "date": datetime.date.today().isoformat()}
     table = rows.assign(rounds=rounds, **about)
     if path.is_file():
-        table = pd.concat([pd.read_csv(path), table]).drop_duplicates(KEY, keep="last")
-    order = {(work.text, *pair): k for k, work in enumerate(WORKS) for pair in work.pairs}
-    places = [order.get(tuple(key), len(order)) for key in table[KEY[2:]].to_numpy()]
-    table = table.assign(place=places).sort_values(["machine", "kernels", "place"], kind="stable").drop(columns="place")
+        table = pd.concat([pd.read_csv(path), table]).drop_duplicates(["kernels", *PAIR], keep="last")
+    pairs = ((work.text, *pair) for work in WORKS for pair in work.pairs)
+    order = {pair: k for k, pair in enumerate(pairs)}
+    places = [order.get(tuple(key), len(order)) for key in table[PAIR].to_numpy()]
+    table = table.assign(place=places).sort_values(["place", "kernels"], kind="stable").drop(columns="place")
     return save_table(table.round({"ratio": 3, "low": 3, "high": 3}), NAME, FIGURES)
 
 

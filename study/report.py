@@ -1,17 +1,17 @@
 """The runs of the report: every method whose tuning is complete, on fresh seeds, with what the tuning chose."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from k24lab.errors import RunError
 from k24lab.lab.backends import Backend
-from k24lab.lab.config import Config, build_config
+from k24lab.lab.config import Config
 from k24lab.lab.runs import run_folder
-from k24lab.methods import METHODS
 from study import store
-from study.protocol import ALWAYS, LEADERS, OWN_EXTRA, SEEDS, TASKS, candidates, study_run
+from study.protocol import ALWAYS, LEADERS, OWN_EXTRA, SEEDS, study_run
 from study.tuning import FOLDER as TUNING
 
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
@@ -69,12 +69,8 @@ def leading_methods() -> set[str]:
 
 
 def report_run(task: str, method: str, candidate: int, seed: int) -> Config:
-    """A run of the report; what two methods have in common is one run."""
-    if method not in MADE_AS:
-        return study_run(task, method, candidate, seed)
-    name = MADE_AS[method]
-    own = {key: value for key, value in METHODS[method].settings.items() if value != METHODS[name].settings.get(key)}
-    return build_config({**TASKS[task], "method": name, **own, **candidates(method)[candidate], "seed": seed})
+    """A run of the report, under the name that it is made under."""
+    return replace(study_run(task, method, candidate, seed), method=MADE_AS.get(method, method))
 
 
 def report_runs(task: str) -> list[Config]:

@@ -14,7 +14,7 @@ from k24lab.analysis.aggregate import aggregates, improvement_table, improvement
 from k24lab.analysis.comparison_plots import interval_marks
 from k24lab.analysis.curve_plots import learning_curves, panels, shared_legend
 from k24lab.analysis.load import RETURN
-from k24lab.analysis.references import known_returns
+from k24lab.analysis.references import RANDOM, known_returns
 from k24lab.analysis.stats import curves, difference_interval, mean_interval
 from k24lab.analysis.style import GREY, method_style, paper_style, save_figure, save_table, variant_styles
 from k24lab.envs.registry import make_env
@@ -45,6 +45,7 @@ PAIRS = (
     ("random24", "kaleidoscope-half"),
     ("magnitude24", "fups"),
 )
+MARGIN = 0.2  # of curves below random actions, as a share of what lies between these and the best
 # Curves of all methods at once cannot be told apart.
 DRAWN = ("k24", "random24", "gains24", "kaleidoscope-half", "hyper", "fups-id", "nops", "fups")
 
@@ -220,7 +221,10 @@ def _cost_axes(table: pd.DataFrame, column: str, title: str, ax: Axes) -> None:
 
 
 def draw_curves(runs: pd.DataFrame, folder: Path) -> list[Path]:
-    """A panel per task: learning curves of the methods that span the others."""
+    """A panel per task: learning curves of the methods that span the others.
+
+    An axis begins a little below random actions: untrained networks may be so far below that nothing else is seen.
+    """
     drawn = runs[runs["variant"].isin(DRAWN)]
     if drawn.empty:
         return []
@@ -230,5 +234,8 @@ def draw_curves(runs: pd.DataFrame, folder: Path) -> list[Path]:
     styles = variant_styles(table["variant"].unique())
     for ax, task in zip(axes, tasks, strict=True):
         known = known_returns(str(TASKS[task]["task"]))
-        learning_curves(table[table["task"] == task], ax, title=task, references=known, styles=styles)
+        of_task = table[table["task"] == task]
+        learning_curves(of_task, ax, title=task, references=known, styles=styles)
+        random, best = known[RANDOM], max(*known.values(), of_task["mean"].max())
+        ax.set_ylim(bottom=random - MARGIN * (best - random))
     return list(save_figure(shared_legend(fig), "curves", table, folder).values())

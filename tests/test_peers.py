@@ -5,9 +5,11 @@ import itertools
 import subprocess
 import sys
 
+import generate_results
 import numpy as np
 import pandas as pd
 import pytest
+import tables
 import torch
 
 from benchmarks import acting, peers, training, updates
@@ -133,6 +135,27 @@ def test_table_keeps_other_pairs_and_replaces_the_same(figures):
     assert list(zip(table["ours"], table["theirs"], strict=True)) == [first, second]  # in the order of WORKS
     assert table["ratio"].to_list() == [2.0, 2.718] and table["rounds"].to_list() == [4, 5]
     assert {"machine", "kernels", "date"} <= set(table.columns)
+
+
+def test_each_instruction_set_has_rows_and_a_column_of_its_own(figures, monkeypatch):
+    (first, second), text = WORKS[0].pairs[:2], WORKS[0].text
+    values = {"work": text, "cores": 1, "version": "v1", "low": 1.0, "high": 3.0}
+    monkeypatch.setattr(peers.kernels, "describe", lambda: "avx512")
+    both = [{**values, "ours": ours, "theirs": theirs, "ratio": 2.0} for ours, theirs in (first, second)]
+    peers.write(pd.DataFrame(both), rounds=4)
+    monkeypatch.setattr(peers.kernels, "describe", lambda: "avx2")
+    peers.write(pd.DataFrame(both[1:]).assign(ratio=1.5), rounds=4)
+    monkeypatch.setattr(tables, "FIGURES", figures.parents[1])
+    tables.read.cache_clear()
+    header, _, *rows = generate_results.peers_table().splitlines()
+    machine = generate_results.peers_machine()
+    tables.read.cache_clear()
+    assert header == "| work | k24lab | beside | version | times as fast, AVX2 | times as fast, AVX-512 |"
+    assert rows[0].startswith(f"| {text}; one core | {first[0]} |") and rows[0].endswith(
+        "| v1 |  | 2.00 (1.00 to 3.00) |"
+    )
+    assert rows[1].endswith("| v1 | 1.50 (1.00 to 3.00) | 2.00 (1.00 to 3.00) |") and rows[1].startswith("|  | ")
+    assert "(AVX2)" in machine and "(AVX-512)" in machine
 
 
 def test_command_measures_what_is_there_and_names_what_is_missing(figures, monkeypatch, capsys, tmp_path):

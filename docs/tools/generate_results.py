@@ -14,6 +14,8 @@ from tables import estimate, label, markdown_table, read, select, with_ends
 
 DOCS = Path(__file__).resolve().parents[1]
 PAGES = ("results", "ablations", "performance")
+# What the kernels of a measurement were built for, by `k24lab.ops.library.describe`.
+INSTRUCTIONS = {"avx512": "AVX-512", "avx2": "AVX2", "portable": "portable kernels", "torch": "no kernels"}
 
 
 def aggregates_table() -> str:
@@ -32,16 +34,16 @@ def aggregates_table() -> str:
 
 def peers_table() -> str:
     """Speeds beside others, as `benchmarks/peers.py` measured them; a column per instruction set of the CPU."""
-    table = read("peers/peers.csv").fillna("")
+    table, pair = read("peers/peers.csv").fillna(""), ["work", "ours", "theirs"]
     table["speed"] = [with_ends(*ends) for ends in zip(table["ratio"], table["low"], table["high"], strict=True)]
-    speeds = table.pivot_table(index=["work", "ours", "theirs"], columns="kernels", values="speed", aggfunc="last")
+    speeds = table.pivot(index=pair, columns="kernels", values="speed").fillna("")
     rows, last = [], ""
-    for row in table.drop_duplicates(["work", "ours", "theirs"]).to_dict("records"):
+    for row in table.drop_duplicates(pair).to_dict("records"):
         work = f"{row['work']}; {'one core' if row['cores'] == 1 else 'two cores'}"
-        found = speeds.fillna("").loc[row["work"], row["ours"], row["theirs"]].to_list()
+        found = speeds.loc[row["work"], row["ours"], row["theirs"]].to_list()
         rows.append(["" if work == last else work, row["ours"], row["theirs"], row["version"], *found])
         last = work
-    measured = [f"times as fast, {kernels.upper()}" for kernels in speeds.columns]
+    measured = [f"times as fast, {INSTRUCTIONS[kernels]}" for kernels in speeds.columns]
     return markdown_table(["work", "k24lab", "beside", "version", *measured], rows)
 
 
@@ -49,7 +51,7 @@ def peers_machine() -> str:
     """Where and when each column of `peers_table` was measured."""
     places = read("peers/peers.csv").groupby(["kernels", "machine"])["date"].agg(["min", "max"]).reset_index()
     return "; ".join(
-        f"{row['machine']} ({row['kernels'].upper()}), {' to '.join(dict.fromkeys([row['min'], row['max']]))}"
+        f"{row['machine']} ({INSTRUCTIONS[row['kernels']]}), {' to '.join(dict.fromkeys([row['min'], row['max']]))}"
         for row in places.to_dict("records")
     )
 

@@ -96,14 +96,15 @@ def study_choices(tasks: Mapping[str, str], digits: Mapping[str, int] | None = N
         f"{lr:g}" + (f", `{setting}`" if setting else "")
         for lr, setting in zip(table["lr"], table["setting"], strict=True)
     ]
+    table["shown"] = [
+        number(mean, (digits or {}).get(task, 2)) for task, mean in zip(table["task"], table["mean"], strict=True)
+    ]
     one = table[table["one"]].set_index(["method", "task"])
     own = table[table["of_task"]].set_index(["method", "task"])
     rows = []
     for method in dict.fromkeys(table["method"]):
-        means = [number(one["mean"][method, task], (digits or {}).get(task, 2)) for task in tasks]
-        cells = [
-            f"{own['text'][method, task]}: {number(own['mean'][method, task], (digits or {}).get(task, 2))}"
-            for task in tasks
-        ]
-        rows.append([label(method), f"{one['text'][method].iloc[0]}: {', '.join(means)}", *cells])
+        everywhere = f"{one['text'][method].iloc[0]}: {', '.join(one['shown'][method, task] for task in tasks)}"
+        rows.append(
+            [label(method), everywhere, *(f"{own['text'][method, t]}: {own['shown'][method, t]}" for t in tasks)]
+        )
     return markdown_table(["method", "one setting: returns in the three tasks", *tasks.values()], rows)
