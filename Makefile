@@ -25,8 +25,8 @@ $(ENV_DIR)/.installed: requirements.lock pyproject.toml setup.py $(wildcard k24l
 	$(PYTHON) -m venv $(ENV_DIR)
 	$(ENV_DIR)/bin/pip install --quiet --disable-pip-version-check --no-compile -r requirements.lock
 	$(ENV_DIR)/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
-	env -u PYTHONDONTWRITEBYTECODE $(ENV_DIR)/bin/python -c "import IPython, matplotlib.pyplot, mpe2, nbclient, pandas, papermill, pytest, \
-	  scipy.stats, seaborn, torch, vmas, k24lab.cli"
+	env -u PYTHONDONTWRITEBYTECODE $(ENV_DIR)/bin/python -c "import ipykernel.kernelapp, matplotlib.pyplot, mpe2, papermill, pytest, \
+	  scipy.stats, seaborn, torch._dynamo, vmas, k24lab.cli"
 	touch $@
 
 demo: setup  ## train K-2:4 and baselines on RoleNav and draw the figures (under 10 minutes on 2 cores)
