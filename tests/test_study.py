@@ -14,6 +14,7 @@ from k24lab.lab.runs import run_folder
 from k24lab.lab.unused_settings import same_run_key, unused_fields
 from k24lab.methods import METHODS
 from study import report, store, tuning
+from study.__main__ import main
 from study.protocol import (
     LEARNING_RATES,
     MORE_LEARNING_RATES,
@@ -190,3 +191,18 @@ def test_only_leading_methods_run_where_runs_are_long(tmp_path, monkeypatch):
     methods = [method for method, reading, _ in report.choices("smax") if reading == report.ONE]
     assert set(methods) == {"k24", "fups", "fups-id", "nops", *STUDIED[-3:]} and len(report.choices("smax")) == 7
     assert len(report.choices("lbf")) == len(STUDIED)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["report", "--tasks", "rolnav3"], "unknown task 'rolnav3'; did you mean 'rolenav3'?"),
+        (["tune", "--methods", "gain24"], "unknown method 'gain24'; did you mean 'gains24'?"),
+    ],
+)
+def test_an_unknown_name_is_told_with_the_nearest_right_one(given, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["study", *given])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
