@@ -54,7 +54,7 @@ results: setup
 	$(RUN) python -m study results
 	$(RUN) python docs/tools/generate_results.py
 else
-results: tune  ## every run behind docs/results.md (days on 2 cores), then the figures; TASK=rolenav3: the tuned study of one task
+results: tune  ## every run behind the pages of results (days on 2 cores), then the figures; TASK=rolenav3: the tuned study of one task
 	$(RUN) python -m study report
 	$(RUN) python -m study results
 	for grid in $(TASKS) $(STUDIES); do $(RUN) k24lab sweep notebooks/grids/$$grid.yaml || exit 1; done

@@ -21,7 +21,7 @@ from k24lab.lab.train import train
 
 README = (CHECKOUT / "README.md").read_text()
 # Those of these pages train for hours; tests/test_docs.py checks that their grids and notebooks exist.
-LONG = ("results.md", "ablations.md")
+LONG = ("results.md", "first_studies.md", "ablations.md")
 PAGES = [path for path in sorted((CHECKOUT / "docs").glob("*.md")) if path.name not in LONG]
 TEXT = README + "".join(path.read_text() for path in PAGES)
 BLOCKS = [block.replace("\\\n", " ") for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)]

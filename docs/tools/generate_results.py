@@ -13,7 +13,7 @@ import tables
 from tables import estimate, label, markdown_table, read, select, with_ends
 
 DOCS = Path(__file__).resolve().parents[1]
-PAGES = ("results", "ablations", "performance")
+PAGES = ("results", "first_studies", "ablations", "performance")
 # What the kernels of a measurement were built for, by `k24lab.ops.library.describe`.
 INSTRUCTIONS = {"avx512": "AVX-512", "avx2": "AVX2", "portable": "portable kernels", "torch": "no kernels"}
 
