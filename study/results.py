@@ -15,7 +15,7 @@ from k24lab.analysis.comparison_plots import interval_marks
 from k24lab.analysis.curve_plots import learning_curves, panels, shared_legend
 from k24lab.analysis.load import RETURN
 from k24lab.analysis.references import RANDOM, known_returns
-from k24lab.analysis.stats import curves, difference_interval, mean_interval
+from k24lab.analysis.stats import curves, difference_interval, mean_interval, paired_table
 from k24lab.analysis.style import GREY, method_style, paper_style, save_figure, save_table, variant_styles
 from k24lab.envs.registry import make_env
 from k24lab.errors import RunError
@@ -123,6 +123,15 @@ def differences(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns="task variant reference difference low high".split())
 
 
+def paired(runs: pd.DataFrame) -> pd.DataFrame:
+    """Every method against the second ones of the `PAIRS`, seed by seed: the test episodes of a seed are the same.
+
+    Columns of `paired_table`, and reference.
+    """
+    references = dict.fromkeys(reference for _, reference in PAIRS)
+    return pd.concat([paired_table(runs, each).assign(reference=each) for each in references], ignore_index=True)
+
+
 def measured_share(runs: pd.DataFrame, task: str) -> float:
     """Share of the weights that are kept at the end, of methods whose training decides it; NaN without masks."""
     layers = dict(zip(LAYERS, agent_layers(*sizes(task)[:3]), strict=True))
@@ -176,6 +185,7 @@ def write_results(folder: Path = FOLDER) -> list[Path]:
         save_table(better.rename(columns={"reference": "variant"}), "improvement", folder),
         save_table(improvement_table(one, REFERENCE), "improvement_by_task", folder),
         save_table(differences(one), "differences", folder),
+        save_table(paired(one), "paired", folder),
         save_table(costs, "costs", folder),
     ]
     with paper_style():

@@ -106,6 +106,18 @@ def test_methods_are_compared_in_pairs_and_with_the_better_of_shared_and_separat
     assert (table["low"] < table["difference"]).all() and (table["high"] > table["difference"]).all()
 
 
+def test_methods_are_compared_seed_by_seed():
+    rows = [
+        {"task": "a", "variant": method, "seed": seed, "test_return_mean": 5 * seed + value}
+        for method, values in {"fups": (1.0, 1.0), "k24": (1.9, 2.1), "gains24": (1.0, 1.0)}.items()
+        for seed, value in enumerate(values)
+    ]
+    found = results.paired(pd.DataFrame(rows)).set_index(["variant", "reference"])
+    assert found.loc[("k24", "fups"), "difference"] == pytest.approx(1.0)
+    assert 0 < found.loc[("k24", "fups"), "high"] - 1 < 2  # the luck of seed 1 drops out
+    assert ("k24", "gains24") in found.index and ("k24", "k24") not in found.index
+
+
 def test_without_runs_the_command_is_named(reported):
     report.summaries("rolenav3").unlink()
     with pytest.raises(RunError, match="python -m study report"):
