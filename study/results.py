@@ -45,6 +45,7 @@ PAIRS = (
     ("random24", "kaleidoscope-half"),
     ("magnitude24", "fups"),
 )
+FAR = 4  # a method is far behind if it makes the range of returns so many times as wide
 MARGIN = 0.2  # of curves below random actions, as a share of what lies between these and the best
 # Curves of all methods at once cannot be told apart.
 DRAWN = ("k24", "random24", "gains24", "kaleidoscope-half", "hyper", "fups-id", "nops", "fups")
@@ -197,18 +198,39 @@ def write_results(folder: Path = FOLDER) -> list[Path]:
 
 
 def draw_scores(returns: pd.DataFrame, folder: Path) -> list[Path]:
-    """A panel per task: every method's mean return and interval, and as dotted lines what is known of the task."""
+    """A panel per task: every method's mean return and interval, and as dotted lines what is known of the task.
+
+    An axis covers the methods. One that is so far behind that the others could not be told apart stands at its edge, as
+    an arrow with its return.
+    """
     tasks = list(dict.fromkeys(returns["task"]))
     styles = variant_styles(returns["variant"].unique())
     fig, axes = panels(len(tasks), n_columns=3, height=2.7)
     for k, (ax, task) in enumerate(zip(axes, tasks, strict=True)):
-        interval_marks(returns[returns["task"] == task], "mean", ax, styles, title=task)
+        rows = returns[returns["task"] == task]
+        names = [name for name in styles if name in set(rows["variant"])]
+        interval_marks(rows, "mean", ax, styles, title=task)
         for at in known_returns(str(TASKS[task]["task"])).values():
             ax.axvline(at, color=GREY, linestyle=":", linewidth=0.9, zorder=0)
+        _fit_to(rows, names, ax)
         ax.set_xlabel("final test return")
         if k % 3:
             ax.set_yticklabels([])
     return list(save_figure(fig, "returns_by_task", returns, folder).values())
+
+
+def _fit_to(rows: pd.DataFrame, names: Sequence[str], ax: Axes) -> None:
+    """The axis of `draw_scores`, whose lines are `names`, the first on top."""
+    rows = rows.set_index("variant").loc[[*names]]
+    lows, highs = rows["low"].fillna(rows["mean"]), rows["high"].fillna(rows["mean"])
+    last, low, high = str(rows["mean"].idxmin()), lows.min(), highs.max()
+    far, width = float(rows["mean"].min()), high - lows.drop(last).min()
+    if high - far > FAR * width:
+        low = high - 1.25 * width
+        text, across = f"$\\leftarrow$ {far:.1f}", ax.get_yaxis_transform()
+        ax.text(0.03, names.index(last), text, transform=across, fontsize=7, va="center")
+    margin = 0.07 * (high - low)
+    ax.set_xlim(low - margin, high + margin)
 
 
 def draw_costs(scores: pd.DataFrame, costs: pd.DataFrame, folder: Path) -> list[Path]:

@@ -118,6 +118,19 @@ def test_methods_are_compared_seed_by_seed():
     assert ("k24", "gains24") in found.index and ("k24", "k24") not in found.index
 
 
+def test_one_method_far_behind_does_not_hide_what_the_others_differ_in(monkeypatch, tmp_path):
+    means = {"fups": 8.5, "nops": 9.1, "k24": 9.2, "k24-literal": -0.2}
+    rows = [("rolenav8", name, mean, mean - 0.1, mean + 0.1) for name, mean in means.items()]
+    table = pd.DataFrame(rows, columns="task variant mean low high".split())
+    drawn = []
+    monkeypatch.setattr(results, "save_figure", lambda fig, *rest: drawn.append(fig) or {})
+    results.draw_scores(table, tmp_path)
+    results.draw_scores(table[table["variant"] != "k24-literal"], tmp_path)
+    (left, right), texts = drawn[0].axes[0].get_xlim(), [text.get_text() for text in drawn[0].axes[0].texts]
+    assert 7 < left < 8.4 and 9.3 < right < 9.5 and texts == [r"$\leftarrow$ -0.2"]
+    assert drawn[1].axes[0].get_xlim()[0] > 8.2 and not drawn[1].axes[0].texts
+
+
 def test_without_runs_the_command_is_named(reported):
     report.summaries("rolenav3").unlink()
     with pytest.raises(RunError, match="python -m study report"):
