@@ -1,4 +1,4 @@
-"""Draws docs/overview.png, the picture of the README, from the committed tables of RoleNav with 3 agents.
+"""Draws docs/overview.png, the picture of the README, from committed tables of RoleNav with 3 agents.
 
 Run it from anywhere: `python docs/tools/draw_overview.py`.
 """
@@ -16,7 +16,7 @@ from k24lab.analysis.style import OKABE_ITO, PNG_DPI, paper_style
 from k24lab.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
-CURVES = ROOT / "figures" / "rolenav3" / "05_ablations_curves.csv"  # task, variant, t_env, mean, low, high, n
+CURVES = ROOT / "figures" / "study" / "curves.csv"  # task, variant, t_env, mean, low, high, n
 MASKS = ROOT / "figures" / "rolenav3" / "03_mask_patterns_masks.csv"  # agent, output, group, pattern
 SHOWN = ("nops", "random24", "k24", "fups-id", "fups")
 AGENT_COLORS = ("blue", "vermillion", "green")
@@ -26,7 +26,7 @@ ROWS = 10  # output units of the mask that are shown
 
 def draw_curves(ax: Axes) -> None:
     """Test return against env steps, with the 95 % interval of the mean over seeds."""
-    table = pd.read_csv(CURVES)
+    table = pd.read_csv(CURVES).query("task == 'rolenav3'")
     for method in SHOWN:
         rows, look = table[table["variant"] == method], METHODS[method]
         steps = rows["t_env"] / 1000
@@ -34,7 +34,12 @@ def draw_curves(ax: Axes) -> None:
         ax.fill_between(steps, rows["low"], rows["high"], color=look.color, alpha=0.15, linewidth=0)
     ax.axhline(WITHOUT_IDENTITY, color="0.5", linewidth=0.6, linestyle=":")
     ax.text(128, WITHOUT_IDENTITY + 0.06, "bound without identity", fontsize=6.5, color="0.4", ha="right")
-    ax.set(title="RoleNav, 3 agents, 5 seeds", xlabel="env steps (thousands)", ylabel="test return", ylim=(-1.1, 3.2))
+    ax.set(
+        title=f"RoleNav, 3 agents, {table['n'].max()} seeds, every method tuned",
+        xlabel="env steps (thousands)",
+        ylabel="test return",
+        ylim=(-1.1, 3.2),
+    )
     ax.legend(loc="lower right", ncols=2, handlelength=2.2)
 
 
