@@ -42,6 +42,10 @@ PAIRS = (
     ("k24-gains", "gains24"),
     ("k24-gains", "k24-alpha"),
     ("k24-alpha", "random24"),
+    ("k24", "random24"),
+    ("random24", "fups-id"),
+    ("k24", "fups-id"),
+    ("k24-alpha", "fups-id"),
     ("random24", "kaleidoscope-half"),
     ("magnitude24", "fups"),
 )
