@@ -35,8 +35,8 @@ REFERENCE = "fups-id"  # the simplest way to tell agents apart: how likely is it
 COST_AXES = {"bytes_alone": "an agent alone", "bytes_in_team": "an agent of the team"}
 SHARED, SEPARATE = "fups", "nops"  # one of them is what a user would pick who knows the task
 # What is asked about two methods: what masks per agent add to gains and gains to masks, what learning adds to masks,
-# whether masks are ahead of ids, what 2:4 costs beside any half of the weights, and what half of the weights cost without
-# identity.
+# whether masks are ahead of ids, what 2:4 costs beside any half of the weights, and what half of the weights cost
+# without identity.
 PAIRS = (
     ("k24", "gains24"),
     ("k24-alpha", "gains24"),
