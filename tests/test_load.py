@@ -220,6 +220,17 @@ def test_what_most_runs_of_a_task_share_is_no_deviation(make_run):
     assert names[3:] == ["k24-alpha alpha_lr_factor=20.0", "k24-alpha", "k24 mixer=vdn", "k24"]
 
 
+def test_methods_that_do_not_use_a_setting_or_have_it_of_their_own_make_no_majority(make_run):
+    """Random masks have no rate of alpha, and scores without weights are k24-alpha's own."""
+    for seed in range(3):
+        make_run(f"a{seed}", method="random24", seed=seed, alpha_lr_factor=10.0)
+        make_run(f"b{seed}", method="k24-alpha", seed=seed, score_weight_power=0.0, alpha_lr_factor=10.0)
+    make_run("c", alpha_lr_factor=20.0, score_weight_power=1.0)
+    make_run("d", alpha_lr_factor=10.0, score_weight_power=0.0)
+    names = variants(find_runs("demo"))
+    assert names[-2:] == ["k24", "k24 alpha_lr_factor=10.0 score_weight_power=0.0"]
+
+
 def test_patterns_come_in_time_order_with_their_types(make_run):
     add_masks(make_run("a"), {100_000: [[[1]], [[2]]], 0: [[[0]], [[5]]]})
     (run,) = find_runs("demo")

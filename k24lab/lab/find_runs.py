@@ -186,13 +186,15 @@ def varying_fields(runs: Sequence[Run]) -> list[str]:
 
 
 def _majority_settings(runs: Sequence[Run]) -> dict[str, object]:
-    """The values that more than half of some runs share."""
-    common: dict[str, object] = {}
-    for key in {key for run in runs for key in run.config}:
-        value, count = Counter(json.dumps(r.config[key]) for r in runs if key in r.config).most_common(1)[0]
-        if 2 * count > len(runs):
-            common[key] = json.loads(value)
-    return common
+    """The values that more than half of some runs share; methods that do not use a setting, or set it, do not count."""
+    values: dict[str, Counter[str]] = defaultdict(Counter)
+    for run in runs:
+        method = METHODS.get(str(run.config.get("method")))
+        given = method.settings if method else {}
+        for key in run.config.keys() - given.keys() - unused_fields(run.config):
+            values[key][json.dumps(run.config[key])] += 1
+    most = {key: counter.most_common(1)[0] for key, counter in values.items()}
+    return {key: json.loads(value) for key, (value, n) in most.items() if 2 * n > len(runs)}
 
 
 def _deviations(run: Run, keys: Sequence[str], common: Mapping[str, object]) -> list[str]:
