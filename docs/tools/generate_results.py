@@ -71,6 +71,7 @@ HELPERS = (
     tables.figure,
     tables.methods_table,
     tables.paired_difference,
+    tables.seeds_ahead,
     tables.pivot,
     tables.result,
     tables.returns_table,

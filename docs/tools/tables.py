@@ -109,14 +109,26 @@ def difference(
     return with_ends(*difference_interval(*(frame["test_return_mean"].to_numpy() for frame in (runs, base))), digits)
 
 
-def paired_difference(study: str, variant: str, reference: str, digits: int = 2, **where: Any) -> str:
-    """The same between runs of the same seed, with Student's interval of these differences."""
+def _by_seed(study: str, variant: str, reference: str, **where: Any) -> tuple[pd.Series, pd.Series]:
+    """Final returns of both in the seeds that both have, with the seed as index."""
     runs, base = (
         select(f"{study}/{RUNS}", variant=name, **where).set_index("seed")["test_return_mean"]
         for name in (variant, reference)
     )
-    mean, low, high, _ = (part.item() for part in mean_interval((runs - base).dropna().to_numpy()))
+    return runs.align(base, join="inner")
+
+
+def paired_difference(study: str, variant: str, reference: str, digits: int = 2, **where: Any) -> str:
+    """The same between runs of the same seed, with Student's interval of these differences."""
+    runs, base = _by_seed(study, variant, reference, **where)
+    mean, low, high, _ = (part.item() for part in mean_interval((runs - base).to_numpy()))
     return with_ends(mean, low, high, digits)
+
+
+def seeds_ahead(study: str, variant: str, reference: str, **where: Any) -> str:
+    """In how many seeds a variant returns more than a reference does: "12 of 15"."""
+    runs, base = _by_seed(study, variant, reference, **where)
+    return f"{(runs > base).sum()} of {len(runs)}"
 
 
 def label(variant: str, words: Mapping[str, str] | None = None) -> str:
@@ -136,11 +148,23 @@ def methods_table() -> str:
     return markdown_table(["name in figures", "method"], [[look.label, f"`{name}`"] for name, look in METHODS.items()])
 
 
-def returns_table(study: str, digits: int = 2, table: str = RETURNS, metric: str | None = None, **where: Any) -> str:
-    """All variants, the best first; with `metric` that share of the runs' raw summaries instead of the return."""
-    frame = select(f"{study}/{table}", **where)
-    if metric:
-        frame = final_table(select(f"{study}/05_ablations_runs.jsonl", **where), metric)
+def returns_table(
+    study: str,
+    digits: int = 2,
+    table: str = RETURNS,
+    metric: str | None = None,
+    seed: list[int] | None = None,
+    **where: Any,
+) -> str:
+    """All variants, the best first; with `metric` that share of the runs' raw summaries instead of the return.
+
+    `seed`: these seeds alone.
+    """
+    if metric or seed:
+        runs = select(f"{study}/05_ablations_runs.jsonl", seed=seed, **where)
+        frame = final_table(runs, metric or "test_return_mean")
+    else:
+        frame = select(f"{study}/{table}", **where)
     rows = [
         [label(row["variant"]), str(row["n"]), plus_minus(row, digits, percent=bool(metric))]
         for row in frame.to_dict("records")

@@ -1,7 +1,7 @@
 """Variants side by side; every function draws data it is given on `ax` (a new one if None) and returns it."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,13 @@ NEAR = 0.25  # of the width of what a panel shows: references within are drawn, 
 FAR = 6.0  # times the median length: further differences are numbers
 
 
+def final_height(variants: Iterable[str]) -> float:
+    """The height in inches of `final_returns` for a task with these variants, at which long labels do not touch."""
+    labels = [textwrap.fill(f"{look.label} (n = 5)", LABEL_WIDTH) for look in variant_styles(variants).values()]
+    lines = max((label.count("\n") + 1 for label in labels), default=1)
+    return 0.6 + max(0.31, 0.165 * lines) * len(labels)
+
+
 def final_returns(
     scores: pd.DataFrame,
     value: str = RETURN,
@@ -39,7 +46,7 @@ def final_returns(
     scores = scores.dropna(subset=[value])
     order = scores.groupby("variant")[value].mean().sort_values(ascending=False).index
     styles, counts = variant_styles(order), scores["variant"].value_counts()
-    ax = ax or new_axes(height=0.5 + 0.28 * len(order))
+    ax = ax or new_axes(height=final_height(order))
     colors, marks = [styles[v].color for v in order], [styles[v].marker for v in order]
     names = {"y": "variant", "hue": "variant", "order": order, "hue_order": order, "legend": False}
     looks = {"palette": colors, "markers": marks, "markersize": 5, "linestyle": "none"}

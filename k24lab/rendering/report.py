@@ -225,7 +225,7 @@ def _returns(metrics: pd.DataFrame, summaries: pd.DataFrame) -> Iterator[Part]:
         plots.learning_curves(curves[curves["task"] == task], ax, title=task, styles=styles, references=known)
     caption = "Greedy return over training: mean over seeds; from three on, 95 % interval."
     yield _figure(plots.shared_legend(fig), caption)
-    heights = 0.6 + 0.31 * summaries.groupby("task", sort=False)["variant"].nunique()
+    heights = summaries.groupby("task", sort=False)["variant"].apply(comparison_plots.final_height)
     fig, axes = plots.panels(len(tasks), n_columns=1, height=list(heights))
     for ax, task in zip(axes, tasks, strict=True):
         runs = summaries[summaries["task"] == task]
