@@ -9,6 +9,7 @@ import torch
 
 from k24lab.envs.base import EnvSpec
 from k24lab.lab.config import Config, build_config
+from k24lab.marl.learner import K24QLearner
 from k24lab.marl.replay import EpisodeBatch
 from k24lab.ops.library import use_threads
 
@@ -66,6 +67,20 @@ def tiny_config():
 def tiny_spec() -> EnvSpec:
     """Three agents, six numbers observed (no multiple of 4), four actions."""
     return EnvSpec(n_envs=4, n_agents=3, obs_dims=(6,) * 3, n_actions=(4,) * 3, state_dim=5, episode_limit=6)
+
+
+@pytest.fixture
+def make_learner(tiny_config, tiny_spec) -> Callable[..., K24QLearner]:
+    """Make a learner for `tiny_spec`, with changes: `make_learner(torch.float64, method="fups")`."""
+
+    def make(dtype=torch.float32, **changes) -> K24QLearner:
+        torch.manual_seed(0)
+        learner = K24QLearner(tiny_config(**changes), tiny_spec)
+        for module in (learner.agent, learner.target_agent, learner.mixer, learner.target_mixer):
+            module.to(dtype)
+        return learner
+
+    return make
 
 
 @pytest.fixture

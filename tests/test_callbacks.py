@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from short_runs import interrupt, metrics, rows
 from test_cli import k24lab  # noqa: F401
-from test_train import interrupt, metrics, rows
 
 from k24lab.errors import ConfigError, RunError, RunWarning
 from k24lab.lab.callbacks import Callback, CSVLogger

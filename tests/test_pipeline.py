@@ -12,8 +12,8 @@ import torch
 from attempts import start
 from odd_environments import Base
 from processes import gone
+from short_runs import SHORT, assert_same, interrupt, metrics, run_to_end
 from test_faults import same_files
-from test_train import SHORT, assert_same, interrupt, metrics, run_to_end
 
 from k24lab.envs.rolenav import RoleNav
 from k24lab.errors import ConfigError, RunError
