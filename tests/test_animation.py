@@ -3,12 +3,14 @@
 import importlib.util
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import alive
 from small_pettingzoo import ToyEnv
 from test_cli import assert_one_line_error, k24lab  # noqa: F401
 
@@ -259,6 +261,23 @@ def test_an_mp4_is_piped_to_ffmpeg_with_each_frame_as_often_as_it_is_held(tmp_pa
     with pytest.raises(RunError, match="ffmpeg ended with 1: no such encoder"):
         write_animation(tmp_path / "b.mp4", iter([np.zeros((400, 600, 3), np.uint8)] * 2), [1, 3], 10)
     assert {file.name for file in tmp_path.iterdir()} == {"ffmpeg", "a.mp4"}
+
+
+def test_ffmpeg_does_not_outlive_an_interrupted_animation(tmp_path, monkeypatch):
+    told = tmp_path / "pid"
+    body = f"import os, time\nopen({str(told)!r}, 'w').write(str(os.getpid()))\nsys.stdin.buffer.read()\ntime.sleep(60)"
+    fake_ffmpeg(tmp_path, body)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    def frames():
+        yield still(0)
+        while not told.exists() or not told.read_text():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_animation(tmp_path / "a.mp4", frames(), [1] * 10, 10)
+    assert not alive(int(told.read_text()))
 
 
 @pytest.mark.skipif(

@@ -200,8 +200,15 @@ def _write_mp4(path: Path, frames: Iterator[Frame], fps: int) -> None:
             subprocess.Popen(command, stdin=subprocess.PIPE, stderr=errors, start_new_session=True) as process,
         ):
             assert process.stdin is not None
-            for frame in itertools.chain([first], frames):
-                process.stdin.write(frame.tobytes())
+            try:
+                for frame in itertools.chain([first], frames):
+                    process.stdin.write(frame.tobytes())
+            except KeyboardInterrupt:  # for which Popen would wait a quarter of a second only, and leave it running
+                process.kill()
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.close()
+                process.wait()
+                raise
         if process.returncode:
             said = log.read_text(errors="replace").strip()[-300:]
             raise RunError(f"ffmpeg ended with {process.returncode}: {said}")
