@@ -90,4 +90,9 @@ def test_helpers_compute_what_the_notebooks_wrote():
         variant="nops",
     )
     assert tables.paired_difference("recipe", "nops", "random24", task="rolenav:n_agents=24") == paired
+    regime = {"task": "rolenav:n_agents=8,n_roles=4, hidden_dim=16, lr=0.01", "variant": "k24-alpha"}
+    counts = tables.select("regimes/10_settings_paired.csv", measure="final", **regime).iloc[0]
+    ahead = tables.seeds_ahead("regimes", "k24-alpha", "random24", task="rolenav:n_agents=8,n_roles=4")
+    assert ahead == f"{counts['n_better']} of {counts['n']}" and counts["n_better"] < counts["n"]
+    assert "random24` | 15 |" in tables.returns_table("masks16", seed=list(range(15, 30)))
     assert tables.number(-1234.567, 1) == "−1,234.6" and tables.number(0.42, 1, percent=True) == "42.0 %"

@@ -156,10 +156,7 @@ def returns_table(
     seed: list[int] | None = None,
     **where: Any,
 ) -> str:
-    """All variants, the best first; with `metric` that share of the runs' raw summaries instead of the return.
-
-    `seed`: these seeds alone.
-    """
+    """All variants, the best first; with `metric` that share of the raw summaries, with `seed` these seeds alone."""
     if metric or seed:
         runs = select(f"{study}/05_ablations_runs.jsonl", seed=seed, **where)
         frame = final_table(runs, metric or "test_return_mean")

@@ -1,7 +1,7 @@
 """Variants side by side; every function draws data it is given on `ax` (a new one if None) and returns it."""
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,18 @@ NEAR = 0.25  # of the width of what a panel shows: references within are drawn, 
 FAR = 6.0  # times the median length: further differences are numbers
 
 
-def final_height(variants: Iterable[str]) -> float:
-    """The height in inches of `final_returns` for a task with these variants, at which long labels do not touch."""
-    labels = [textwrap.fill(f"{look.label} (n = 5)", LABEL_WIDTH) for look in variant_styles(variants).values()]
-    lines = max((label.count("\n") + 1 for label in labels), default=1)
+def final_height(variants: pd.Series) -> float:
+    """The height in inches of `final_returns`, at which long labels do not touch; `variants` has an entry per run."""
+    labels = _with_runs(variants)
+    lines = max((label.count("\n") + 1 for label in labels.values()), default=1)
     return 0.6 + max(0.31, 0.165 * lines) * len(labels)
+
+
+def _with_runs(variants: pd.Series) -> dict[str, str]:
+    """The label of every variant, with its number of runs, in lines."""
+    counts, n = variants.value_counts(), "(n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{})"
+    looks = variant_styles(counts.index).items()
+    return {name: textwrap.fill(f"{look.label} {n.format(counts[name])}", LABEL_WIDTH) for name, look in looks}
 
 
 def final_returns(
@@ -45,8 +52,8 @@ def final_returns(
     """
     scores = scores.dropna(subset=[value])
     order = scores.groupby("variant")[value].mean().sort_values(ascending=False).index
-    styles, counts = variant_styles(order), scores["variant"].value_counts()
-    ax = ax or new_axes(height=final_height(order))
+    styles, labels = variant_styles(order), _with_runs(scores["variant"])
+    ax = ax or new_axes(height=final_height(scores["variant"]))
     colors, marks = [styles[v].color for v in order], [styles[v].marker for v in order]
     names = {"y": "variant", "hue": "variant", "order": order, "hue_order": order, "legend": False}
     looks = {"palette": colors, "markers": marks, "markersize": 5, "linestyle": "none"}
@@ -56,9 +63,7 @@ def final_returns(
         seeds = scores.loc[scores["variant"] == variant, value]
         ax.scatter(seeds, np.full(len(seeds), y + 0.27), s=9, facecolors="none", edgecolors=color, linewidths=0.7)
     far = _vertical_references(ax, references or {})
-    n = "(n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{})"
-    labels = [textwrap.fill(f"{styles[v].label} {n.format(counts[v])}", LABEL_WIDTH) for v in order]
-    ax.set_yticks(range(len(order)), labels)
+    ax.set_yticks(range(len(order)), [labels[v] for v in order])
     ax.set(xlabel=xlabel + far, ylabel="", ylim=(len(order) - 0.4, -0.5))
     ax.set_title(title, pad=12 if references else None)  # above the names of the references
     return ax

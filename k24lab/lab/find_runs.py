@@ -186,20 +186,22 @@ def varying_fields(runs: Sequence[Run]) -> list[str]:
 
 
 def _majority_settings(runs: Sequence[Run]) -> dict[str, object]:
-    """The values that more than half of some runs share; methods that do not use a setting, or set it, do not count."""
+    """The values that more than half of some runs share, where these use the setting and their method has none."""
     values: dict[str, Counter[str]] = defaultdict(Counter)
     for run in runs:
-        method = METHODS.get(str(run.config.get("method")))
-        given = method.settings if method else {}
-        for key in run.config.keys() - given.keys() - unused_fields(run.config):
+        for key in run.config.keys() - _own_settings(run).keys() - unused_fields(run.config):
             values[key][json.dumps(run.config[key])] += 1
     most = {key: counter.most_common(1)[0] for key, counter in values.items()}
     return {key: json.loads(value) for key, (value, n) in most.items() if 2 * n > len(runs)}
 
 
+def _own_settings(run: Run) -> Mapping[str, object]:
+    method = METHODS.get(str(run.config.get("method")))
+    return method.settings if method else {}
+
+
 def _deviations(run: Run, keys: Sequence[str], common: Mapping[str, object]) -> list[str]:
-    method = str(run.config.get("method"))
-    own = METHODS[method].settings if method in METHODS else {}  # the runs of other methods do not decide these
+    method, own = str(run.config.get("method")), _own_settings(run)  # the runs of other methods do not decide these
     usual = default_settings(method, str(run.config.get("learner", "q"))) | {
         key: value for key, value in common.items() if key not in own
     }
