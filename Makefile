@@ -69,6 +69,8 @@ results: tune  ## every run behind the pages of results (days on 2 cores), then 
 	$(RUN) k24lab notebooks 05_ablations --runs sharing_kept --parameters reference gains24
 	$(RUN) k24lab sweep notebooks/grids/masks16.yaml
 	$(RUN) k24lab notebooks 05_ablations --runs masks16 --parameters reference random24
+	$(RUN) k24lab sweep notebooks/grids/gains16.yaml
+	$(RUN) k24lab notebooks 05_ablations --runs gains16 --parameters reference gains24
 	$(RUN) k24lab sweep notebooks/grids/literal.yaml
 	$(RUN) k24lab notebooks 05_ablations --runs literal --parameters reference k24-literal dynamics '[q_taken_mean, target_mean, td_error_abs, train_eval_gap]'
 	$(RUN) k24lab notebooks 10_settings --runs regimes
