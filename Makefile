@@ -85,10 +85,13 @@ results: tune  ## every run behind the pages of results (days on 2 cores), then 
 	$(RUN) python docs/tools/generate_results.py
 endif
 
-results-smax: setup  ## the study of SMAX (installs half a gigabyte more; one to two hours on 2 cores)
+results-smax: setup  ## both studies of SMAX (installs half a gigabyte more; many hours on 2 cores)
 	$(RUN) pip install --quiet --disable-pip-version-check -e '.[smax]'
 	$(RUN) k24lab sweep notebooks/grids/smax.yaml
 	$(RUN) k24lab notebooks 07_unit_types 05_ablations --runs smax
+	$(RUN) python -m study report --tasks smax
+	$(RUN) python -m study results
+	$(RUN) python docs/tools/generate_results.py
 
 teams: export K24LAB_HOME := $(CURDIR)
 teams: setup  ## the trained teams of k24lab/teams anew (2 minutes on an idle core)

@@ -211,6 +211,7 @@ def draw_scores(returns: pd.DataFrame, folder: Path) -> list[Path]:
     tasks = list(dict.fromkeys(returns["task"]))
     styles = variant_styles(returns["variant"].unique())
     fig, axes = panels(len(tasks), n_columns=3, height=2.7)
+    labelled: list[str] = []
     for k, (ax, task) in enumerate(zip(axes, tasks, strict=True)):
         rows = returns[returns["task"] == task]
         names = [name for name in styles if name in set(rows["variant"])]
@@ -219,8 +220,9 @@ def draw_scores(returns: pd.DataFrame, folder: Path) -> list[Path]:
             ax.axvline(at, color=GREY, linestyle=":", linewidth=0.9, zorder=0)
         _fit_to(rows, names, ax)
         ax.set_xlabel("final test return")
-        if k % 3:
+        if k % 3 and names == labelled:  # the panel left of it says who is who
             ax.set_yticklabels([])
+        labelled = names
     return list(save_figure(fig, "returns_by_task", returns, folder).values())
 
 

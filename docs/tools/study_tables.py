@@ -6,25 +6,22 @@ import pandas as pd
 from tables import estimate, label, markdown_table, number, plus_minus, read, select, shown_difference, with_ends
 
 
-def study_returns(reading: str, tasks: Mapping[str, str], digits: Mapping[str, int] | None = None) -> str:
-    """Final returns of the study with one reading; a column per task (name -> heading), the best methods first.
+def study_returns(
+    readings: Mapping[str, str], tasks: Mapping[str, str], digits: Mapping[str, int] | None = None
+) -> str:
+    """Final returns of the study, the best methods first; a column per task (name -> heading) and reading.
 
-    `digits`: of tasks whose returns are not given with two.
+    `readings`: what is added to the heading; `digits`: of tasks whose returns are not given with two.
     """
-    found = (
-        select("study/returns.csv", reading=reading, task=list(tasks)).set_index(["variant", "task"]).to_dict("index")
-    )
+    columns = {(task, reading): heading + end for task, heading in tasks.items() for reading, end in readings.items()}
+    found = read("study/returns.csv").set_index(["variant", "task", "reading"]).to_dict("index")
     rows = []
     for method in study_methods():
-        cells = {task: found.get((method, task)) for task in tasks}
+        cells = {column: found.get((method, *column)) for column in columns}
         if any(cells.values()):
-            rows.append(
-                [
-                    label(method),
-                    *(plus_minus(row, (digits or {}).get(task, 2)) if row else "" for task, row in cells.items()),
-                ]
-            )
-    return markdown_table(["method", *tasks.values()], rows)
+            shown = [plus_minus(row, (digits or {}).get(task, 2)) if row else "" for (task, _), row in cells.items()]
+            rows.append([label(method), *shown])
+    return markdown_table(["method", *columns.values()], rows)
 
 
 def study_methods() -> list[str]:
@@ -33,10 +30,10 @@ def study_methods() -> list[str]:
     return [str(method) for method in best["variant"]]
 
 
-def study_costs(reference: str) -> str:
+def study_costs(reading: str, reference: str) -> str:
     """Every method's score over all tasks, its probability of beating the reference method, and what an agent costs."""
     costs = read("study/costs.csv").set_index("method").to_dict("index")
-    measured = read("study/returns.csv").groupby("variant")["kept_measured"].mean()
+    measured = select("study/returns.csv", reading=reading).groupby("variant")["kept_measured"].mean()
     beats = read("study/improvement.csv").set_index("variant").to_dict("index")
     rows = []
     for method in study_methods():

@@ -95,9 +95,11 @@ def estimate(path: str, column: str = "difference", digits: int = 2, scale: floa
     return with_ends(scale * row[column], scale * row["low"], scale * row["high"], digits)
 
 
-def result(study: str, variant: str, task: str | None = None, digits: int = 2, table: str = RETURNS) -> str:
+def result(
+    study: str, variant: str, task: str | None = None, digits: int = 2, table: str = RETURNS, **where: Any
+) -> str:
     """The final return of a variant, mean and half of the interval."""
-    return plus_minus(one_row(f"{study}/{table}", variant=variant, task=task), digits)
+    return plus_minus(one_row(f"{study}/{table}", variant=variant, task=task, **where), digits)
 
 
 def difference(
