@@ -31,6 +31,7 @@ def train(config: Annotated[Config, tyro.conf.OmitArgPrefixes], name: str = "def
         name: group of runs, a folder under runs/.
         quiet: no progress bar and no notes.
     """
+    from k24lab.lab.runs import canonical, run_folder
     from k24lab.lab.unused_settings import idle_changes
 
     config = build_config(vars(config))  # the same checks as for settings from a file or a notebook
@@ -38,7 +39,9 @@ def train(config: Annotated[Config, tyro.conf.OmitArgPrefixes], name: str = "def
         print(f"k24lab: note: {', '.join(idle)}: of no effect in this run", file=sys.stderr)
     from k24lab.lab.train import train as train_run
 
-    print(train_run(config, name, progress=not quiet))
+    config = canonical(config)
+    # With a folder: the note above is given once, and not at all with --quiet.
+    print(train_run(config, folder=run_folder(config, name), progress=not quiet))
 
 
 def train_with_defaults(arguments: Sequence[str]) -> "functools.partial[None]":

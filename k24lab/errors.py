@@ -35,10 +35,10 @@ def warn(message: str) -> None:
     warnings.warn_explicit(message, RunWarning, "k24lab", 0)
 
 
-def unknown(kind: str, value: object, allowed: Iterable[str]) -> str:
-    """One sentence for an unknown name: what it was, the nearest right name, all that is allowed."""
+def unknown(kind: str, value: object, allowed: Iterable[str], meant: str | None = None) -> str:
+    """One sentence for an unknown name: what it was, the nearest right name (or `meant`), all that is allowed."""
     names = sorted(allowed)
-    near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
+    near = [meant] if meant else difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"unknown {kind} {value!r}{hint} (allowed: {', '.join(names)})"
 

@@ -15,7 +15,7 @@ from k24lab.analysis.comparison_plots import interval_marks
 from k24lab.analysis.curve_plots import learning_curves, panels, shared_legend
 from k24lab.analysis.load import RETURN
 from k24lab.analysis.references import RANDOM, known_returns
-from k24lab.analysis.stats import curves, difference_interval, mean_interval, paired_table
+from k24lab.analysis.stats import curves, mean_interval, paired_table
 from k24lab.analysis.style import GREY, method_style, paper_style, save_figure, save_table, variant_styles
 from k24lab.envs.registry import make_env
 from k24lab.errors import RunError
@@ -34,22 +34,9 @@ COST_TASK = "rolenav8"  # whose sizes the costs are counted for
 REFERENCE = "fups-id"  # the simplest way to tell agents apart: how likely is it that a method beats it?
 COST_AXES = {"bytes_alone": "an agent alone", "bytes_in_team": "an agent of the team"}
 SHARED, SEPARATE = "fups", "nops"  # one of them is what a user would pick who knows the task
-# What is asked about two methods: what masks per agent add to gains and gains to masks, what learning adds to masks,
-# whether masks are ahead of ids, what 2:4 costs beside any half of the weights, and what half of the weights cost
-# without identity.
-PAIRS = (
-    ("k24", "gains24"),
-    ("k24-alpha", "gains24"),
-    ("k24-gains", "gains24"),
-    ("k24-gains", "k24-alpha"),
-    ("k24-alpha", "random24"),
-    ("k24", "random24"),
-    ("random24", "fups-id"),
-    ("k24", "fups-id"),
-    ("k24-alpha", "fups-id"),
-    ("random24", "kaleidoscope-half"),
-    ("magnitude24", "fups"),
-)
+# What is asked about two methods: what masks per agent add to gains, what learning adds to fixed masks, whether one is
+# ahead of ids, what 2:4 costs beside any half of the weights, and what identity and half of the weights cost.
+REFERENCES = ("gains24", "random24", "fups-id", "kaleidoscope-half", SHARED, SEPARATE)
 FAR = 4  # a method is far behind if it makes the range of returns so many times as wide
 MARGIN = 0.2  # of curves below random actions, as a share of what lies between these and the best
 # Curves of all methods at once cannot be told apart.
@@ -113,29 +100,17 @@ def returns_table(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def differences(runs: pd.DataFrame) -> pd.DataFrame:
-    """Differences of final returns with Welch's intervals: columns task, variant, reference, difference, low, high.
+    """Every method against each of the `REFERENCES`, seed by seed: the runs of a seed play the same test episodes.
 
-    Of each of the `PAIRS`, and of every method to one network for all or separate networks, whichever has the better
-    mean; `reference` is then "better".
-    """
-    rows = []
-    for task, of in runs.groupby("task", sort=False):
-        each = {str(name): own[RETURN].to_numpy() for name, own in of.groupby("variant")}
-        pairs = [pair for pair in PAIRS if each.keys() >= {*pair}]
-        if both := [each[name] for name in (SHARED, SEPARATE) if name in each]:
-            each["better"] = max(both, key=np.mean)
-            pairs += [(name, "better") for name in each if name not in (SHARED, SEPARATE, "better")]
-        rows += [(task, *pair, *difference_interval(each[pair[0]], each[pair[1]])) for pair in pairs]
-    return pd.DataFrame(rows, columns="task variant reference difference low high".split())
-
-
-def paired(runs: pd.DataFrame) -> pd.DataFrame:
-    """Every method against the second ones of the `PAIRS`, seed by seed: the test episodes of a seed are the same.
-
+    The reference `better` is one network for all or separate networks, whichever has the better mean in the task.
     Columns of `paired_table`, and reference.
     """
-    references = dict.fromkeys(reference for _, reference in PAIRS)
-    return pd.concat([paired_table(runs, each).assign(reference=each) for each in references], ignore_index=True)
+    parts = [paired_table(runs, each).assign(reference=each) for each in REFERENCES]
+    means = runs.pivot_table(index="task", columns="variant", values=RETURN).reindex(columns=[SHARED, SEPARATE])
+    for task, name in means.dropna(how="all").idxmax(axis="columns").items():
+        table = paired_table(runs[runs["task"] == task], str(name))
+        parts.append(table[~table["variant"].isin([SHARED, SEPARATE])].assign(reference="better"))
+    return pd.concat(parts, ignore_index=True)
 
 
 def measured_share(runs: pd.DataFrame, task: str) -> float:
@@ -191,7 +166,6 @@ def write_results(folder: Path = FOLDER) -> list[Path]:
         save_table(better.rename(columns={"reference": "variant"}), "improvement", folder),
         save_table(improvement_table(one, REFERENCE), "improvement_by_task", folder),
         save_table(differences(one), "differences", folder),
-        save_table(paired(one), "paired", folder),
         save_table(costs, "costs", folder),
     ]
     with paper_style():

@@ -241,14 +241,15 @@ class Update:
     def _with_diversity(self, loss_td: Tensor, histories: dict) -> tuple[float | None, float, Tensor]:
         """Diversity loss (None: the method has none), its coefficient, and the whole loss."""
         config = self.config
-        if get_method(config.method).pattern == "any":
+        thresholds = any(name.endswith(".threshold") for name in self.agent)
+        if thresholds:
             div_loss = kaleidoscope_bonus(self.agent)[0].item()
         elif self.draw.probs is not None:
             div_loss = diversity_loss(self.draw.probs).item()
         else:
             return None, 0.0, loss_td + self.draw.decay
         coef = coefficient(config, histories, loss_td.item(), div_loss)
-        if get_method(config.method).pattern == "any":
+        if thresholds:
             return div_loss, coef, loss_td + (kaleidoscope_bonus(self.agent, coef)[1] if coef else 0.0)
         assert self.draw.probs is not None
         return div_loss, coef, loss_td + coef * diversity_loss(self.draw.probs)

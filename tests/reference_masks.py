@@ -233,7 +233,10 @@ def before_gains(
         return weight.sign() * size, bias
     if weight.dim() == 2:  # one magnitude mask for all
         return (weight * masks[name][0]).detach() + weight - weight.detach(), bias
-    return weight[k if len(weight) > 1 else 0], bias[k if len(bias) > 1 else 0]
+    weight, bias = weight[k if len(weight) > 1 else 0], bias[k if len(bias) > 1 else 0]
+    if f"layers.{name}.mask" in tensors:  # a fixed mask of each agent
+        weight = weight * tensors[f"layers.{name}.mask"][k]
+    return weight, bias
 
 
 def generated(tensors: dict[str, Tensor], layer: str, k: int) -> tuple[Tensor, Tensor]:

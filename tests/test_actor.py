@@ -1,5 +1,8 @@
 """Acting with a frozen team on the CPU: every backend, for any number of games."""
 
+import inspect
+import re
+
 import pytest
 import torch
 from gains import WITH_GAINS, spread_gains
@@ -40,6 +43,27 @@ def test_inputs_that_do_not_fit_are_refused(make_team, backend):
         actor.q_values(torch.randn(3, 5, 10))
     actor.reset()
     assert actor.q_values(torch.randn(3, 5, 10)).shape == (3, 5, 5)
+
+
+def test_available_actions_that_do_not_fit_are_refused_before_the_step(make_team):
+    team = make_team()
+    actor, untouched = Actor(team), Actor(team)
+    actions = inspect.unwrap(Actor.actions)  # as users have it, without the tests' checks of annotations
+    inputs, available = torch.randn(3, 2, 10), torch.ones(3, 2, 5, dtype=torch.bool)
+    for k in range(2):
+        for wrong, found in (
+            (available.float(), "(3, 2, 5) in float32"),
+            (available.transpose(0, 1), "(2, 3, 5) in bool"),
+            (available[:1], "(1, 2, 5) in bool"),
+            (available[..., :4], "(3, 2, 4) in bool"),
+        ):
+            with pytest.raises(ValueError, match=re.escape(f"avail_actions {found}, expected [3, 2, 5] in bool")):
+                actions(actor, inputs, wrong)
+        assert torch.equal(actions(actor, inputs, available), untouched.q_values(inputs).argmax(-1)), k
+    with pytest.raises(ValueError, match=r"^inputs \(2, 3, 10\)"):
+        actions(actor, inputs.transpose(0, 1), available.transpose(0, 1))
+    actor.reset()
+    assert actions(actor, inputs[:, :1], available[:, :1]).shape == (3, 1)
 
 
 @needs_kernels

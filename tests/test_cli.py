@@ -1,3 +1,4 @@
+import contextlib
 import itertools
 import json
 import re
@@ -13,6 +14,7 @@ from k24lab import cli
 from k24lab.lab.config import build_config
 from k24lab.lab.runs import read_config, run_folder
 from k24lab.lab.train import Trainer, train
+from k24lab.lab.unused_settings import _log_once
 
 FLAGS = list(
     itertools.chain.from_iterable(
@@ -53,12 +55,14 @@ def test_train_makes_the_run_that_its_flags_describe_and_prints_its_folder(k24la
     assert (folder / "DONE").exists() and read_config(folder) == config
 
 
-def test_train_shows_a_progress_bar_unless_quiet(k24lab):
+def test_train_shows_a_progress_bar_unless_quiet(k24lab, caplog):
+    _log_once.cache_clear()
     *_, err = k24lab("train", "--method", "fups", *FLAGS)
     assert "fups, rolenav, seed 0" in err and "100%" in err
     assert "k24lab: note: reset_interval, reset_trigger: of no effect in this run\n" in err
+    assert err.count("of no effect") == 1 and caplog.messages == []
     *_, err = k24lab("train", "--method", "fups", "--seed", 1, "--quiet", *FLAGS)
-    assert err == ""
+    assert err == "" and caplog.messages == []
 
 
 def test_resume_finishes_an_interrupted_run(k24lab, monkeypatch):
@@ -202,6 +206,18 @@ def test_help_explains_the_fields(k24lab):
     text = re.sub(r"[│\s]+", " ", out)
     assert "append a one-hot agent index" in text
     assert "share of t_max" in text
+
+
+def test_each_option_has_a_help_text_of_its_own_or_none(k24lab, monkeypatch):
+    """The parser gives the comment above a setting to the settings below it that have none."""
+    monkeypatch.setattr(cli, "only_used_settings", lambda _: contextlib.nullcontext())
+    text = re.sub(r"(?:[│╭╮╰╯─\s]|---+)+", " ", k24lab("train", "--help")[1])
+    options = re.findall(r"--([a-z0-9-]+)(?:, --no-[a-z0-9-]+| \S+) ((?:(?! --).)*?) ?\(default:", text)
+    assert {name.replace("-", "_") for name, _ in options} == {"name", "quiet", *vars(build_config())}
+    sharing: dict[str, list[str]] = {}
+    for name, words in options:
+        sharing.setdefault(words, []).append(name)
+    assert [names for words, names in sharing.items() if words and len(names) > 1] == [["target-masks", "acting-masks"]]
 
 
 def test_help_leaves_out_what_the_method_does_not_use(k24lab):

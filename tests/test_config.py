@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from k24lab.errors import ConfigError, K24Error, unknown
-from k24lab.lab.config import NOT_HASHED, Config, build_config
+from k24lab.lab.config import NOT_HASHED, USUAL_NAMES, Config, build_config
 from k24lab.methods import METHODS
 
 
@@ -17,6 +17,13 @@ def test_unknown_keys_are_all_named_with_the_nearest_right_name():
     assert "'temprature_min'; did you mean 'temperature_min'?" in message
     assert "unknown parameter 'zzz' (allowed:" in message
     assert "'lr'" not in message
+
+
+def test_names_that_other_libraries_use_lead_to_ours():
+    with pytest.raises(ConfigError, match=r"unknown parameter 'learning_rate'; did you mean 'lr'\? \(allowed: "):
+        build_config(learning_rate=0.1)
+    fields = {field.name for field in dataclasses.fields(Config)}
+    assert set(USUAL_NAMES.values()) <= fields and not fields & USUAL_NAMES.keys()
 
 
 def test_settings_may_be_keywords_which_win_over_the_mapping():

@@ -42,7 +42,9 @@ def test_the_task_trains(tiny_config, tmp_path, monkeypatch):
     assert (path / "DONE").exists()
 
 
-def test_the_method_is_one_file_and_one_line(tmp_path):
+@pytest.fixture
+def python_with_the_method(tmp_path):
+    """Run Python in a copy of the package that has the example's method: `python_with_the_method("-c", "...")`."""
     package = tmp_path / "k24lab"
     shutil.copytree(CHECKOUT / "k24lab", package, ignore=shutil.ignore_patterns("__pycache__"))
     (package / "methods" / "unstructured50.py").write_text(BLOCKS["A method"])
@@ -50,11 +52,26 @@ def test_the_method_is_one_file_and_one_line(tmp_path):
     listed = listed.replace("        MultiHead(),\n", "        MultiHead(),\n        Unstructured50(),\n")
     line = "from k24lab.methods.unstructured50 import Unstructured50\n"
     (package / "methods" / "__init__.py").write_text(listed.replace("\nMETHODS:", f"{line}\nMETHODS:"))
-    settings = TINY | {"method": "unstructured50"}
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "K24LAB_HOME": str(tmp_path)}
-    script = TRAIN_AND_LOOK.replace("{settings}", repr(settings))
-    done = subprocess.run([sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+
+    return run
+
+
+def test_the_method_is_one_file_and_one_line(python_with_the_method):
+    script = TRAIN_AND_LOOK.replace("{settings}", repr(TINY | {"method": "unstructured50"}))
+    done = python_with_the_method("-c", script)
     assert done.returncode == 0 and "unstructured50" in done.stdout, done.stderr
+
+
+def test_the_method_passes_the_tests_of_every_method(python_with_the_method, tmp_path):
+    files = [str(CHECKOUT / "tests" / f"test_{name}.py") for name in ("learner_metrics", "reference_update")]
+    options = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-o", f"pythonpath={tmp_path}"]
+    done = python_with_the_method("-m", "pytest", *options, "-k", "unstructured50", *files)
+    assert done.returncode == 0 and re.search(r"^[1-9]\d* passed", done.stdout, re.MULTILINE), done.stdout
 
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg")

@@ -2,6 +2,7 @@
 
 import copy
 
+import jaxtyping
 import pytest
 import torch
 from torch import nn
@@ -84,8 +85,10 @@ def test_skipped_submodules_stay_dense_with_all_that_is_in_them():
     team = convert(Recurrent(), M, skip=("heads", "rnn"))
     assert list(masked_layers(team)) == ["encoder.0", "cell.input_gates", "cell.hidden_gates"]
     assert type(team.heads["value"]) is nn.Linear and type(team.again) is nn.Linear and type(team.rnn) is nn.GRU
-    with pytest.raises(ValueError, match=r"unknown submodule 'head'; did you mean 'heads'"):
-        convert(Recurrent(), M, skip=("head",))
+    assert list(masked_layers(convert(Recurrent(), M, skip="heads"))) == [*masked_layers(convert(Recurrent(), M))][:7]
+    for skip in (("head",), "head"):
+        with pytest.raises(ValueError, match=r"unknown submodule 'head'; did you mean 'heads'"):
+            convert(Recurrent(), M, skip=skip)
 
 
 def test_a_single_layer_is_converted_and_extracted_as_a_whole():
@@ -115,11 +118,26 @@ def test_a_gru_of_one_layer_has_no_use_for_dropout_and_is_converted():
     assert isinstance(convert(nn.GRU(4, 4, dropout=0.5), M), MaskedGRU)
 
 
+def test_batch_normalisation_is_an_error_that_says_what_to_use_unless_it_is_skipped():
+    network = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.BatchNorm1d(4)))
+    with pytest.raises(InputError, match=r"BatchNorm1d '1\.0' would .* use nn\.LayerNorm; skip=\('1\.0',\) leaves"):
+        convert(network, M)
+    assert type(convert(network, M, skip="1")[1][0]) is nn.BatchNorm1d
+    layer_norm = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Dropout())
+    assert convert(layer_norm, M)(torch.randn(M, 5, 4)).shape == (M, 5, 4)
+
+
 def test_nothing_to_convert_and_no_masks_are_errors():
     with pytest.raises(InputError, match=r"Conv2d has no nn\.Linear, nn\.GRU or nn\.GRUCell to convert"):
         convert(nn.Conv2d(1, 1, 1), M)
-    with pytest.raises(InputError, match=r"n_masks = 0 must be at least 1"):
-        convert(nn.Linear(3, 2), 0)
+
+
+@pytest.mark.parametrize("n_masks", [0, -1, True, 2.5, "3"])
+@pytest.mark.parametrize("network", [nn.Linear(3, 2), nn.GRU(3, 2)], ids=["linear", "gru"])
+def test_a_number_of_masks_that_is_no_whole_number_is_an_error(network, n_masks, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as it is for a user
+    with pytest.raises(InputError, match=rf"n_masks = {n_masks!r} must be a whole number, at least 1"):
+        convert(network, n_masks)
 
 
 # --- masked GRUs -----------------------------------------------------------------------------------------------

@@ -253,7 +253,7 @@ def test_masks_differ_between_agents_and_weights_are_shared():
 @pytest.mark.parametrize("sizes", [(0, 3, 2), (6, 0, 2), (6, 3, 0), (-4, 3, 2)])
 def test_sizes_below_one_are_errors_that_name_the_argument(sizes):
     name = ("in_features", "out_features", "n_masks")[[v < 1 for v in sizes].index(True)]
-    with pytest.raises(ConfigError, match=rf"{name} = -?\d must be at least 1"):
+    with pytest.raises(ConfigError, match=rf"{name} = -?\d must be a whole number, at least 1"):
         SemiStructuredLinear24(*sizes)
 
 

@@ -26,8 +26,8 @@ MASK_METRICS = {
 
 @pytest.mark.parametrize("method", METHODS)
 def test_all_metrics_of_the_specification_are_logged(method, make_learner, random_episodes):
-    thresholds = get_method(method).pattern == "any"
-    learner = make_learner(method=method, mask_rnn=not thresholds)
+    thresholds = "threshold_scale" in get_method(method).mask_settings
+    learner = make_learner(method=method, mask_rnn=get_method(method).masks_rnn)
     first = learner.update(random_episodes(), t_env=200, log=True)
     metrics = learner.update(random_episodes(), t_env=400, log=True)
     expected = VALUE_METRICS | (MASK_METRICS if learner.masked_layers else set())

@@ -141,6 +141,7 @@ def test_metrics_are_tidy_and_carry_the_config(make_run):
     make_run("a", epsilon=9, metrics=[*METRICS, {"t_env": 200, "epsilon": 0.5, "loss_td": None}])
     make_run("b", method="fups")
     frame = results.load_metrics(find_runs("demo"))
+    pd.testing.assert_frame_equal(results.load_metrics("demo"), frame)
     assert frame["run"].tolist() == ["a"] * 3 + ["b"] * 2
     assert frame["t_env"].tolist() == [0, 100, 200, 0, 100]
     assert frame["variant"].tolist() == ["k24"] * 3 + ["fups"] * 2
@@ -167,6 +168,12 @@ def test_a_torn_line_in_the_middle_is_skipped_with_its_place(make_run, torn):
     with pytest.warns(RunWarning, match=r"metrics\.jsonl:2 is not a whole JSON object"):
         frame = results.load_metrics(find_runs("demo"))
     assert frame["t_env"].tolist() == [0, 100]
+
+
+def test_runs_without_any_metrics_are_named(make_run):
+    make_run("a", metrics=[])
+    with pytest.raises(RunError, match=r"^no metrics in 1 runs \(a\)$"):
+        results.load_metrics("demo")
 
 
 def test_metrics_without_time_or_without_file_are_errors(make_run):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from k24lab.core.config import MaskConfig
+from k24lab.core.convert import convert
 from k24lab.core.diversity import PatternOrthogonalityLoss
 from k24lab.core.layers import SemiStructuredLinear24
 from k24lab.core.masks import argmax_masks, draw_masks
@@ -273,6 +274,19 @@ def test_frozen_masks_stay_while_weights_learn():
         assert layer.hetero_alpha.grad is None and (layer.ema_tracker.ema_activation == 1).all()
     assert torch.equal(network(x), network.eval()(x))
     assert not diversity_loss(network).requires_grad
+
+
+def test_masks_frozen_at_the_start_are_random_only_where_the_score_has_no_weights():
+    shares = {}
+    for power in (0.0, 1.0):
+        config = MaskConfig(score_weight_power=power, score_ema_power=power)
+        layer = convert(nn.Linear(64, 64), M, config=config)
+        freeze_masks(layer)
+        kept = layer.argmax_mask().bool()
+        size = layer.weight.detach().abs().expand_as(kept)
+        shares[power] = ((kept[0] != kept[1]).float().mean().item(), (size[kept].mean() / size[~kept].mean()).item())
+    assert shares[0.0] == pytest.approx((0.5, 1.0), abs=0.05)
+    assert shares[1.0][0] < 0.42 and shares[1.0][1] > 1.4
 
 
 def test_frozen_masks_survive_saving_and_loading_into_a_new_network():

@@ -199,6 +199,7 @@ def test_lines_upon_each_other_have_their_markers_apart_and_their_ends_side_by_s
     ends = [line.get_xydata()[0] for line in ax.get_lines() if line.get_linestyle() == "None"]
     assert [mean for _, mean in ends] == [3.0, 3.0, 3.0]
     assert dense["t_env"].max() < ends[0][0] < ends[1][0] < ends[2][0]
+    assert max(ax.get_xticks()) <= dense["t_env"].max()  # what lies behind is no time
     alone = plots.learning_curves(curves[curves["variant"] == "k24"])
     assert len(alone.get_lines()) == 1
 

@@ -2,6 +2,8 @@
 
 import doctest
 import importlib
+import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import k24lab
+from k24lab.errors import ConfigError, RunError
 from k24lab.lab.paths import CHECKOUT
 from k24lab.marl.agent import RNNAgent
 
@@ -43,6 +46,36 @@ def test_the_snippet_of_the_page_about_the_layer_runs_as_it_stands():
     names: dict = {}
     exec(code, names)
     assert names["one"](names["x"][0]).allclose(names["y"][0], atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg")
+def test_the_learning_curves_of_the_page_about_experiments_are_drawn_as_it_stands(tiny_config, tmp_path, monkeypatch):
+    for seed in range(3):
+        k24lab.train(tiny_config(seed=seed), "mine", progress=False)
+    page = (CHECKOUT / "docs" / "experiments.md").read_text()
+    (code,) = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "learning_curves" in code]
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(code, names)
+    assert (tmp_path / "curves.png").is_file()
+    assert names["curves"]["n"].tolist() == [3] * 5 and names["curves"]["low"].notna().all()
+    assert [text.get_text() for text in names["ax"].figure.legends[0].get_texts()] == ["K-2:4"]
+
+
+@pytest.mark.parametrize(
+    ("call", "given", "error", "said"),
+    [
+        (k24lab.train, {"task": "rolenav"}, ConfigError, "config = {'task': 'rolenav'} is a dict, not a Config: "),
+        (k24lab.build_config, "rolenav", ConfigError, "params = 'rolenav' is a str, not a mapping of settings: write"),
+        (k24lab.load_metrics, [Path("a")], RunError, "runs holds PosixPath('a'), expected what k24lab.find_runs"),
+        (k24lab.load_metrics, [], RunError, "runs is empty, expected what k24lab.find_runs returns, or the name of a"),
+        (k24lab.load_metrics, "mine", RunError, "no runs in"),
+    ],
+)
+def test_arguments_of_another_kind_are_one_clear_error(call, given, error, said):
+    plain = inspect.unwrap(call)  # as users have it, without the tests' checks of annotations
+    with pytest.raises(error, match=f"^{re.escape(said)}"):
+        plain(given)
 
 
 def test_an_agent_can_be_called():

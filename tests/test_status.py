@@ -10,7 +10,7 @@ import torch
 from k24lab import cli
 from k24lab.errors import RunError
 from k24lab.lab.runs import CHECKPOINT, FAILED, RunFolder, is_locked, run_folder
-from k24lab.lab.status import last_t_env, print_status, run_status, status_table
+from k24lab.lab.status import last_t_env, print_status, run_status, state_line, status_table
 
 
 @pytest.fixture
@@ -36,6 +36,14 @@ def test_state_of_a_run_from_its_folder(make_run):
     assert run_status(run.path)[2:] == ("failed", 800, "ValueError: boom")
     (run := make_run(4, steps=1604)).finish({})
     assert run_status(run.path)[2:] == ("finished", 1600, "")
+
+
+def test_a_finished_run_is_shown_with_the_env_steps_that_it_has(make_run):
+    (longer := make_run(0, steps=1604)).finish({})
+    (exact := make_run(1, steps=1600)).finish({})
+    assert state_line(longer.path) == "finished, 1604 env steps, t_max = 1600"
+    assert state_line(exact.path) == "finished, 1600 of 1600 env steps"
+    assert state_line(make_run(2, steps=400).path) == "stopped, 400 of 1600 env steps"
 
 
 def test_interrupted_attempt_is_no_failure_and_frees_the_run(make_run):

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from k24lab.errors import RunError
+from k24lab.lab.grid import load_grid
 from k24lab.lab.runs import run_folder
 from k24lab.lab.unused_settings import same_run_key, unused_fields
 from k24lab.methods import METHODS
@@ -206,3 +207,10 @@ def test_an_unknown_name_is_told_with_the_nearest_right_one(given, message, monk
         main()
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_grid_of_tuned_settings_is_what_the_tuning_chose():
+    one = {method: k for method, reading, k in report.choices("rolenav3") if reading == report.ONE}
+    chosen = [study_run("rolenav3", method, k, 0) for method, k in one.items() if method not in report.MADE_AS]
+    grid = load_grid(Path(__file__).parents[1] / "notebooks" / "grids" / "tuned.yaml")
+    assert [config for config in grid.configs if config.seed == 0] == chosen

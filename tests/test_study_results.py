@@ -91,19 +91,19 @@ def test_everything_is_written_from_what_is_there(reported):
     assert scores["IQM"].idxmax() == "nops" and scores[("mean", "nops")] == pytest.approx(1.0)
 
 
-def test_methods_are_compared_in_pairs_and_with_the_better_of_shared_and_separate(reported):
+def test_methods_are_compared_with_references_and_with_the_better_of_shared_and_separate():
     rows = [
-        {"task": task, "variant": method, "test_return_mean": value + noise}
+        {"task": task, "variant": method, "seed": seed, "test_return_mean": value + noise}
         for task, shared in (("a", 2.0), ("b", 5.0))
         for method, value in {"fups": shared, "nops": 3.0, "gains24": 4.0, "k24": 4.5}.items()
-        for noise in (-0.1, 0.1)
+        for seed, noise in enumerate((-0.1, 0.1))
     ]
-    table = results.differences(pd.DataFrame(rows)).set_index(["task", "variant", "reference"])
+    table = results.differences(pd.DataFrame(rows)).set_index(["task", "variant", "reference"])["difference"]
     expected = {("gains24", "better"): (1.0, -1.0), ("k24", "better"): (1.5, -0.5), ("k24", "gains24"): (0.5, 0.5)}
-    assert table["difference"].to_dict() == {
-        (task, *pair): pytest.approx(values[k]) for k, task in enumerate("ab") for pair, values in expected.items()
-    }
-    assert (table["low"] < table["difference"]).all() and (table["high"] > table["difference"]).all()
+    for pair, values in expected.items():
+        assert [table["a", *pair], table["b", *pair]] == pytest.approx(values)
+    assert {name for _, name, reference in table.index if reference == "better"} == {"gains24", "k24"}
+    assert {reference for _, _, reference in table.index} == {"better", "gains24", "fups", "nops"}
 
 
 def test_methods_are_compared_seed_by_seed():
@@ -112,10 +112,11 @@ def test_methods_are_compared_seed_by_seed():
         for method, values in {"fups": (1.0, 1.0), "k24": (1.9, 2.1), "gains24": (1.0, 1.0)}.items()
         for seed, value in enumerate(values)
     ]
-    found = results.paired(pd.DataFrame(rows)).set_index(["variant", "reference"])
-    assert found.loc[("k24", "fups"), "difference"] == pytest.approx(1.0)
-    assert 0 < found.loc[("k24", "fups"), "high"] - 1 < 2  # the luck of seed 1 drops out
-    assert ("k24", "gains24") in found.index and ("k24", "k24") not in found.index
+    found = results.differences(pd.DataFrame(rows)).set_index(["variant", "reference"])
+    for reference in ("fups", "better"):
+        assert found.loc[("k24", reference), "difference"] == pytest.approx(1.0)
+        assert 0 < found.loc[("k24", reference), "high"] - 1 < 2  # the luck of seed 1 drops out
+    assert found.loc[("k24", "fups"), "n_better"] == 2 and ("k24", "k24") not in found.index
 
 
 def test_one_method_far_behind_does_not_hide_what_the_others_differ_in(monkeypatch, tmp_path):

@@ -49,8 +49,8 @@ def test_a_team_returns_what_it_did(name):
 
 def test_a_team_is_named_or_is_a_file(tiny_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    team = freeze_run(train(tiny_config(t_max=200), folder=tmp_path / "run", progress=False))
-    save_team(team, tmp_path / "mine.safetensors")
+    team = freeze_run(str(train(tiny_config(t_max=200), folder=tmp_path / "run", progress=False)))
+    save_team(team, str(tmp_path / "mine.safetensors"))
     assert load_team("mine.safetensors").t_env == 200
     with pytest.raises(ConfigError, match=r"unknown team 'mine'.*\(allowed: rolenav8, vmas_navigation\)"):
         load_team("mine")

@@ -17,7 +17,7 @@ from k24lab.lab.find_runs import find_runs, read_run, variants
 from k24lab.lab.grid import load_grid
 from k24lab.lab.runs import RunFolder, run_folder
 from k24lab.lab.train import train
-from k24lab.lab.unused_settings import idle_changes, same_run_key, unused_fields
+from k24lab.lab.unused_settings import _log_once, idle_changes, same_run_key, unused_fields
 from k24lab.methods import METHODS
 from k24lab.methods.k24 import ALL_MASK_SETTINGS, OTHERS_SETTINGS
 
@@ -130,6 +130,17 @@ def test_methods_with_learned_24_masks_use_all_that_their_switches_leave():
 def test_what_was_set_in_vain_is_named():
     assert idle_changes(build_config({"method": "fups", "logit_scale": 3.0, "lr": 0.01})) == ["logit_scale"]
     assert all(idle_changes(build_config({"method": method})) == [] for method in METHODS)
+
+
+def test_settings_in_vain_are_logged_once_for_all_seeds_but_not_with_a_folder(tiny_config, caplog, tmp_path):
+    _log_once.cache_clear()
+    changes = {"method": "fups", "alpha_lr_factor": 3.0, "reset_trigger": "off", "t_max": 200}
+    train(tiny_config(**changes), folder=tmp_path / "run", progress=False)
+    assert caplog.messages == []
+    for seed in range(2):
+        train(tiny_config(**changes, seed=seed), progress=False)
+    said = "settings of no effect in this run (fups): alpha_lr_factor, reset_interval"
+    assert caplog.messages == [said]
 
 
 @pytest.mark.parametrize("method", ["fups", "random24"])

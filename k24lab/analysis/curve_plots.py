@@ -92,7 +92,11 @@ def learning_curves(
         _limit_to_means(ax, curves)
     reference_lines(ax, references or {})
     ax.set_title(_title(ax, title, curves["n"].groupby(curves["variant"]).max()))
-    return time_axis(ax, ylabel)
+    time_axis(ax, ylabel)
+    if not curves.empty:  # the ends side by side lie beyond the time of the runs
+        times = curves["t_env"].min(), curves["t_env"].max()
+        ax.set_xticks([tick for tick in ax.xaxis.get_major_locator().tick_values(*times) if tick <= times[1]])
+    return ax
 
 
 def band_lines(

@@ -12,7 +12,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, UInt8
 
 from k24lab.errors import RunError, warn
-from k24lab.lab.find_runs import Run, read_json, variants
+from k24lab.lab.find_runs import Run, find_runs, read_json, variants
 
 RETURN = "test_return_mean"  # mean return of the greedy team over an evaluation's episodes
 
@@ -25,11 +25,15 @@ class Patterns:
     probs: Float[np.ndarray, "M *groups 6"]  # softmax(z / temperature)
 
 
-def load_metrics(runs: Sequence[Run]) -> pd.DataFrame:
+def load_metrics(runs: Sequence[Run] | str | Path) -> pd.DataFrame:
     """One row per logged line: `run`, `variant`, every config field, `t_env` (env steps) and the metrics.
 
-    A metric that a line lacks is NaN. A config field with the name of a metric becomes `config_<field>`. Torn lines are
-    skipped (see `metric_rows`).
+    `runs` is what `find_runs` returns, or the name or folder of a group, whose finished runs are read. A metric that a
+    line lacks is NaN. A config field with the name of a metric becomes `config_<field>`. Torn lines are skipped (see
+    `metric_rows`).
+
+    Raises:
+        RunError: no run, something that is no run, no metrics in any of them, or whatever `find_runs` refuses.
 
     Examples:
         >>> import k24lab
@@ -39,9 +43,15 @@ def load_metrics(runs: Sequence[Run]) -> pd.DataFrame:
         >>> metrics["task"].unique().tolist(), "test_return_mean" in metrics
         (['rolenav'], True)
     """
+    runs = find_runs(runs) if isinstance(runs, str | Path) else runs
+    wrong = [run for run in runs if not isinstance(run, Run)]
+    if wrong or not runs:
+        found = f"runs holds {wrong[0]!r}" if wrong else "runs is empty"
+        raise RunError(f"{found}, expected what k24lab.find_runs returns, or the name of a group")
     rows = [{"run": str(run.path), **row} for run in runs for row in metric_rows(run.path / "metrics.jsonl")]
     if not rows:
-        raise RunError(f"no metrics in {len(runs)} runs ({', '.join(run.id for run in runs[:3])} ...)")
+        named = ", ".join(run.id for run in runs[:3]) + (", ..." if len(runs) > 3 else "")
+        raise RunError(f"no metrics in {len(runs)} runs ({named})")
     return _join_configs(runs, pd.DataFrame(rows))
 
 

@@ -68,8 +68,8 @@ def difference_interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float, flo
     return difference, difference - half, difference + half
 
 
-def curves(metrics: pd.DataFrame, value: str) -> pd.DataFrame:
-    """Mean and interval of a metric over the runs of each task and variant, along t_env (env steps).
+def curves(metrics: pd.DataFrame, value: str = RETURN) -> pd.DataFrame:
+    """Mean and 95 % interval of a metric over the runs of each task and variant, along t_env (env steps).
 
     Columns task, variant, t_env, mean, low, high, n. The points are the runs' own t_env where they share it, else 101
     over the span that all runs cover, to which each run is interpolated linearly; it is NaN outside its own span.

@@ -50,7 +50,7 @@ class MaskConfig:
     # Off by default: resets gained nothing in the study `notebooks/grids/resets.yaml`.
     reset_trigger: Literal["periodic", "adaptive", "off"] = "off"
     reset_target: Literal["unselected", "random"] = "unselected"  # which entries of hetero_alpha are drawn anew
-    reset_interval: int = 10_000  # env steps
+    reset_interval: int = 10_000  # env steps between two resets of the periodic trigger
     reset_ratio: float = 0.1  # share of the candidates that is drawn anew
     reset_threshold: float = 0.05  # running selection frequency below which an entry counts as unselected
     reset_ema_share: float = 0.5  # how far the EMA moves towards its mean at a reset

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from k24lab.core.config import MaskConfig
 from k24lab.core.layers import SemiStructuredLinear24
@@ -21,19 +22,21 @@ def convert(
 
     The copy takes inputs with a leading dimension of `n_masks`: [M, B, in] instead of [B, in] for linear layers and
     GRU cells, [M, T, B, in] and states [M, layers, B, hidden] for a GRU. All other modules, and subclasses of these
-    three, stay as they are and must allow for the additional dimension.
+    three, stay as they are and must allow for the additional dimension. Batch normalisation does not, and could run
+    over the wrong dimension without an error, so it is refused.
 
     Args:
         model: is not changed.
         n_masks: M, one for each agent (or type of agents).
         config: how masks are scored, drawn and annealed.
-        skip: qualified names of submodules that stay dense with all that is in them.
+        skip: qualified names of submodules that stay as they are with all that is in them; a string is one name.
 
     Returns:
         The copy, on the device and in the dtype of the model.
 
     Raises:
-        InputError: no module to convert, a name that is not there, or a GRU that is bidirectional or has dropout.
+        InputError: no module to convert, a name that is not there, n_masks that is no whole number or below 1, batch
+            normalisation, or a GRU that is bidirectional or has dropout.
 
     Examples:
         >>> import torch, k24lab
@@ -42,6 +45,7 @@ def convert(
         >>> team(torch.randn(3, 10, 8)).shape
         torch.Size([3, 10, 2])
     """
+    skip = [skip] if isinstance(skip, str) else skip
     names = dict(model.named_modules(remove_duplicate=False))
     if absent := [name for name in skip if name not in names]:
         raise InputError(unknown("submodule", absent[0], names.keys() - {""}))
@@ -120,6 +124,11 @@ def _masked(name: str, module: nn.Module, n_masks: int, config: MaskConfig | Non
         sizes = (module.input_size, module.hidden_size, n_masks, module.num_layers)
         rnn = MaskedGRU(*sizes, module.bias, module.batch_first, config=config)
         return _holding(rnn, module, _gru_gates(rnn))
+    if isinstance(module, _BatchNorm):
+        raise InputError(
+            f"{type(module).__name__} {name!r} would normalise the wrong dimension of inputs that begin with agents: "
+            f"use nn.LayerNorm; skip=({name!r},) leaves it as it is"
+        )
     return None
 
 

@@ -1,6 +1,7 @@
 """A linear layer whose one weight matrix is seen by every agent through a learnable 2:4 mask of its own."""
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -145,8 +146,8 @@ class SemiStructuredLinear24(nn.Module):
         super().__init__()
         sizes = {"in_features": in_features, "out_features": out_features, "n_masks": n_masks}
         for key, value in sizes.items():
-            if value < 1:
-                raise InputError(f"{key} = {value!r} must be at least 1")
+            if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+                raise InputError(f"{key} = {value!r} must be a whole number, at least 1")
         self.in_features, self.out_features, self.n_masks = in_features, out_features, n_masks
         self.config = config or MaskConfig()
         # How masks are drawn now; `k24lab.anneal` sets these three.

@@ -205,12 +205,14 @@ def weights_kept(model: nn.Module) -> WeightsKept:
 def freeze_masks(model: nn.Module) -> None:
     """Fix the argmax masks of all masked layers for good; weights and biases learn on.
 
-    Right after a model is made, this gives fixed random masks. `requires_grad` is no part of a state_dict: after
-    loading one into a new model, freeze it again to train on.
+    Right after a model is made these masks are not random: the default score contains |W|, so all agents prefer large
+    weights. A model with the `config` of the example starts with random masks, like the method `random24`.
+    `requires_grad` is no part of a state_dict: after loading one into a new model, freeze it again to train on.
 
     Examples:
         >>> import k24lab
-        >>> layer = k24lab.SemiStructuredLinear24(8, 4, n_masks=3)
+        >>> config = k24lab.MaskConfig(score_weight_power=0.0, score_ema_power=0.0)
+        >>> layer = k24lab.SemiStructuredLinear24(8, 4, n_masks=3, config=config)
         >>> k24lab.freeze_masks(layer)
         >>> layer.weight.requires_grad, layer.hetero_alpha.requires_grad
         (True, False)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from k24lab.errors import ConfigError, unknown
+from k24lab.errors import ConfigError, InputError, unknown
 from k24lab.inference.freeze import FrozenTeam, Own
 from k24lab.marl.agent import Weights, step
 from k24lab.marl.targets import greedy_actions
@@ -87,6 +87,7 @@ class Actor:
         self._masked = {name for name, layer in team.layers.items() if layer.patterns is not None}
         self._hidden: Tensor | None = None
         self._shape, self._backend = torch.Size(), ""  # of the last step
+        self._choices = torch.Size()  # shape of the last step's available actions
 
     # Each backend has the matrices in a layout of its own, made when it is first needed.
     @cached_property
@@ -117,24 +118,35 @@ class Actor:
 
     def reset(self) -> None:
         """Forget: the next step is the first of new games."""
-        self._hidden = None
+        self._hidden, self._choices = None, torch.Size()
 
     @torch.inference_mode()
     def q_values(self, inputs: Float[Tensor, "K B I"]) -> Float[Tensor, "K B A"]:
-        """One time step of B games, for all K masks (agents, or unit types); one network for all may have any K."""
+        """One time step of B games, for all K masks (agents, or unit types); one network for all may have any K.
+
+        Raises:
+            InputError: a ValueError; inputs of another shape, type or device, or for another number of games.
+        """
         if self._hidden is None or inputs.shape != self._shape or inputs.dtype != torch.float32 or not inputs.is_cpu:
             self._check(inputs)
             networks, games, _ = inputs.shape
             if self._hidden is not None:
-                raise ValueError(f"inputs for {games} games, the last step had {self._shape[1]}: reset() first")
+                raise InputError(f"inputs for {games} games, the last step had {self._shape[1]}: reset() first")
             self._hidden, self._shape = self.initial_hidden(networks, games), inputs.shape
             self._backend = self.backend_for(*self._rows(networks, games))
         q_values, self._hidden = self._step(inputs, self._hidden, self._backend)
         return q_values
 
     def actions(self, inputs: Float[Tensor, "K B I"], avail_actions: Bool[Tensor, "K B A"]) -> Int[Tensor, "K B"]:
-        """One time step of B games: the greedy available actions."""
-        return greedy_actions(self.q_values(inputs), avail_actions)
+        """One time step of B games: the greedy available actions.
+
+        Raises:
+            InputError: a ValueError; as `q_values`, or available actions of another shape or type than given above.
+        """
+        if avail_actions.shape != self._choices or avail_actions.dtype != torch.bool:
+            self._check_choices(avail_actions, inputs)
+        q_values, self._choices = self.q_values(inputs), avail_actions.shape
+        return greedy_actions(q_values, avail_actions)
 
     def initial_hidden(self, networks: int, games: int) -> Tensor:
         """The first hidden state for `act`: [K, R, H], its H padded for the kernel, or [K, H, R] for columns."""
@@ -178,4 +190,12 @@ class Actor:
         if not fits or inputs.dtype != torch.float32 or inputs.device.type != "cpu":
             wanted = f"[{masks if masks > 1 else 'any'}, games, {size}] in float32 on the CPU"
             found = f"{tuple(inputs.shape)} in {str(inputs.dtype).removeprefix('torch.')} on {inputs.device.type}"
-            raise ValueError(f"inputs {found}, expected {wanted}")
+            raise InputError(f"inputs {found}, expected {wanted}")
+
+    def _check_choices(self, avail_actions: Tensor, inputs: Tensor) -> None:
+        """Refuse available actions that would be broadcast, or that are no truth values."""
+        self._check(inputs)
+        wanted = (*inputs.shape[:2], self.team.n_actions)
+        if avail_actions.shape != wanted or avail_actions.dtype != torch.bool:
+            found = f"{tuple(avail_actions.shape)} in {str(avail_actions.dtype).removeprefix('torch.')}"
+            raise InputError(f"avail_actions {found}, expected [{', '.join(map(str, wanted))}] in bool")

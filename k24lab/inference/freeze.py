@@ -157,7 +157,7 @@ def freeze(agent: RNNAgent, config: Config, obs_dim: int, n_agents: int, t_env: 
     return FrozenTeam(layers, config, obs_dim, n_agents, n_masks, t_env)
 
 
-def freeze_run(folder: Path) -> FrozenTeam:
+def freeze_run(folder: Path | str) -> FrozenTeam:
     """The team of a run folder, as its last checkpoint has it.
 
     A run that acts with drawn masks was never evaluated with the argmax masks that the team has: that is a warning. No
@@ -171,6 +171,7 @@ def freeze_run(folder: Path) -> FrozenTeam:
         >>> team.n_agents, team.layers["fc2"].patterns.shape  # a pattern for each agent, row and group of four weights
         (3, torch.Size([3, 64, 16]))
     """
+    folder = Path(folder)
     learner, config, t_env = load_learner(folder)
     if config.acting_masks == "drawn":
         warn(
@@ -196,7 +197,7 @@ def load_learner(folder: Path) -> tuple[K24QLearner, Config, int]:
     return learner, config, state["t_env"]
 
 
-def save_team(team: FrozenTeam, path: Path, dtype: str = "float32") -> None:
+def save_team(team: FrozenTeam, path: Path | str, dtype: str = "float32") -> None:
     """Write a team, whole or not at all; `dtype` of its weights (int8: a scale for each row), biases in float32.
 
     Examples:
@@ -227,6 +228,7 @@ def save_team(team: FrozenTeam, path: Path, dtype: str = "float32") -> None:
         "sizes": json.dumps({key: getattr(team, key) for key in SIZES}),
         "dtype": dtype,
     }
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         tensorfile.write(file, about, tensors)

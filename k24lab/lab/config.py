@@ -38,6 +38,17 @@ LEARNER_DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 
+# What other libraries call our settings, where the spelling does not lead to the right one.
+USUAL_NAMES = {
+    "algorithm": "method",
+    "discount": "gamma",
+    "env": "task",
+    "hidden_size": "hidden_dim",
+    "learning_rate": "lr",
+    "num_envs": "n_envs",
+    "total_timesteps": "t_max",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainingConfig):
@@ -54,10 +65,10 @@ class Config(TrainingConfig):
 
     task: str = "rolenav"  # name[:key=value,...], e.g. rolenav:n_agents=8
     method: MethodName = "k24"
-    log_interval: int = 2_000  # env steps
-    test_interval: int = 10_000  # env steps
+    log_interval: int = 2_000  # env steps between two logged rows of metrics
+    test_interval: int = 10_000  # env steps between two tests
     test_episodes: int = 100  # rounded up to whole batches of n_envs where environments are processes
-    checkpoint_interval: int = 20_000  # env steps
+    checkpoint_interval: int = 20_000  # env steps between two checkpoints
     snapshot_interval: int = 10_000  # env steps between stored masks
     n_threads: int = 1  # of the kernels (two at most) or else of torch; for several runs one each is fastest
     n_workers: int = 0  # processes, for libraries that step one environment at a time (mpe2, PettingZoo, SMACv2)
@@ -161,7 +172,8 @@ def build_config(params: Mapping[str, Any] | None = None, /, **settings: Any) ->
         **settings: more of them; of a setting that stands in both, this value counts.
 
     Raises:
-        ConfigError: all problems at once: unknown keys (with the nearest right name), wrong types, bad ranges.
+        ConfigError: all problems at once: unknown keys (with the nearest right name), wrong types, bad ranges; or
+            `params` that are no mapping.
 
     Examples:
         >>> import k24lab
@@ -169,6 +181,9 @@ def build_config(params: Mapping[str, Any] | None = None, /, **settings: Any) ->
         >>> config.task, config.gamma
         ('rolenav:n_agents=4', 0.95)
     """
+    if params is not None and not isinstance(params, Mapping):
+        kind = type(params).__name__
+        raise ConfigError(f"params = {params!r} is a {kind}, not a mapping of settings: write build_config(task=...)")
     values = _converted({**(params or {}), **settings})
     values |= {key: value + 0.0 for key, value in values.items() if isinstance(value, float)}  # -0.0 + 0.0 is 0.0
     if "task" in values:
@@ -207,7 +222,7 @@ def _with_defaults(values: dict[str, Any]) -> Config:
 def _converted(params: Mapping[str, Any]) -> dict[str, Any]:
     """The given values in the types of their fields; raises ConfigError with every problem."""
     hints = typing.get_type_hints(Config)
-    problems = [unknown("parameter", key, hints) for key in params if key not in hints]
+    problems = [unknown("parameter", key, hints, USUAL_NAMES.get(key)) for key in params if key not in hints]
     values: dict[str, Any] = {}
     for key in params.keys() & hints.keys():
         try:

@@ -25,7 +25,7 @@ class RunStatus(NamedTuple):
     path: Path
     config: Config
     state: State
-    t_env: int  # env steps at its last log line
+    t_env: int  # env steps at its last log line, t_max at most
     error: str = ""  # of a failed run
 
 
@@ -137,10 +137,14 @@ def describe_run(folder: Path) -> str:
 
 
 def state_line(folder: Path) -> str:
-    """Whether a run is finished, running, failed or waiting, and how far it is."""
+    """Whether a run is finished, running, failed or waiting, and how far it is.
+
+    A finished run may have more env steps than t_max, because its last rollout was played to its end.
+    """
     now = run_status(folder)
-    far = f"{now.state}, {now.t_env} of {now.config.t_max} env steps"
-    return far + (f": {now.error}" if now.error else "")
+    t_env, t_max = max(now.t_env, last_t_env(folder / "metrics.jsonl")), now.config.t_max
+    far = f"{t_env} env steps, t_max = {t_max}" if t_env > t_max else f"{t_env} of {t_max} env steps"
+    return f"{now.state}, {far}" + (f": {now.error}" if now.error else "")
 
 
 def own_settings(config: Config) -> dict[str, Any]:

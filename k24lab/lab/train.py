@@ -16,13 +16,14 @@ from k24lab.core import schedules
 from k24lab.envs.base import VecEnv
 from k24lab.envs.registry import make_env
 from k24lab.envs.vector_env import close_all
-from k24lab.errors import RunError
+from k24lab.errors import ConfigError, RunError
 from k24lab.lab import provenance
 from k24lab.lab.callbacks import Callback, Callbacks, build_loggers
 from k24lab.lab.checks import check_usable
 from k24lab.lab.collector import Collector, play_rollout
 from k24lab.lab.config import Config
 from k24lab.lab.runs import RunFolder, canonical, run_folder
+from k24lab.lab.unused_settings import log_idle_changes
 from k24lab.marl.learner import build_learner
 from k24lab.marl.policy import behaviour, pattern_arrays
 from k24lab.marl.replay import EpisodeBatch, ReplayBuffer, concatenate
@@ -44,12 +45,12 @@ def train(
     Args:
         config: the run.
         name: group of runs, a folder under `runs/`.
-        folder: run folder; by default it follows from `name` and `config`.
+        folder: run folder; by default it follows from `name` and `config`, and settings of no effect are logged.
         progress: show a progress bar.
         callbacks: what follows the run, besides the loggers of the setting `loggers`.
 
     Raises:
-        ConfigError: a task, device or logger that cannot be used.
+        ConfigError: a task, device or logger that cannot be used, or a `config` that is no `Config`.
         RunError: the folder holds another run or damaged checkpoints only, or another process trains it.
 
     Examples:
@@ -59,7 +60,11 @@ def train(
         >>> (run / "metrics.jsonl").exists(), run.parent.name
         (True, 'doc')
     """
+    if not isinstance(config, Config):
+        kind = type(config).__name__
+        raise ConfigError(f"config = {config!r} is a {kind}, not a Config: make one with build_config(task=...)")
     if folder is None:
+        log_idle_changes(config)
         config = canonical(config)
         folder = run_folder(config, name)
     followed = Callbacks(callbacks)

@@ -1,6 +1,8 @@
 """Which settings change nothing of what a run learns, given its other settings."""
 
+import functools
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,3 +74,14 @@ def idle_changes(config: Config) -> list[str]:
     """Settings that differ from the method's own although they change nothing: what a user may have set in vain."""
     usual = build_config({"method": config.method, "learner": config.learner})
     return sorted(key for key in unused_fields(vars(config)) if getattr(config, key) != getattr(usual, key))
+
+
+def log_idle_changes(config: Config) -> None:
+    """Log a warning that names the `idle_changes`; the same ones once in a process, which may train many seeds."""
+    if idle := idle_changes(config):
+        _log_once(f"settings of no effect in this run ({config.method}): {', '.join(idle)}")
+
+
+@functools.cache
+def _log_once(text: str) -> None:
+    logging.getLogger("k24lab").warning(text)

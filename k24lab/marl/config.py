@@ -21,11 +21,11 @@ class LearnerConfig:
     lr: float = 3e-3
     # Reached linearly at t_max (None: lr is constant); a network that goes on moving goes on flipping masks.
     lr_final: float | None = 0.0
-    grad_norm_clip: float = 10.0
+    grad_norm_clip: float = 10.0  # largest norm of the gradients that are clipped together
     # Clip the gradients of what learns at a rate of its own apart from the rest, or all together.
     grad_clip: Literal["groups", "all"] = "groups"
-    td_loss: Literal["huber", "mse"] = "huber"
-    gamma: float = 0.95
+    td_loss: Literal["huber", "mse"] = "huber"  # of the TD error; huber is linear where the error is above 1
+    gamma: float = 0.95  # discount factor
     batch_size: int = 32  # episodes
     buffer_size: int = 1000  # episodes; a larger one learns from staler exploration
     target_update: Literal["polyak", "hard"] = "polyak"
@@ -33,7 +33,7 @@ class LearnerConfig:
     target_update_interval: int = 200  # updates, with target_update="hard"
     epsilon_start: float = 1.0
     epsilon_finish: float = 0.05
-    epsilon_anneal_steps: int = 50_000  # env steps
+    epsilon_anneal_steps: int = 50_000  # env steps until epsilon_finish is reached
     n_envs: int = 32  # episodes collected side by side
     updates_per_rollout: int = 4  # learner updates after each collection of n_envs episodes
 
@@ -44,7 +44,7 @@ class TrainingConfig(MaskConfig, LearnerConfig):
 
     method: str = "k24"
     seed: int = 0
-    t_max: int = 128_000  # env steps
+    t_max: int = 128_000  # env steps of the whole training
     device: str = "cpu"
 
     @property

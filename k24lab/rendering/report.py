@@ -223,7 +223,7 @@ def _returns(metrics: pd.DataFrame, summaries: pd.DataFrame) -> Iterator[Part]:
     for ax, task in zip(axes, tasks, strict=True):
         known = known_returns(task)
         plots.learning_curves(curves[curves["task"] == task], ax, title=task, styles=styles, references=known)
-    caption = "Greedy return over training: mean over seeds; from three on, 95 % interval."
+    caption = "Greedy return over training: mean over seeds; from three on, 95 % interval. Grey: ends side by side."
     yield _figure(plots.shared_legend(fig), caption)
     heights = summaries.groupby("task", sort=False)["variant"].apply(comparison_plots.final_height)
     fig, axes = plots.panels(len(tasks), n_columns=1, height=list(heights))
