@@ -165,7 +165,7 @@ def test_pages_have_tables_of_the_study(reported, figures):
     header, _, row = study_tables.study_differences(
         [("k24", "better"), ("k24", "gains24")], {"rolenav3": "3"}
     ).splitlines()
-    assert header == "| task | `k24` − better of shared and separate | `k24` − `gains24` |"
+    assert header == "| task | `k24` − better | `k24` − `gains24` |"
     assert row.startswith("| 3 | **−0.50 (−") and row.endswith("** |  |")
 
 

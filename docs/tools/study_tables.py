@@ -74,8 +74,7 @@ def study_differences(pairs: Sequence[tuple[str, str]], tasks: Mapping[str, str]
     """
     found = read("study/differences.csv").set_index(["task", "variant", "reference"]).to_dict("index")
 
-    names = {"better": "better of shared and separate"}
-    header = ["task", *(f"`{a}` − {names.get(b, f'`{b}`')}" for a, b in pairs)]
+    header = ["task", *(f"`{a}` − better" if b == "better" else f"`{a}` − `{b}`" for a, b in pairs)]
     rows = [
         [heading, *(shown_difference(found[task, *pair]) if (task, *pair) in found else "" for pair in pairs)]
         for task, heading in tasks.items()
