@@ -11,15 +11,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from k24lab.analysis.aggregate import aggregates, improvement_table, improvements
-from k24lab.analysis.comparison_plots import interval_marks
+from k24lab.analysis.comparison_plots import interval_marks, vertical_references
 from k24lab.analysis.curve_plots import learning_curves, panels, shared_legend
 from k24lab.analysis.load import RETURN
 from k24lab.analysis.references import RANDOM, known_returns
-from k24lab.analysis.stats import curves, mean_interval, paired_table
-from k24lab.analysis.style import GREY, method_style, paper_style, save_figure, save_table, variant_styles
+from k24lab.analysis.stats import curves, difference_table, mean_interval, paired_table
+from k24lab.analysis.style import method_style, paper_style, save_figure, save_table, variant_styles
 from k24lab.envs.registry import make_env
 from k24lab.errors import RunError
-from k24lab.inference.costs import agent_layers
+from k24lab.inference.costs import agent_layers, team_memory
 from k24lab.inference.method_costs import method_costs
 from k24lab.lab.config import build_config
 from k24lab.lab.runs import run_folder
@@ -40,7 +40,21 @@ REFERENCES = ("gains24", "random24", "fups-id", "kaleidoscope-half", SHARED, SEP
 FAR = 4  # a method is far behind if it makes the range of returns so many times as wide
 MARGIN = 0.2  # of curves below random actions, as a share of what lies between these and the best
 # Curves of all methods at once cannot be told apart.
-DRAWN = ("k24", "random24", "gains24", "kaleidoscope-half", "hyper", "fups-id", "nops", "fups")
+DRAWN = ("k24", "k24-alpha", "random24", "gains24", "kaleidoscope", "fups-id", "nops", "fups")
+TITLES = {
+    "rolenav3": "RoleNav 3",
+    "rolenav8": "RoleNav 8",
+    "rolenav16": "RoleNav 16",
+    "vmas_navigation": "VMAS navigation",
+    "vmas_dispersion": "VMAS dispersion",
+    "vmas_het_mass": "VMAS het_mass",
+    "vmas_give_way": "VMAS give_way",
+    "vmas_asym_joint": "VMAS asym_joint",
+    "spread": "simple_spread",
+    "tag": "simple_tag",
+    "lbf": "Level-Based Foraging",
+    "smax": "SMAX",
+}
 
 
 def report_rows(task: str) -> pd.DataFrame:
@@ -103,19 +117,43 @@ def differences(runs: pd.DataFrame) -> pd.DataFrame:
     """Every method against each of the `REFERENCES`, seed by seed: the runs of a seed play the same test episodes.
 
     The reference `better` is one network for all or separate networks, whichever has the better mean in the task.
-    Columns of `paired_table`, and reference.
+    Columns of `paired_table`; welch_low and welch_high, the interval if seeds are not compared with each other; and
+    reference.
     """
-    parts = [paired_table(runs, each).assign(reference=each) for each in REFERENCES]
+    parts = [_differences_to(runs, each).assign(reference=each) for each in REFERENCES]
     means = runs.pivot_table(index="task", columns="variant", values=RETURN).reindex(columns=[SHARED, SEPARATE])
     for task, name in means.dropna(how="all").idxmax(axis="columns").items():
-        table = paired_table(runs[runs["task"] == task], str(name))
+        table = _differences_to(runs[runs["task"] == task], str(name))
         parts.append(table[~table["variant"].isin([SHARED, SEPARATE])].assign(reference="better"))
     return pd.concat(parts, ignore_index=True)
 
 
+def _differences_to(runs: pd.DataFrame, reference: str) -> pd.DataFrame:
+    # One method's runs may be another's with other defaults, so what they are here is their variant.
+    welch = difference_table(runs.assign(method=runs["variant"]), reference).set_index(["task", "variant"])
+    ends = welch[["low", "high"]].add_prefix("welch_").reset_index()
+    return paired_table(runs, reference).merge(ends, on=["task", "variant"], how="left")
+
+
+def seed_correlation(runs: pd.DataFrame) -> pd.DataFrame:
+    """How much of the difference between runs is due to their seed: columns task and correlation.
+
+    That is the mean correlation, over the seeds, of the final returns of two methods. Near 1, comparing seed by seed
+    shows much smaller differences than comparing means; near 0 it shows no smaller ones.
+    """
+    rows = []
+    for task, of in runs.groupby("task", sort=False):
+        table = of.pivot_table(index="seed", columns="variant", values=RETURN).T.drop_duplicates().T
+        between = np.triu_indices(len(table.columns), k=1)
+        rows.append((task, float(np.nanmean(table.corr().to_numpy()[between]))))
+    return pd.DataFrame(rows, columns=["task", "correlation"])
+
+
 def measured_share(runs: pd.DataFrame, task: str) -> float:
     """Share of the weights that are kept at the end, of methods whose training decides it; NaN without masks."""
-    layers = dict(zip(LAYERS, agent_layers(*sizes(task)[:3]), strict=True))
+    obs_dim, hidden_dim, n_actions, n_agents = sizes(task)
+    inputs = obs_dim + n_agents * bool(runs["agent_id"].iloc[0])
+    layers = dict(zip(LAYERS, agent_layers(inputs, hidden_dim, n_actions), strict=True))
     dropped = {name: f"sparsity_layer_{name}" for name in layers if f"sparsity_layer_{name}" in runs}
     zeros = sum(layers[name].weights * runs[column].fillna(0).mean() for name, column in dropped.items())
     return float(1 - zeros / sum(layer.weights for layer in layers.values())) if dropped else float("nan")
@@ -139,6 +177,13 @@ def cost_table(task: str = COST_TASK) -> pd.DataFrame:
     obs_dim, hidden_dim, n_actions, n = sizes(task)
     team, alone = (method_costs(obs_dim, hidden_dim, n_actions, agents, STUDIED) for agents in (n, 1))
     return team.assign(bytes_alone=alone["memory_bytes"], bytes_in_team=team["memory_bytes"] / n)
+
+
+def storage_table(task: str = COST_TASK) -> pd.DataFrame:
+    """Ways to store a team's masks, `team_memory` in 16 bit, with kib_per_agent."""
+    obs_dim, hidden_dim, n_actions, n = sizes(task)
+    table = team_memory(agent_layers(obs_dim, hidden_dim, n_actions), [n], "fp16")
+    return table.assign(kib_per_agent=table["bytes"] / n / 1024)
 
 
 def scales(runs: pd.DataFrame) -> dict[str, tuple[float, float]]:
@@ -166,18 +211,20 @@ def write_results(folder: Path = FOLDER) -> list[Path]:
         save_table(better.rename(columns={"reference": "variant"}), "improvement", folder),
         save_table(improvement_table(one, REFERENCE), "improvement_by_task", folder),
         save_table(differences(one), "differences", folder),
+        save_table(seed_correlation(one), "seed_correlation", folder),
         save_table(costs, "costs", folder),
+        save_table(storage_table(), "storage", folder),
     ]
     with paper_style():
         paths += draw_scores(returns[returns["reading"] == ONE], folder)
-        paths += draw_costs(together[together["aggregate"] == "IQM"], costs, folder)
+        paths += draw_costs(together[together["aggregate"] == "mean"], costs, folder)
         paths += draw_curves(one, folder)
     plt.close("all")
     return paths
 
 
 def draw_scores(returns: pd.DataFrame, folder: Path) -> list[Path]:
-    """A panel per task: every method's mean return and interval, and as dotted lines what is known of the task.
+    """A panel per task: every method's mean return and interval, and as named dotted lines what is known of the task.
 
     An axis covers the methods. One that is so far behind that the others could not be told apart stands at its edge, as
     an arrow with its return.
@@ -189,11 +236,12 @@ def draw_scores(returns: pd.DataFrame, folder: Path) -> list[Path]:
     for k, (ax, task) in enumerate(zip(axes, tasks, strict=True)):
         rows = returns[returns["task"] == task]
         names = [name for name in styles if name in set(rows["variant"])]
-        interval_marks(rows, "mean", ax, styles, title=task)
-        for at in known_returns(str(TASKS[task]["task"])).values():
-            ax.axvline(at, color=GREY, linestyle=":", linewidth=0.9, zorder=0)
+        interval_marks(rows, "mean", ax, styles)
         _fit_to(rows, names, ax)
-        ax.set_xlabel("final test return")
+        known = known_returns(str(TASKS[task]["task"]))
+        far = vertical_references(ax, {name: at for name, at in known.items() if name != RANDOM})
+        ax.set_title(TITLES[task], pad=12)  # above the names of the lines
+        ax.set_xlabel("final test return" + far.replace(" (", "\n(", 1))
         if k % 3 and names == labelled:  # the panel left of it says who is who
             ax.set_yticklabels([])
         labelled = names
@@ -215,12 +263,12 @@ def _fit_to(rows: pd.DataFrame, names: Sequence[str], ax: Axes) -> None:
 
 
 def draw_costs(scores: pd.DataFrame, costs: pd.DataFrame, folder: Path) -> list[Path]:
-    """Interquartile mean over all tasks against the bytes that an agent reads, acting alone and in its team."""
+    """Mean score over all tasks against the bytes that an agent reads, acting alone and in its team."""
     table = scores.rename(columns={"variant": "method"}).merge(costs, on="method")
     fig, axes = panels(2, n_columns=2, height=2.6)
     for ax, (column, title) in zip(axes, COST_AXES.items(), strict=True):
         _cost_axes(table, column, title, ax)
-    axes[0].set_ylabel("score (interquartile mean)")
+    axes[0].set_ylabel("score (mean over tasks)")
     return list(save_figure(shared_legend(fig), "score_and_cost", table, folder).values())
 
 
@@ -248,7 +296,7 @@ def draw_curves(runs: pd.DataFrame, folder: Path) -> list[Path]:
     for ax, task in zip(axes, tasks, strict=True):
         known = known_returns(str(TASKS[task]["task"]))
         of_task = table[table["task"] == task]
-        learning_curves(of_task, ax, title=task, references=known, styles=styles)
+        learning_curves(of_task, ax, title=TITLES[task], references=known, styles=styles)
         random, best = known[RANDOM], max(*known.values(), of_task["mean"].max())
         ax.set_ylim(bottom=random - MARGIN * (best - random))
     return list(save_figure(shared_legend(fig), "curves", table, folder).values())

@@ -7,6 +7,7 @@ import sys
 
 import generate_results as generator
 import pytest
+import scipy.stats
 import tables
 
 from k24lab.lab.paths import CHECKOUT
@@ -94,5 +95,11 @@ def test_helpers_compute_what_the_notebooks_wrote():
     counts = tables.select("regimes/10_settings_paired.csv", measure="final", **regime).iloc[0]
     ahead = tables.seeds_ahead("regimes", "k24-alpha", "random24", task="rolenav:n_agents=8,n_roles=4")
     assert ahead == f"{counts['n_better']} of {counts['n']}" and counts["n_better"] < counts["n"]
+    gap = {"study": "masks16", "variant": "k24-alpha alpha_lr_factor=10.0", "reference": "random24"}
+    runs = tables.select("masks16/05_ablations_final.csv", variant=[gap["variant"], "random24"])
+    wide = runs.pivot(index="seed", columns="variant", values="test_return_mean")
+    between = wide[gap["variant"]] - wide["random24"]
+    assert tables.middle_difference(**gap) == f"{between.median():.2f}"
+    assert tables.signed_rank(**gap) == f"{scipy.stats.wilcoxon(between).pvalue:.3f}" < "0.05"
     assert "random24` | 15 |" in tables.returns_table("masks16", seed=list(range(15, 30)))
     assert tables.number(-1234.567, 1) == "−1,234.6" and tables.number(0.42, 1, percent=True) == "42.0 %"

@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import study_tables
 import tables
 
+from k24lab.analysis.stats import difference_interval, mean_interval
 from k24lab.errors import RunError
 from k24lab.inference.costs import agent_layers
 from k24lab.lab.runs import run_folder
@@ -128,8 +130,63 @@ def test_one_method_far_behind_does_not_hide_what_the_others_differ_in(monkeypat
     results.draw_scores(table, tmp_path)
     results.draw_scores(table[table["variant"] != "k24-literal"], tmp_path)
     (left, right), texts = drawn[0].axes[0].get_xlim(), [text.get_text() for text in drawn[0].axes[0].texts]
-    assert 7 < left < 8.4 and 9.3 < right < 9.5 and texts == [r"$\leftarrow$ -0.2"]
-    assert drawn[1].axes[0].get_xlim()[0] > 8.2 and not drawn[1].axes[0].texts
+    assert 7 < left < 8.4 and 9.3 < right < 9.5 and texts == [r"$\leftarrow$ -0.2", "scripted team"]
+    assert drawn[1].axes[0].get_xlim()[0] > 8.2 and [text.get_text() for text in drawn[1].axes[0].texts] == []
+    assert "outside: scripted team 8.03" in drawn[1].axes[0].get_xlabel()
+
+
+def test_what_kaleidoscope_keeps_with_ids_counts_the_weights_that_read_them():
+    rows = [{"agent_id": ids, "sparsity_layer_fc1": 1.0} for ids in (False, True)]
+    without, with_ids = (results.measured_share(pd.DataFrame([row]), "rolenav8") for row in rows)
+    obs_dim, hidden_dim, n_actions, n_agents = results.sizes("rolenav8")
+    fc1, *others = agent_layers(obs_dim + n_agents, hidden_dim, n_actions)
+    rest = sum(layer.weights for layer in others)
+    assert with_ids == pytest.approx(rest / (rest + fc1.weights)) and with_ids < without
+
+
+def test_how_much_of_the_difference_is_the_seed():
+    noise = np.random.default_rng(0).normal(size=(3, 6))
+    rows = [
+        {"task": task, "variant": method, "seed": seed, "test_return_mean": share * 10 * seed + noise[k, seed]}
+        for task, share in (("same", 1), ("own", 0))
+        for k, method in enumerate(("fups", "nops", "k24"))
+        for seed in range(6)
+    ]
+    again = [row | {"variant": "kaleidoscope-half"} for row in rows if row["variant"] == "k24"]  # the same runs
+    found = results.seed_correlation(pd.DataFrame(rows + again)).set_index("task")["correlation"]
+    table = np.corrcoef(noise)[np.triu_indices(3, k=1)]
+    assert found["same"] > 0.95 and found["own"] == pytest.approx(table.mean())
+
+
+def test_both_intervals_of_a_difference_are_there():
+    rows = [
+        {"task": "a", "variant": method, "seed": seed, "test_return_mean": value + 0.1 * (method == "k24") * seed**2}
+        for method in ("fups", "k24")
+        for seed, value in enumerate((0.0, 10.0, 20.0))
+    ]
+    row = results.differences(pd.DataFrame(rows)).set_index(["variant", "reference"]).loc[("k24", "fups")]
+    low, high = difference_interval(np.array([0.0, 10.1, 20.4]), np.array([0.0, 10.0, 20.0]))[1:]
+    assert (row["welch_low"], row["welch_high"]) == pytest.approx((low, high)) and low < row["low"] < row["high"] < high
+
+
+def test_holm_rejects_less_than_every_test_alone():
+    assert study_tables.holm({"a": 0.001, "b": 0.02, "c": 0.03}) == {"a", "b", "c"}
+    assert study_tables.holm({"a": 0.001, "b": 0.03, "c": 0.04}) == {"a"}  # 2 * 0.03 is too much, and ends it
+    assert study_tables.holm({"a": 0.02, "b": 0.9, "c": 0.9}) == set()
+    values = np.array([0.1, 0.5, 0.9, 0.2])
+    mean, low, high, n = mean_interval(values)
+    row = {"n": int(n), "difference": float(mean), "low": float(low), "high": float(high)}
+    assert study_tables.p_value(row) == pytest.approx(scipy.stats.ttest_1samp(values, 0).pvalue)
+
+
+def test_choices_at_an_edge_of_their_space_are_named():
+    def edge(*tried):
+        rows = [{"lr": lr, "setting": setting, "one": k == 0} for k, (lr, setting) in enumerate(tried)]
+        return study_tables.at_an_edge(pd.DataFrame(rows))
+
+    assert edge((0.003, ""), (0.001, ""), (0.01, "")) == "none"
+    assert edge((0.01, "a=5"), (0.003, "a=1"), (0.001, "a=20")) == "`lr`"
+    assert edge((0.003, "a=2, b=20"), (0.001, "a=5, b=1"), (0.01, "a=5, b=20")) == "`a`, `b`"
 
 
 def test_without_runs_the_command_is_named(reported):
@@ -155,18 +212,19 @@ def test_pages_have_tables_of_the_study(reported, figures):
     both = {report.ONE: "", report.OF_TASK: ", own"}
     header, _, *rows = study_tables.study_returns(both, {"rolenav8": "eight"}).splitlines()
     assert header == "| method | eight | eight, own |" and "7.95 ± " in rows[1].split(" | ")[2]
-    costs = study_tables.study_costs(report.ONE, "fups-id").splitlines()[2:]
+    costs = study_tables.study_costs(report.ONE, "fups-id", "rolenav8").splitlines()[2:]
     cells = {row.split("`")[1]: row.split(" | ") for row in costs}
-    assert cells["k24"][2] == "1.00 (1.00 to 1.00)" and cells["k24"][3] == "50 %" and cells["fups-id"][2] == ""
-    found = pd.read_csv(reported / "study" / "returns.csv")
-    kept = found[found["reading"] == report.ONE].groupby("variant")["kept_measured"].mean()["kaleidoscope-half"]
-    assert cells["kaleidoscope-half"][3] == f"{100 * kept:.0f} %" and 0.9 < kept < 1
-    assert float(cells["k24"][5]) < 0.6 * float(cells["nops"][5])
+    assert cells["k24"][4] == "1.00 (1.00 to 1.00)" and cells["k24"][5] == "50 %" and cells["fups-id"][4] == ""
+    assert cells["nops"][6] == "279"  # thousand parameters: eight networks
+    found = pd.read_csv(reported / "study" / "returns.csv").set_index(["reading", "task", "variant"])
+    kept = found.loc[(report.ONE, "rolenav8", "kaleidoscope-half"), "kept_measured"]
+    assert cells["kaleidoscope-half"][5] == f"{100 * kept:.0f} %" and 0.9 < kept < 1
+    assert float(cells["k24"][8]) < 0.6 * float(cells["nops"][8])
     header, _, row = study_tables.study_differences(
         [("k24", "better"), ("k24", "gains24")], {"rolenav3": "3"}
     ).splitlines()
     assert header == "| task | `k24` − better | `k24` − `gains24` |"
-    assert row.startswith("| 3 | **−0.50 (−") and row.endswith("** |  |")
+    assert row.startswith("| 3 | **−0.50 (−") and row.endswith("**† 0/10 |  |")
 
 
 def test_pages_say_how_far_a_task_is_from_solved(reported, figures):
@@ -193,6 +251,6 @@ def test_pages_have_what_the_tuning_chose(figures):
     pd.DataFrame(rows).to_csv(figures / "tuning" / "candidates.csv", index=False)
     (row,) = study_tables.study_choices({"rolenav8": "8", "tag": "tag"}, {"tag": 1}).splitlines()[2:]
     assert row == (
-        "| K-2:4, `k24` | 0.01, `alpha_lr_factor=5`: 6.50, 33.5 "
+        "| K-2:4, `k24` | 0.01, `alpha_lr_factor=5`: 6.50, 33.5 | `lr` "
         "| 0.003, `alpha_lr_factor=5`: 7.25 | 0.01, `alpha_lr_factor=5`: 33.5 |"
     )

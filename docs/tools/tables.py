@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from scipy import stats
 
 from k24lab.analysis.stats import difference_interval, final_table, mean_interval
 from k24lab.methods import METHODS
@@ -111,26 +112,38 @@ def difference(
     return with_ends(*difference_interval(*(frame["test_return_mean"].to_numpy() for frame in (runs, base))), digits)
 
 
-def _by_seed(study: str, variant: str, reference: str, **where: Any) -> tuple[pd.Series, pd.Series]:
-    """Final returns of both in the seeds that both have, with the seed as index."""
+def _by_seed(study: str, variant: str, reference: str, other: str | None = None, **where: Any) -> pd.Series:
+    """Final return of a variant minus that of a reference (of the study `other`), in each seed that both have."""
     runs, base = (
-        select(f"{study}/{RUNS}", variant=name, **where).set_index("seed")["test_return_mean"]
-        for name in (variant, reference)
+        select(f"{folder}/{RUNS}", variant=name, **where).set_index("seed")["test_return_mean"]
+        for folder, name in ((study, variant), (other or study, reference))
     )
-    return runs.align(base, join="inner")
+    return (runs - base).dropna()
 
 
-def paired_difference(study: str, variant: str, reference: str, digits: int = 2, **where: Any) -> str:
-    """The same between runs of the same seed, with Student's interval of these differences."""
-    runs, base = _by_seed(study, variant, reference, **where)
-    mean, low, high, _ = (part.item() for part in mean_interval((runs - base).to_numpy()))
+def paired_difference(
+    study: str, variant: str, reference: str, other: str | None = None, digits: int = 2, **where: Any
+) -> str:
+    """The same as `difference` between runs of the same seed, with Student's interval of these differences."""
+    between = _by_seed(study, variant, reference, other, **where)
+    mean, low, high, _ = (part.item() for part in mean_interval(between.to_numpy()))
     return with_ends(mean, low, high, digits)
+
+
+def middle_difference(study: str, variant: str, reference: str, digits: int = 2, **where: Any) -> str:
+    """The median over the seeds of these differences, which single runs that fail do not move."""
+    return number(_by_seed(study, variant, reference, **where).median(), digits)
+
+
+def signed_rank(study: str, variant: str, reference: str, digits: int = 3, **where: Any) -> str:
+    """The p-value of Wilcoxon's signed-rank test, two-sided, that these differences are symmetric about 0."""
+    return number(stats.wilcoxon(_by_seed(study, variant, reference, **where)).pvalue, digits)
 
 
 def seeds_ahead(study: str, variant: str, reference: str, **where: Any) -> str:
     """In how many seeds a variant returns more than a reference does: "12 of 15"."""
-    runs, base = _by_seed(study, variant, reference, **where)
-    return f"{(runs > base).sum()} of {len(runs)}"
+    between = _by_seed(study, variant, reference, **where)
+    return f"{(between > 0).sum()} of {len(between)}"
 
 
 def label(variant: str, words: Mapping[str, str] | None = None) -> str:

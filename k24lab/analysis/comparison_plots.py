@@ -62,14 +62,14 @@ def final_returns(
     for y, (variant, color) in enumerate(zip(order, colors, strict=True)):
         seeds = scores.loc[scores["variant"] == variant, value]
         ax.scatter(seeds, np.full(len(seeds), y + 0.27), s=9, facecolors="none", edgecolors=color, linewidths=0.7)
-    far = _vertical_references(ax, references or {})
+    far = vertical_references(ax, references or {})
     ax.set_yticks(range(len(order)), [labels[v] for v in order])
     ax.set(xlabel=xlabel + far, ylabel="", ylim=(len(order) - 0.4, -0.5))
     ax.set_title(title, pad=12 if references else None)  # above the names of the references
     return ax
 
 
-def _vertical_references(ax: Axes, references: Mapping[str, float]) -> str:
+def vertical_references(ax: Axes, references: Mapping[str, float]) -> str:
     """Dotted lines with their names above the panel; returns what to say of those that are far from what it shows."""
     low, high = ax.get_xlim()
     reach, far = NEAR * (high - low), []
