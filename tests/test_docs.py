@@ -133,6 +133,18 @@ def test_every_result_of_the_readme_is_on_a_generated_page():
     assert len(results) == 32 and [result for result in results if result not in pages] == []
 
 
+def test_costs_in_the_readme_are_those_of_the_study():
+    def rows(page, n_cells):
+        cells = [line.strip("| ").split(" | ") for line in TEXT[page].splitlines() if line.startswith("| ")]
+        return {row[0].split("`")[1]: row for row in cells if len(row) == n_cells and "`" in row[0]}
+
+    readme, study = rows("README.md", 7), rows("docs/results.md", 10)
+    assert len(readme) == 8
+    assert {name: row[1:3] for name, row in readme.items()} == {
+        name: [study[name][5], study[name][9]] for name in readme
+    }
+
+
 def test_commands_name_files_that_exist():
     paths = re.findall(r"notebooks/[\w/]+\.(?:yaml|ipynb)", ALL)
     assert paths and all((ROOT / path).is_file() for path in paths)
