@@ -302,6 +302,25 @@ def test_state_dicts_and_copies_carry_a_converted_network():
     assert not copy.deepcopy(team).encoder[0].learns_masks
 
 
+def test_a_transformer_uses_its_masks_in_inference_too():
+    block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    for network in (block, nn.TransformerEncoder(block, 2)):
+        team, x = convert(network, 1).eval(), torch.randn(3, 5, 8)
+        masked = team(x)  # with gradients torch never takes its fast path
+        padding = torch.tensor([[False] * 5, [False] * 4 + [True], [False] * 5])
+        with torch.no_grad():
+            torch.testing.assert_close(team(x), masked)
+            assert not torch.allclose(network.eval()(x), masked, atol=1e-2)
+            torch.testing.assert_close(team(x, src_key_padding_mask=padding)[0], masked[0])
+
+
+@pytest.mark.parametrize(("mask", "said"), [(True, "mask = True"), (3, "expected 0 to 2"), (2, "3 and with 2")])
+def test_an_agent_that_is_not_there_is_an_error(mask, said):
+    layers = nn.ModuleList([SemiStructuredLinear24(8, 4, n_masks) for n_masks in (3, 1, 2)])
+    with pytest.raises(InputError, match=said):
+        extract(layers, mask)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_converted_network_moves_to_the_gpu_trains_there_and_comes_back():

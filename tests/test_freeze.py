@@ -14,7 +14,7 @@ from k24lab.errors import ConfigError, RunError
 from k24lab.inference import freeze as teams
 from k24lab.inference.actor import Actor
 from k24lab.lab import tensorfile
-from k24lab.lab.runs import CHECKPOINT, read_checkpoint
+from k24lab.lab.runs import CHECKPOINT, read_checkpoint, write_checkpoint
 from k24lab.lab.train import train
 from k24lab.marl.agent import build_agent, step
 from k24lab.marl.learner import build_learner
@@ -208,6 +208,19 @@ def _spec(config):
     from k24lab.envs.registry import make_env
 
     return make_env(config.task, 1).spec
+
+
+def test_a_run_of_a_gpu_is_frozen_on_a_machine_without_one(tiny_config, tmp_path):
+    here = tiny_config(t_max=400)
+    run = train(here, "here", progress=False)
+    state = read_checkpoint(run / CHECKPOINT, here.hash())
+    state["learner"]["generator"] = torch.zeros(16, dtype=torch.uint8)  # what a generator of CUDA has
+    config = dataclasses.replace(here, device="cuda")
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    with (tmp_path / CHECKPOINT).open("wb") as file:
+        write_checkpoint(file, state, config.hash())
+    layers, there = teams.freeze_run(run).layers, teams.freeze_run(tmp_path).layers
+    assert all(torch.equal(layers[name].masked(), layer.masked()) for name, layer in there.items())
 
 
 def test_runs_that_cannot_be_frozen(tiny_config, make_team, tmp_path):

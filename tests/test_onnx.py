@@ -51,7 +51,7 @@ def test_graph_is_the_team(make_team, tmp_path, changes, dtype, tolerance):
 
 def test_matrices_in_the_file_are_24_and_the_graph_has_one_gemm_each(make_team, tmp_path):
     team = make_team(mask_rnn=False)
-    export.export_onnx(team, tmp_path / "team.onnx")
+    export.export_onnx(team, str(tmp_path / "team.onnx"))
     graph = onnx.load(tmp_path / "team.onnx").graph
     assert sum(node.op_type == "Gemm" for node in graph.node) == 6 * 3
     assert {node.op_type for node in graph.node}.isdisjoint({"MatMul", "GRU", "Cast", "Transpose"})

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from short_runs import Interrupted, assert_same, interrupt, metrics, rows, run_to_end
 
 from k24lab.errors import RunError
+from k24lab.inference.freeze import freeze_run
 from k24lab.lab import runs, tensorfile
 from k24lab.lab.runs import CHECKPOINT, PREVIOUS, RunFolder
 from k24lab.lab.train import train
@@ -248,13 +249,24 @@ def test_checkpoint_is_read_without_running_code_in_it(tiny_config, tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize(("method", "pipeline"), [("k24", False), ("nops", False), ("k24", True)])
-def test_tiny_run_on_the_gpu_can_be_interrupted_and_finishes(method, pipeline, tiny_config, tmp_path, monkeypatch):
-    config = tiny_config(method=method, device="cuda", mixer="qmix", pipeline=pipeline)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "k24"},
+        {"method": "nops"},
+        {"method": "k24", "pipeline": True},
+        {"method": "k24", "reset_trigger": "adaptive", "after_anneal": "frozen"},
+        {"method": "kaleidoscope", "reset_trigger": "adaptive"},
+    ],
+)
+def test_tiny_run_on_the_gpu_can_be_interrupted_and_finishes(changes, tiny_config, tmp_path, monkeypatch):
+    config = tiny_config(device="cuda", mixer="qmix", **changes)
     interrupt(monkeypatch, config, tmp_path / "run", after=5)
     path = train(config, folder=tmp_path / "run", progress=False)
     assert (path / "DONE").exists()
     assert [row["t_env"] for row in rows(path) if "test_return_mean" in row] == [0, 400, 800, 1200, 1600]
+    if changes["method"] == "k24":
+        assert freeze_run(path).n_masks == 3  # on the CPU
 
 
 def test_tensorboard_shows_every_step_of_a_resumed_run_once(tiny_config, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """From an ordinary network to one with a 2:4 mask for each agent, and back to the ordinary network of one agent."""
 
 import copy
+import numbers
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -57,7 +58,17 @@ def convert(
     converted = replace_modules(copy.deepcopy(model), masked)
     if not masked_layers(converted):
         raise InputError(f"{type(model).__name__} has no nn.Linear, nn.GRU or nn.GRUCell to convert")
+    for module in converted.modules():
+        _call_its_layers(module)
     return converted
+
+
+def _call_its_layers(module: nn.Module) -> None:
+    """Make a transformer call its linear layers: in inference torch's fast path reads their weights past the masks."""
+    if isinstance(module, nn.TransformerEncoderLayer):
+        module.activation_relu_or_gelu = 0
+    elif isinstance(module, nn.TransformerEncoder):
+        module.use_nested_tensor = False
 
 
 def extract(model: nn.Module, mask: int) -> nn.Module:
@@ -82,8 +93,11 @@ def extract(model: nn.Module, mask: int) -> nn.Module:
     if not layers:
         raise InputError(f"{type(model).__name__} has no masked layer")
     most = max(layer.n_masks for layer in layers)
-    if not 0 <= mask < most:
+    if not isinstance(mask, numbers.Integral) or isinstance(mask, bool) or not 0 <= mask < most:
         raise InputError(f"mask = {mask!r}, expected 0 to {most - 1}: there are {most} masks")
+    fewer = [layer.n_masks for layer in layers if layer.n_masks not in (1, most)]
+    if fewer:
+        raise InputError(f"layers with {most} and with {fewer[0]} masks: one agent's network needs one number of masks")
     return replace_modules(copy.deepcopy(model), lambda _, module: _dense(module, mask))
 
 

@@ -92,7 +92,9 @@ class ResetTrigger:
         if self.kind == "periodic":
             due = t_env - self.last_reset_t >= self.interval and self.t_max - t_env > self.interval
         elif self.kind == "adaptive" and policy is not None:
-            moved = self.previous_policy is not None and kl_divergence(policy, self.previous_policy) > self.kl_threshold
+            before = self.previous_policy
+            # A checkpoint is read onto the CPU.
+            moved = before is not None and kl_divergence(policy, before.to(policy.device)) > self.kl_threshold
             due = moved and t_env - self.last_reset_t >= self.MIN_GAP
             self.previous_policy = policy
         else:

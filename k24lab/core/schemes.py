@@ -241,7 +241,8 @@ class PatternScheme(LearnedScheme):
         metrics["pattern_entropy"] = -torch.xlogy(probs, probs).sum(dim=0).mean().item()
         best = self.argmax_draw(t_env).pattern_index
         if self.logged_index is not None:
-            metrics["mask_flip_rate"] = (best != self.logged_index).float().mean().item()
+            before = self.logged_index.to(best.device)  # a checkpoint is read onto the CPU
+            metrics["mask_flip_rate"] = (best != before).float().mean().item()
         self.logged_index = best
         return metrics
 

@@ -193,7 +193,8 @@ def load_learner(folder: Path) -> tuple[K24QLearner, Config, int]:
     env.close()
     config = dataclasses.replace(config, device="cpu")
     learner = build_learner(config, env.spec)
-    learner.load_state_dict(state["learner"])
+    # What is drawn next does not matter, and a generator of a GPU cannot go on here.
+    learner.load_state_dict(state["learner"] | {"generator": learner.generator.get_state()})
     return learner, config, state["t_env"]
 
 

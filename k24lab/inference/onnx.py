@@ -18,7 +18,7 @@ OPSET = 17  # onnxruntime since 1.12, TensorRT since 8.6
 DTYPES: dict[str, type[np.floating[Any]]] = {"float32": np.float32, "float16": np.float16}
 
 
-def export_onnx(team: FrozenTeam, path: Path, dtype: str = "float32", agent: int | None = None) -> None:
+def export_onnx(team: FrozenTeam, path: Path | str, dtype: str = "float32", agent: int | None = None) -> None:
     """Write the graph of one agent (or unit type), or of the whole team.
 
     Agent: inputs `obs` [batch, inputs] and `hidden` [batch, H], outputs `q_values` [batch, actions] and `next_hidden`.
@@ -34,6 +34,7 @@ def export_onnx(team: FrozenTeam, path: Path, dtype: str = "float32", agent: int
         raise ConfigError(f"agent = {agent} must be 0 to {team.n_masks - 1}, or None for the whole team")
     model = _Graph(team, DTYPES[dtype]).model(agent)
     onnx.checker.check_model(model, full_check=True)
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(model.SerializeToString())

@@ -238,7 +238,7 @@ class K24QLearner:
         """
         clip, groups = self.config.grad_norm_clip, self.optimizer.param_groups
         grads = [[p.grad for p in group["params"] if p.grad is not None] for group in groups]
-        norms = [total_norm(each) for each in grads]
+        norms = [total_norm(each).to(self.config.device) for each in grads]  # of no gradient it is on the CPU
         refuse_nonfinite(loss_td, torch.stack(norms).sum().item(), (self.agent, self.mixer), t_env)
         if self.config.grad_clip == "all":
             norms = [torch.linalg.vector_norm(torch.stack(norms))] * len(norms)
