@@ -1,6 +1,7 @@
 """Values as users write them, in the types that settings and options have."""
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from k24lab.errors import unknown
@@ -35,6 +36,23 @@ def convert(kind: Any, value: Any) -> Any:
         hint = " (in quotes, or with an e: write it in digits)" if kind is int and _is_number(value) else hint
         raise TypeError(f"is {_article(type(value))}, not {_article(kind)}{hint}")
     return value
+
+
+def range_problems(
+    values: Mapping[str, Any], positive: Iterable[str], not_negative: Iterable[str], share: Iterable[str]
+) -> list[str]:
+    """Every value that is not finite, and those of the named ones that are out of their range, as sentences."""
+    floats = {name: value for name, value in values.items() if isinstance(value, float)}
+    problems = [
+        f"{name} = {value!r} is not a finite number" for name, value in floats.items() if not math.isfinite(value)
+    ]
+    for names, holds, text in (
+        (positive, lambda v: v > 0, "above 0"),
+        (not_negative, lambda v: v >= 0, "at least 0"),
+        (share, lambda v: 0 <= v <= 1, "in [0, 1]"),
+    ):
+        problems += [f"{name} = {values[name]!r} must be {text}" for name in names if not holds(values[name])]
+    return problems
 
 
 def _article(kind: type) -> str:

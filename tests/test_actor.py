@@ -110,6 +110,24 @@ def test_backends_agree_and_forget_when_told(build, make_team, changes, sparse):
     assert avail.gather(-1, chosen.unsqueeze(-1)).all()
 
 
+@pytest.mark.parametrize("backend", ["kernel", "columns", "torch"])
+@pytest.mark.parametrize("changes", [{}, {"method": "magnitude24"}, {"method": "gains24"}])
+def test_no_games_have_no_actions(make_team, backend, changes):
+    if backend == "kernel" and kernels.library() is None:
+        pytest.skip("the kernels are not built: no C compiler")
+    team = make_team(**changes)
+    assert Actor(team, backend=backend).q_values(torch.zeros(3, 0, team.input_dim)).shape == (3, 0, team.n_actions)
+
+
+def test_another_default_device_changes_nothing(make_team):
+    team = make_team()
+    x = torch.rand(3, 2, team.input_dim)
+    expected = {backend: Actor(team, backend=backend).q_values(x) for backend in ("columns", "torch")}
+    with torch.device("meta"):
+        for backend, q_values in expected.items():
+            assert torch.equal(Actor(team, backend=backend).q_values(x), q_values)
+
+
 def test_backend_that_is_not_there(make_team, monkeypatch):
     team = make_team()
     with pytest.raises(ConfigError, match="unknown backend 'kernl'; did you mean 'kernel'"):

@@ -1,10 +1,12 @@
 import dataclasses
 import math
 
+import jaxtyping
 import pytest
 from hypothesis import given, strategies as st
 
-from k24lab.errors import ConfigError, K24Error, unknown
+from k24lab.core.config import MaskConfig
+from k24lab.errors import ConfigError, InputError, K24Error, unknown
 from k24lab.lab.config import NOT_HASHED, USUAL_NAMES, Config, build_config
 from k24lab.methods import METHODS
 
@@ -116,6 +118,25 @@ def test_settings_that_contradict_each_other_are_errors():
 def test_random_masks_cannot_follow_the_weights():
     with pytest.raises(ConfigError, match="must be 0 with method = 'random24'"):
         build_config({"method": "random24", "score_weight_power": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"noise": "anealed"}, "noise = 'anealed'.*did you mean 'annealed'"),
+        ({"temperature_min": 0}, "temperature_min = 0.0 must be above 0"),
+        ({"ema_decay": 1.5, "logit_scale": -1.0}, "logit_scale.*ema_decay = 1.5 must be in"),
+        ({"anneal_start": 0.8}, "anneal_start = 0.8 must be below anneal_end = 0.8"),
+        ({"diversity_coef_max": 0.0}, "diversity_coef_max = 0.0 must be above 0 or None"),
+        ({"reset_interval": "often"}, "reset_interval = 'often' is a str, not an int"),
+    ],
+)
+def test_settings_of_masks_alone_are_checked_too(settings, said, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as it is for a user
+    with pytest.raises(InputError, match=said):
+        MaskConfig(**settings)
+    with pytest.raises(ConfigError, match=said):
+        build_config(settings)
 
 
 def test_several_values_out_of_range_are_reported_together():

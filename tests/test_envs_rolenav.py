@@ -291,6 +291,14 @@ def test_roles_that_make_no_sense_are_refused(options, message):
         make_env(f"rolenav:{options}", n_envs=2)
 
 
+@pytest.mark.parametrize("task", ["rolenav", "rolenav:n_types=2"])
+def test_an_episode_stays_on_its_device(task):
+    env = make_env(task, 4, device="meta")  # like a GPU, it refuses to compute with tensors of the CPU
+    first, then = env.reset(0), env.step(torch.zeros(4, 3, dtype=torch.int64, device="meta"))
+    for step in (first, then):
+        assert {value.device.type for value in vars(step).values() if value is not None} == {"meta"}
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("task", ["rolenav:n_types=2", "vmas/navigation"])

@@ -41,6 +41,12 @@ def test_masks_move_until_the_end_of_the_annealing_and_then_stand_still(
     assert ("div_loss" in metrics) == (not fixed)
 
 
+def test_one_clip_for_all_gradients_needs_none_of_the_coefficients(tiny_config, tiny_spec, random_episodes):
+    config = tiny_config(after_anneal="frozen", grad_clip="all", grad_norm_clip=0.01)
+    metrics = train(K24QLearner(config, tiny_spec), random_episodes, 12, 15)
+    assert metrics["grad_norm"] > 0.01  # so gradients were clipped, with no gradient of coefficients among them
+
+
 def test_dropped_weights_learn_nothing_once_masks_are_frozen(tiny_config, tiny_spec, random_episodes):
     learner = K24QLearner(tiny_config(after_anneal="frozen", reset_trigger="off"), tiny_spec)
     for layer in learner.masked_layers.values():

@@ -232,6 +232,20 @@ def test_a_layer_on_its_own_keeps_the_mean_size_of_what_each_mask_saw():
     assert not layer.ema_tracker.ema_activation.requires_grad
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_an_input_that_is_no_number_does_not_stay_in_the_running_mean(bad):
+    layer, x = SemiStructuredLinear24(8, 4, 3), torch.rand(3, 5, 8)
+    layer(x)
+    before = layer.ema_tracker.ema_activation.clone()
+    spoilt = 2 * x
+    spoilt[0, 0, 3] = bad
+    layer(spoilt)
+    after = layer.ema_tracker.ema_activation
+    assert after[0, 3] == before[0, 3] and after.isfinite().all()
+    others = torch.ones(3, 8, dtype=torch.bool).index_put((torch.tensor(0), torch.tensor(3)), torch.tensor(False))
+    assert (after[others] > before[others]).all()
+
+
 def test_training_moves_the_selection_frequency_towards_the_masks_drawn():
     layer = make_layer(8, 4, noise="none")
     mask = argmax_masks([layer])[0]

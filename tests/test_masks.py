@@ -105,6 +105,15 @@ def test_argmax_of_tied_scores_is_the_first_pattern():
     assert (argmax_masks([layer])[0] == torch.tensor([1.0, 1, 0, 0]).repeat(2)).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_layers_of_different_dtypes_are_drawn_together(dtype):
+    layers = [SemiStructuredLinear24(12, 5, 3), SemiStructuredLinear24(8, 4, 3).to(dtype)]
+    draw = draw_masks(layers, 1.0, 10.0, "annealed", torch.Generator().manual_seed(0))
+    for masks in (draw.masks, argmax_masks(layers)):
+        for layer, mask in zip(layers, masks, strict=True):
+            assert (mask.reshape(3, layer.out_features, -1, 4).sum(dim=-1) == 2).all()
+
+
 def test_no_layers_have_no_masks():
     assert argmax_masks([]) == []
 

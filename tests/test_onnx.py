@@ -68,4 +68,7 @@ def test_what_cannot_be_exported(make_team, tmp_path):
         export.export_onnx(team, tmp_path / "x.onnx", "int8")
     with pytest.raises(ConfigError, match="agent = 3 must be 0 to 2"):
         export.export_onnx(team, tmp_path / "x.onnx", agent=3)
+    team.layers["fc2"].bias[0] = 1e6
+    with pytest.raises(ConfigError, match=r"fc2.* has numbers that float16 cannot hold: the largest is 1e\+06"):
+        export.export_onnx(team, tmp_path / "x.onnx", "float16")
     assert not (tmp_path / "x.onnx").exists()

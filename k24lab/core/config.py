@@ -1,12 +1,29 @@
 """Settings of what makes agents differ: masks, thresholds, gains, ids, hypernetworks; and how fast it learns."""
 
+import typing
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from k24lab.errors import InputError
+from k24lab.values import convert, range_problems
+
+POSITIVE = (
+    "logit_scale temperature_init temperature_mid temperature_min diversity_history reset_interval alpha_lr_factor "
+    "own_lr_factor threshold_scale embedding_dim"
+).split()
+NOT_NEGATIVE = "hetero_init_scale diversity_coef kl_threshold gain_shrinkage".split()
+SHARE = (
+    "score_weight_power score_ema_power ema_decay anneal_start anneal_end reset_ratio reset_threshold reset_ema_share "
+    "lr_factor_ramp"
+).split()
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskConfig:
     """Settings of what makes agents differ, most of them of masks; docs/method.md has the equations.
+
+    Raises:
+        InputError: all values of a wrong type or out of their range.
 
     Examples:
         >>> import k24lab
@@ -65,3 +82,28 @@ class MaskConfig:
     alpha_lr_factor: float = 20.0  # hetero_alpha learns this many times faster than the weights
     own_lr_factor: float = 1.0  # thresholds, gains and the columns for ids learn this many times faster
     lr_factor_ramp: float = 0.0  # share of t_max in which these factors grow from a tenth; 0: they are constant
+
+    def __post_init__(self) -> None:
+        """Check these settings; a whole configuration, which has more of them, has a check of its own."""
+        hints: dict[str, Any] = typing.get_type_hints(MaskConfig)
+        problems = []
+        for name, kind in hints.items():
+            try:
+                object.__setattr__(self, name, convert(kind, getattr(self, name)))
+            except TypeError as error:
+                problems.append(f"{name} = {getattr(self, name)!r} {error}")
+        if problems := problems or mask_problems(self):
+            raise InputError("; ".join(problems))
+
+
+def mask_problems(config: MaskConfig) -> list[str]:
+    """Every setting of masks that is out of its range, as sentences."""
+    values = {name: getattr(config, name) for name in MaskConfig.__dataclass_fields__}
+    problems = range_problems(values, POSITIVE, NOT_NEGATIVE, SHARE)
+    if config.anneal_start >= config.anneal_end:
+        problems.append(f"anneal_start = {config.anneal_start!r} must be below anneal_end = {config.anneal_end!r}")
+    for name in ("logit_scale_final", "diversity_coef_max"):
+        value = getattr(config, name)
+        if value is not None and value <= 0:
+            problems.append(f"{name} = {value!r} must be above 0 or None")
+    return problems

@@ -53,14 +53,16 @@ class EMAActivationTracker(nn.Module):
     def update(self, magnitude: Float[Tensor, "M in"], count: Float[Tensor, " M"] | None = None) -> None:
         """Move towards `magnitude`, the mean |x_i| over the `count` inputs of each mask in one batch.
 
-        The first batch sets it; a mask that saw no input stays as it is. Without `count` all saw the same number.
+        The first batch sets it; a mask that saw no input stays as it is, and so do inputs whose mean is no number or
+        infinite. Without `count` all saw the same number.
         """
         count = magnitude.new_ones(len(magnitude)) if count is None else count
         if len(self.ema_activation) == 1:  # one for all: the mean over all inputs
             magnitude = ((count / count.sum().clamp_min(1)) @ magnitude).unsqueeze(0)
             count = count.sum(dim=0, keepdim=True)
         seen = (count > 0).unsqueeze(1)
-        target = torch.where(seen, magnitude.to(self.ema_activation), self.ema_activation)
+        # One overflow, as mixed precision has them now and then, would stay in the mean for good.
+        target = torch.where(seen & magnitude.isfinite(), magnitude.to(self.ema_activation), self.ema_activation)
         self.ema_activation.lerp_(target, torch.where(self.started, 1 - self.decay, 1.0).to(target))
         self.started |= seen
 

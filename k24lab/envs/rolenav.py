@@ -66,12 +66,13 @@ class RoleNav(VecEnv):
         """Positions and goals uniform in the square, and so are types over the agents; the same on every device."""
         generator = torch.Generator().manual_seed(seed)
         n_envs, n_agents = self.spec.n_envs, self.spec.n_agents
-        self._position = _uniform(n_envs, n_agents, generator)
-        self._goals = _uniform(n_envs, self._n_goals, generator)
+        # Drawn on the CPU, so that a seed means the same on every device.
+        self._position = _uniform(n_envs, n_agents, generator).to(self._device)
+        self._goals = _uniform(n_envs, self._n_goals, generator).to(self._device)
         if self.spec.n_unit_types:
-            self._role = torch.randint(self._n_goals, (n_envs, n_agents), generator=generator)
+            self._role = torch.randint(self._n_goals, (n_envs, n_agents), generator=generator).to(self._device)
         self._t = 0
-        return self._step(torch.zeros(n_envs))
+        return self._step(self._no_reward())
 
     def step(self, actions: Int[Tensor, "E N"]) -> Step:
         """Move every agent by one step; all episodes end together at the time limit."""

@@ -155,7 +155,8 @@ class Actor:
         if backend == "kernel":
             one = self.team.one_matrix
             return self._kernel.initial_hidden(*(1, networks * games) if one else (networks, games))
-        return torch.zeros(networks, size, games) if backend == "columns" else torch.zeros(networks, games, size)
+        shape = (networks, size, games) if backend == "columns" else (networks, games, size)
+        return torch.zeros(shape, dtype=torch.float32, device="cpu")
 
     def act(self, inputs: Float[Tensor, "K I R"], hidden: Tensor) -> tuple[Float[Tensor, "K A R"], Tensor]:
         """One time step for `k24lab.marl.rollout.collect`, which keeps the hidden state itself."""
@@ -181,7 +182,7 @@ class Actor:
             q_values = columns.mT
         else:
             q_values, hidden = team_step(self._torch, x, hidden)
-        return q_values.reshape(*inputs.shape[:2], -1) if one else q_values, hidden
+        return q_values.reshape(*inputs.shape[:2], self.team.n_actions) if one else q_values, hidden
 
     def _check(self, inputs: Tensor) -> None:
         """The kernels work on addresses: what does not fit would be read past its end."""

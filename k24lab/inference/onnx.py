@@ -115,5 +115,11 @@ class _Graph:
 
     def _constant(self, name: str, value: np.ndarray) -> str:
         """Add a constant, once; weights and biases in the dtype of the graph."""
-        self.constants[name] = value.astype(self.dtype) if value.dtype == np.float32 else value
+        if value.dtype == np.float32:
+            with np.errstate(over="ignore"):
+                value, largest = value.astype(self.dtype), np.abs(value).max(initial=0.0)
+            if not np.isfinite(value).all():
+                kind = np.dtype(self.dtype).name
+                raise ConfigError(f"constant {name!r} has numbers that {kind} cannot hold: the largest is {largest:g}")
+        self.constants[name] = value
         return name

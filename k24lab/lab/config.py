@@ -3,19 +3,19 @@
 import dataclasses
 import hashlib
 import json
-import math
 import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from k24lab.core.config import mask_problems
 from k24lab.envs.tasks import canonical_text
 from k24lab.errors import ConfigError, unknown
 from k24lab.lab.callbacks import LOGGERS
 from k24lab.marl.config import TrainingConfig
 from k24lab.methods import METHODS, get_method
-from k24lab.values import convert
+from k24lab.values import convert, range_problems
 
 if TYPE_CHECKING:
     MethodName = str
@@ -114,33 +114,16 @@ ADDED: dict[str, Any] = {
 
 _POSITIVE = (
     "hidden_dim mixing_embed_dim lr grad_norm_clip batch_size buffer_size target_update_interval n_envs "
-    "updates_per_rollout t_max log_interval test_interval test_episodes checkpoint_interval snapshot_interval "
-    "n_threads logit_scale temperature_init temperature_mid temperature_min diversity_history reset_interval "
-    "alpha_lr_factor own_lr_factor threshold_scale embedding_dim"
+    "updates_per_rollout t_max log_interval test_interval test_episodes checkpoint_interval snapshot_interval n_threads"
 ).split()
-_NOT_NEGATIVE = (
-    "hetero_init_scale diversity_coef kl_threshold gain_shrinkage epsilon_anneal_steps seed n_workers".split()
-)
-_SHARE = (
-    "score_weight_power score_ema_power ema_decay anneal_start anneal_end reset_ratio reset_threshold "
-    "reset_ema_share gamma td_lambda polyak epsilon_start epsilon_finish lr_factor_ramp"
-).split()
+_NOT_NEGATIVE = "epsilon_anneal_steps seed n_workers".split()
+_SHARE = "gamma td_lambda polyak epsilon_start epsilon_finish".split()
 
 
 def _range_problems(config: Config) -> list[str]:
     """Every field out of its range, as sentences."""
-    floats = {name: value for name, value in vars(config).items() if isinstance(value, float)}
-    problems = [
-        f"{name} = {value!r} is not a finite number" for name, value in floats.items() if not math.isfinite(value)
-    ]
-    for names, holds, text in (
-        (_POSITIVE, lambda v: v > 0, "above 0"),
-        (_NOT_NEGATIVE, lambda v: v >= 0, "at least 0"),
-        (_SHARE, lambda v: 0 <= v <= 1, "in [0, 1]"),
-    ):
-        problems += [f"{n} = {getattr(config, n)!r} must be {text}" for n in names if not holds(getattr(config, n))]
-    if config.anneal_start >= config.anneal_end:
-        problems.append(f"anneal_start = {config.anneal_start!r} must be below anneal_end = {config.anneal_end!r}")
+    problems = range_problems(vars(config), _POSITIVE, _NOT_NEGATIVE, _SHARE)
+    problems += [problem for problem in mask_problems(config) if problem not in problems]
     for name in ("batch_size", "n_envs"):
         if getattr(config, name) > config.buffer_size:
             problems.append(f"{name} = {getattr(config, name)!r} must not exceed buffer_size = {config.buffer_size!r}")
@@ -154,10 +137,6 @@ def _range_problems(config: Config) -> list[str]:
         problems.append(f"lr_final = {config.lr_final!r} must be at least 0 or None")
     if config.pipeline and config.n_workers:
         problems.append(f"n_workers = {config.n_workers!r} must be 0 with pipeline = True")
-    for name in ("logit_scale_final", "diversity_coef_max"):
-        value = getattr(config, name)
-        if value is not None and value <= 0:
-            problems.append(f"{name} = {value!r} must be above 0 or None")
     return problems
 
 

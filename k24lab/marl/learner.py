@@ -244,7 +244,7 @@ class K24QLearner:
             norms = [torch.linalg.vector_norm(torch.stack(norms))] * len(norms)
         for each, norm in zip(grads, norms, strict=True):
             share = clip / (norm + 1e-6)  # as torch's own clipping has it
-            if share < 1:
+            if each and share < 1:
                 torch._foreach_mul_(each, share)
         self._set_lr(t_env)
         self.optimizer.step()

@@ -75,7 +75,7 @@ class PackedLinear:
         padded = [F.pad(x.reshape(-1, gates, per), (0, self.rows // gates - per)).flatten(1).contiguous() for x in each]
         self.bias, self.own = padded[0], padded[1:]
         self.values = weight.new_zeros(k, blocks, groups, 2 if sparse else FOUR, LANES)
-        self.words = torch.zeros(k, blocks, -(-groups // WORD), LANES, dtype=torch.int32) if sparse else None
+        self.words = weight.new_zeros(k, blocks, -(-groups // WORD), LANES, dtype=torch.int32) if sparse else None
         sizes = (k, gates, per, inputs, weight.contiguous(), self.values)
         bad = ctypes.c_int64()
         if self.words is None:
@@ -127,12 +127,14 @@ class TeamStep:
         self._layers = (_Matrix * len(LAYERS))(*(layers[name].matrix for name in LAYERS))
         first, last = layers["fc1"], layers["fc4"]
         self.inputs, self.n_actions, self.hidden_rows = first.inputs, n_actions, first.rows
-        self._scratch = torch.empty(TILE * (first.columns + 8 * first.rows + last.rows))
+        self._scratch = torch.empty(
+            TILE * (first.columns + 8 * first.rows + last.rows), dtype=torch.float32, device="cpu"
+        )
         self._call, self._address = _function("k24_act_step", "iiiiippppp"), ctypes.addressof(self._layers)
 
     def initial_hidden(self, n_networks: int, batch: int) -> Float[Tensor, "K B H"]:
         """Zeros."""
-        return torch.zeros(n_networks, batch, self.hidden_rows)
+        return torch.zeros(n_networks, batch, self.hidden_rows, dtype=torch.float32, device="cpu")
 
     def __call__(self, x: Float[Tensor, "K B in"], hidden: Float[Tensor, "K B H"]) -> Float[Tensor, "K B A"]:
         """Q-values; `hidden` becomes the next one."""

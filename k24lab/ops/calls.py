@@ -71,7 +71,9 @@ def _empty(weight: Float[Tensor, "K rows columns"]) -> Packed:
     k, rows, columns = weight.shape
     shape, cap = (k, -(-columns // CHUNK), rows), -(-min(columns, CHUNK) // 4) * 2
     return Packed(
-        torch.empty(*shape, cap), torch.empty(*shape, cap, dtype=torch.uint8), torch.empty(shape, dtype=torch.int32)
+        weight.new_empty(*shape, cap),
+        weight.new_empty(*shape, cap, dtype=torch.uint8),
+        weight.new_empty(shape, dtype=torch.int32),
     )
 
 

@@ -52,8 +52,21 @@ def _as_drawn(layers: Sequence[ScoredLayer], *arrays: Sequence[Tensor | None]) -
     return calls.structs(each)
 
 
+def _all_usable(layers: Sequence[ScoredLayer]) -> bool:
+    """Whether the kernel can read every tensor: it takes what stands at their addresses for float32."""
+    parts = (part for layer in layers for part in (layer.weight, layer.alpha, layer.ema) if part is not None)
+    return usable(layers[0].weight) and all(part.is_cpu and part.dtype == torch.float32 for part in parts)
+
+
 def _contiguous(layers: Sequence[ScoredLayer]) -> list[ScoredLayer]:
-    return [layer._replace(weight=layer.weight.contiguous(), alpha=layer.alpha.contiguous()) for layer in layers]
+    return [
+        layer._replace(
+            weight=layer.weight.contiguous(),
+            alpha=layer.alpha.contiguous(),
+            ema=None if layer.ema is None else layer.ema.contiguous(),
+        )
+        for layer in layers
+    ]
 
 
 def _draw(
@@ -63,7 +76,7 @@ def _draw(
     alpha, total = layers[0].alpha, sum(_groups(layer.weight) for layer in layers)
     masks, scale = [torch.empty_like(layer.alpha) for layer in layers], alpha.new_empty(len(layers), len(alpha))
     probs = alpha.new_empty(6, len(alpha), total) if with_probs else None
-    index = torch.empty(len(alpha), total, dtype=torch.int32) if with_probs else None
+    index = torch.empty(len(alpha), total, dtype=torch.int32, device="cpu") if with_probs else None
     sizes = (len(layers), len(alpha), total, _as_drawn(layers, masks))
     calls.check(calls.call("k24_draw", *sizes, *map(float, limits), float(temperature), uniform, scale, index, probs))
     return masks, scale, probs, index
@@ -126,7 +139,7 @@ def draw(
         uniform: a number in [0, 1) for each group.
         score_gradient: as the setting of that name.
     """
-    if not usable(layers[0].weight):
+    if not _all_usable(layers):
         return None
     # Weights that the scores do not teach must not make the masks depend on them.
     taught = layers[0].with_weight and score_gradient != "alpha"
@@ -138,7 +151,7 @@ def draw(
 
 def argmax(layers: Sequence[ScoredLayer], limits: Limits) -> list[Tensor] | None:
     """The best masks of each layer. None without the kernels."""
-    if not usable(layers[0].weight):
+    if not _all_usable(layers):
         return None
     return _draw(_contiguous(layers), limits, 1.0, None, with_probs=False)[0]
 

@@ -51,6 +51,8 @@ def _forward(
     q_values, last, gates = x.new_empty(k, parameters[5].shape[1], steps, rows), x.new_empty(k, size, rows), None
     if seen is not None:
         gates = x.new_empty(k, -(-rows // WIDEST) * WIDEST, steps, 4 * size)
+    if not rows:  # the kernels divide by their number
+        return q_values, last, gates
     fc1, h, fc2, fc3 = seen or (None, None, None, None)
     given = (_threads(steps), k, steps, rows, _layers(parameters, packed), x, hidden.contiguous())
     calls.check(calls.call("k24_network", *given, last, fc1, h, gates, fc2, fc3, q_values))
@@ -84,6 +86,8 @@ class _Network(torch.autograd.Function):
         grad_last = None if grads[1] is None else grads[1].contiguous()
         grad_hidden, grad_x = x.new_empty(k, size, rows), torch.empty_like(x) if ctx.needs_input_grad[0] else None
         each = [[torch.zeros_like(p) for p in parameters] for _ in range(ctx.threads)]  # of each thread
+        if not rows:
+            return grad_x, grad_hidden, None, *each[0]
         layers = [_layers(parameters, ctx.packed, own) for own in each]
         given = (ctx.threads, k, steps, rows, layers[0], layers[-1], x, fc1, h, gates, fc2, fc3, grad_q, grad_last)
         calls.check(calls.call("k24_network_backward", *given, grad_hidden, grad_x))
