@@ -7,12 +7,12 @@ from typing import Any, Literal
 from k24lab.errors import InputError
 from k24lab.values import convert, range_problems
 
-POSITIVE = (
+_POSITIVE = (
     "logit_scale temperature_init temperature_mid temperature_min diversity_history reset_interval alpha_lr_factor "
     "own_lr_factor threshold_scale embedding_dim"
 ).split()
-NOT_NEGATIVE = "hetero_init_scale diversity_coef kl_threshold gain_shrinkage".split()
-SHARE = (
+_NOT_NEGATIVE = "hetero_init_scale diversity_coef kl_threshold gain_shrinkage".split()
+_SHARE = (
     "score_weight_power score_ema_power ema_decay anneal_start anneal_end reset_ratio reset_threshold reset_ema_share "
     "lr_factor_ramp"
 ).split()
@@ -99,7 +99,7 @@ class MaskConfig:
 def mask_problems(config: MaskConfig) -> list[str]:
     """Every setting of masks that is out of its range, as sentences."""
     values = {name: getattr(config, name) for name in MaskConfig.__dataclass_fields__}
-    problems = range_problems(values, POSITIVE, NOT_NEGATIVE, SHARE)
+    problems = range_problems(values, _POSITIVE, _NOT_NEGATIVE, _SHARE)
     if config.anneal_start >= config.anneal_end:
         problems.append(f"anneal_start = {config.anneal_start!r} must be below anneal_end = {config.anneal_end!r}")
     for name in ("logit_scale_final", "diversity_coef_max"):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from k24lab.core.config import mask_problems
+from k24lab.core.config import MaskConfig, mask_problems
 from k24lab.envs.tasks import canonical_text
 from k24lab.errors import ConfigError, unknown
 from k24lab.lab.callbacks import LOGGERS
@@ -122,8 +122,8 @@ _SHARE = "gamma td_lambda polyak epsilon_start epsilon_finish".split()
 
 def _range_problems(config: Config) -> list[str]:
     """Every field out of its range, as sentences."""
-    problems = range_problems(vars(config), _POSITIVE, _NOT_NEGATIVE, _SHARE)
-    problems += [problem for problem in mask_problems(config) if problem not in problems]
+    others = {name: value for name, value in vars(config).items() if name not in MaskConfig.__dataclass_fields__}
+    problems = range_problems(others, _POSITIVE, _NOT_NEGATIVE, _SHARE) + mask_problems(config)
     for name in ("batch_size", "n_envs"):
         if getattr(config, name) > config.buffer_size:
             problems.append(f"{name} = {getattr(config, name)!r} must not exceed buffer_size = {config.buffer_size!r}")
