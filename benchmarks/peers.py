@@ -126,17 +126,17 @@ def version(side: Side, places: Mapping[str, Place]) -> str:
 
 
 def write(rows: pd.DataFrame, rounds: int) -> Path:
-    """The table, in which these rows replace those of the same pairs with the same kernels (instruction set)."""
+    """The table, in which these rows replace those of the same pairs with the same kernels on the same day."""
     path = FIGURES / f"{NAME}.csv"
     machine = f"{cpu_name()}, {os.cpu_count()} cores"
     about = {"machine": machine, "kernels": kernels.describe(), "date": datetime.date.today().isoformat()}
     table = rows.assign(rounds=rounds, **about)
     if path.is_file():
-        table = pd.concat([pd.read_csv(path), table]).drop_duplicates(["kernels", *PAIR], keep="last")
+        table = pd.concat([pd.read_csv(path), table]).drop_duplicates(["kernels", "date", *PAIR], keep="last")
     pairs = ((work.text, *pair) for work in WORKS for pair in work.pairs)
     order = {pair: k for k, pair in enumerate(pairs)}
     places = [order.get(tuple(key), len(order)) for key in table[PAIR].to_numpy()]
-    table = table.assign(place=places).sort_values(["place", "kernels"], kind="stable").drop(columns="place")
+    table = table.assign(place=places).sort_values(["place", "kernels", "date"], kind="stable").drop(columns="place")
     return save_table(table.round({"ratio": 3, "low": 3, "high": 3}), NAME, FIGURES)
 
 

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import os
 import random
 import re
 import sys
@@ -129,6 +130,23 @@ def test_a_run_without_a_checkpoint_starts_its_csv_file_anew(tmp_path):
     logger.on_start(tmp_path, build_config({}), 0)
     logger.on_log(5, {"new": 2.0})
     assert (tmp_path / "metrics.csv").read_text().split() == ["t_env,new", "5,2.0"]
+
+
+def test_a_csv_file_that_gets_a_new_column_is_replaced_as_a_whole(tmp_path, monkeypatch):
+    logger = CSVLogger()
+    logger.on_start(tmp_path, build_config({}), 0)
+    logger.on_log(1, {"loss": 2.0})
+    before = (tmp_path / "metrics.csv").read_text()
+
+    def fail(fd):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="No space left"):
+            logger.on_log(2, {"loss": 1.0, "new": 3.0})
+    assert (tmp_path / "metrics.csv").read_text() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.csv"]
 
 
 def test_loggers_are_no_part_of_a_runs_identity(tiny_config):

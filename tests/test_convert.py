@@ -127,6 +127,17 @@ def test_batch_normalisation_is_an_error_that_says_what_to_use_unless_it_is_skip
     assert convert(layer_norm, M)(torch.randn(M, 5, 4)).shape == (M, 5, 4)
 
 
+@pytest.mark.parametrize(
+    "register", ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"]
+)
+def test_hooks_that_would_be_lost_are_an_error_unless_the_layer_is_skipped(register):
+    network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    getattr(network[1], register)(lambda *_: None)
+    with pytest.raises(InputError, match=r"Linear '1' has hooks, which .* would not have: .*; skip=\('1',\) leaves it"):
+        convert(network, M)
+    assert type(convert(network, M, skip="1")[1]) is nn.Linear
+
+
 def test_nothing_to_convert_and_no_masks_are_errors():
     with pytest.raises(InputError, match=r"Conv2d has no nn\.Linear, nn\.GRU or nn\.GRUCell to convert"):
         convert(nn.Conv2d(1, 1, 1), M)

@@ -137,7 +137,7 @@ def test_table_keeps_other_pairs_and_replaces_the_same(figures):
     assert {"machine", "kernels", "date"} <= set(table.columns)
 
 
-def test_each_instruction_set_has_rows_and_a_column_of_its_own(figures, monkeypatch):
+def test_each_instruction_set_and_each_day_has_rows_and_a_column_of_its_own(figures, monkeypatch):
     (first, second), text = WORKS[0].pairs[:2], WORKS[0].text
     values = {"work": text, "cores": 1, "version": "v1", "low": 1.0, "high": 3.0}
     monkeypatch.setattr(peers.kernels, "describe", lambda: "avx512")
@@ -145,17 +145,20 @@ def test_each_instruction_set_has_rows_and_a_column_of_its_own(figures, monkeypa
     peers.write(pd.DataFrame(both), rounds=4)
     monkeypatch.setattr(peers.kernels, "describe", lambda: "avx2")
     peers.write(pd.DataFrame(both[1:]).assign(ratio=1.5), rounds=4)
+    pd.read_csv(figures).assign(date="2026-01-31").to_csv(figures, index=False)
+    peers.write(pd.DataFrame(both[1:]).assign(ratio=1.75), rounds=4)
     monkeypatch.setattr(tables, "FIGURES", figures.parents[1])
     tables.read.cache_clear()
+    names = ["AVX2", "AVX2, before", "AVX-512"]
     header, _, *rows = generate_results.peers_table().splitlines()
     machine = generate_results.peers_machine()
     tables.read.cache_clear()
-    assert header == "| work | k24lab | beside | version | times as fast, AVX2 | times as fast, AVX-512 |"
-    assert rows[0].startswith(f"| {text}; one core | {first[0]} |") and rows[0].endswith(
-        "| v1 |  | 2.00 (1.00 to 3.00) |"
-    )
-    assert rows[1].endswith("| v1 | 1.50 (1.00 to 3.00) | 2.00 (1.00 to 3.00) |") and rows[1].startswith("|  | ")
-    assert "(AVX2)" in machine and "(AVX-512)" in machine
+    columns = ["work", "k24lab", "beside", "version", *(f"times as fast, {name}" for name in names)]
+    assert header == f"| {' | '.join(columns)} |"
+    assert rows[0].startswith(f"| {text}; one core | {first[0]} |")
+    assert rows[0].endswith("| v1 |  |  | 2.00 (1.00 to 3.00) |") and rows[1].startswith("|  | ")
+    assert rows[1].endswith("| v1 | 1.75 (1.00 to 3.00) | 1.50 (1.00 to 3.00) | 2.00 (1.00 to 3.00) |")
+    assert all(f"({name})" in machine for name in names) and "(AVX2, before), 2026-01-31;" in machine
 
 
 def test_command_measures_what_is_there_and_names_what_is_missing(figures, monkeypatch, capsys, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -229,8 +230,30 @@ def test_kill_while_saving_after_a_damaged_checkpoint_loses_nothing(unbroken, br
         patch.setattr(os, "fsync", kill_once_saved)
         with pytest.warns(UserWarning, match="going on from"), pytest.raises(Interrupted):
             train(config, folder=broken, progress=False)
-    train(config, folder=broken, progress=False)
+    with pytest.warns(UserWarning, match="going on from"):
+        train(config, folder=broken, progress=False)
     assert metrics(broken) == metrics(path)
+
+
+def test_reading_a_run_whose_checkpoint_is_damaged_changes_no_file(unbroken, broken):
+    config, *_ = unbroken
+    truncate(broken / CHECKPOINT, config)
+    before = {name: (broken / name).read_bytes() for name in (CHECKPOINT, PREVIOUS)}
+    with pytest.warns(UserWarning, match="going on from"):
+        assert runs.RunFolder(broken, config).load_checkpoint()["t_env"] == 400
+    assert {name: (broken / name).read_bytes() for name in before} == before
+
+
+def test_a_file_system_without_hard_links_has_a_reserve_too(unbroken, tmp_path, monkeypatch):
+    def refuse(self, target):
+        raise OSError("Operation not supported")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    config, path, _ = unbroken
+    interrupt(monkeypatch, config, tmp_path / "run", after=5)
+    kept = [runs.read_checkpoint(tmp_path / "run" / name, config.hash())["t_env"] for name in (PREVIOUS, CHECKPOINT)]
+    assert kept == [400, 800]
+    assert metrics(train(config, folder=tmp_path / "run", progress=False)) == metrics(path)
 
 
 def test_checkpoint_is_read_without_running_code_in_it(tiny_config, tmp_path):

@@ -13,6 +13,7 @@ from k24lab.errors import ConfigError, RunError, RunWarning
 from k24lab.lab.config import build_config
 from k24lab.lab.runs import RunFolder
 from k24lab.lab.train import Trainer, train
+from k24lab.ops.library import threads, use_threads
 
 tiny_config = short_runs.tiny_config  # a fixture
 
@@ -84,6 +85,16 @@ def test_workers_for_a_world_that_has_no_use_for_them_are_one_clear_error(tiny_c
     with pytest.raises(ConfigError, match=r"n_workers = 2: 'rolenav' steps all its environments at once, allowed is 0"):
         train(tiny_config(n_workers=2), folder=tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_training_leaves_threads_and_the_global_generator_as_they_were(tiny_config, tmp_path):
+    use_threads(2)
+    kept = threads(), torch.get_num_threads(), torch.get_rng_state()
+    try:
+        train(tiny_config(n_threads=1), folder=tmp_path, progress=False)
+        assert (threads(), torch.get_num_threads()) == kept[:2] and torch.equal(torch.get_rng_state(), kept[2])
+    finally:
+        use_threads(1)
 
 
 # --- what ends a run -------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import jinja2
+import pandas as pd
 import study_tables
 import tables
 from tables import estimate, label, markdown_table, read, select, with_ends
@@ -32,26 +33,38 @@ def aggregates_table() -> str:
     return markdown_table(["method", *names.values(), "probability that `k24` beats it"], rows)
 
 
+def peers_measured() -> pd.DataFrame:
+    """What `benchmarks/peers.py` measured: `where` is the instruction set, and how many times it was measured later."""
+    table = read("peers/peers.csv").fillna("")
+    later = table.groupby(["kernels", "work", "ours", "theirs"]).cumcount(ascending=False)
+    return table.assign(where=list(zip(table["kernels"], later, strict=True)))
+
+
+def measurement(kernels: str, later: int) -> str:
+    """Name of a measurement with an instruction set that was measured again `later` times."""
+    return INSTRUCTIONS[kernels] + (f", {later} before" if later > 1 else ", before" if later else "")
+
+
 def peers_table() -> str:
-    """Speeds beside others, as `benchmarks/peers.py` measured them; a column per instruction set of the CPU."""
-    table, pair = read("peers/peers.csv").fillna(""), ["work", "ours", "theirs"]
+    """Speeds beside others, a column for each measurement."""
+    table, pair = peers_measured(), ["work", "ours", "theirs"]
     table["speed"] = [with_ends(*ends) for ends in zip(table["ratio"], table["low"], table["high"], strict=True)]
-    speeds = table.pivot(index=pair, columns="kernels", values="speed").fillna("")
+    speeds = table.pivot(index=pair, columns="where", values="speed").fillna("")
     rows, last = [], ""
-    for row in table.drop_duplicates(pair).to_dict("records"):
+    for row in table.drop_duplicates(pair, keep="last").to_dict("records"):
         work = f"{row['work']}; {'one core' if row['cores'] == 1 else 'two cores'}"
         found = speeds.loc[row["work"], row["ours"], row["theirs"]].to_list()
         rows.append(["" if work == last else work, row["ours"], row["theirs"], row["version"], *found])
         last = work
-    measured = [f"times as fast, {INSTRUCTIONS[kernels]}" for kernels in speeds.columns]
+    measured = [f"times as fast, {measurement(*where)}" for where in speeds.columns]
     return markdown_table(["work", "k24lab", "beside", "version", *measured], rows)
 
 
 def peers_machine() -> str:
     """Where and when each column of `peers_table` was measured."""
-    places = read("peers/peers.csv").groupby(["kernels", "machine"])["date"].agg(["min", "max"]).reset_index()
+    places = peers_measured().groupby(["where", "machine"])["date"].agg(["min", "max"]).reset_index()
     return "; ".join(
-        f"{row['machine']} ({INSTRUCTIONS[row['kernels']]}), {' to '.join(dict.fromkeys([row['min'], row['max']]))}"
+        f"{row['machine']} ({measurement(*row['where'])}), {' to '.join(dict.fromkeys([row['min'], row['max']]))}"
         for row in places.to_dict("records")
     )
 

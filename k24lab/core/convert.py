@@ -37,7 +37,7 @@ def convert(
 
     Raises:
         InputError: no module to convert, a name that is not there, n_masks that is no whole number or below 1, batch
-            normalisation, or a GRU that is bidirectional or has dropout.
+            normalisation, a GRU that is bidirectional or has dropout, or a module with hooks, which would be lost.
 
     Examples:
         >>> import torch, k24lab
@@ -124,6 +124,8 @@ def replace_modules(model: nn.Module, new: Callable[[str, nn.Module], nn.Module 
 
 def _masked(name: str, module: nn.Module, n_masks: int, config: MaskConfig | None) -> nn.Module | None:
     """The masked layer with the parameters of an ordinary one."""
+    if type(module) in (nn.Linear, nn.GRUCell, nn.GRU):
+        _check_hooks(name, module)
     if type(module) is nn.Linear:
         layer = SemiStructuredLinear24(
             module.in_features, module.out_features, n_masks, module.bias is not None, config=config
@@ -152,6 +154,16 @@ Gates = list[tuple[Any, str, str]]  # a masked layer, and how an ordinary module
 def _gru_gates(rnn: MaskedGRU) -> Gates:
     sides = ((rnn.input_gates, "ih"), (rnn.hidden_gates, "hh"))
     return [(gates, f"weight_{s}_l{k}", f"bias_{s}_l{k}") for side, s in sides for k, gates in enumerate(side)]
+
+
+def _check_hooks(name: str, module: nn.Module) -> None:
+    """Refuse hooks: the masked module would not have them."""
+    kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    if any(getattr(module, kind) for kind in kinds):
+        raise InputError(
+            f"{type(module).__name__} {name!r} has hooks, which its masked layer would not have: remove them, or "
+            f"register them after the conversion; skip=({name!r},) leaves it dense"
+        )
 
 
 def _check_gru(name: str, module: nn.GRU) -> None:

@@ -5,6 +5,7 @@
 
 import csv
 import importlib.util
+import io
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from k24lab.errors import ConfigError, K24Error, RunError, told, warn
+from k24lab.lab.files import atomic_write
 
 if TYPE_CHECKING:
     from k24lab.lab.config import Config
@@ -55,7 +57,7 @@ class CSVLogger(Callback):
         self._path, self._columns = folder / "metrics.csv", ["t_env"]
         lines = self._read() if t_env and self._path.is_file() else []
         self._columns = list(lines[0]) if lines else self._columns
-        self._write("w", [line for line in lines if int(line["t_env"]) <= t_env])
+        self._rewrite([line for line in lines if int(line["t_env"]) <= t_env])
 
     def on_log(self, t_env: int, metrics: Metrics) -> None:
         """Append a line; a metric that is new adds a column, which is empty in the lines before."""
@@ -63,8 +65,9 @@ class CSVLogger(Callback):
         if new:
             lines = self._read()
             self._columns += new
-            self._write("w", lines)
-        self._write("a", [{"t_env": t_env} | dict(metrics)])
+            self._rewrite(lines)
+        with self._path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns, restval="").writerow({"t_env": t_env} | dict(metrics))
 
     on_test = on_log
 
@@ -72,12 +75,13 @@ class CSVLogger(Callback):
         with self._path.open(newline="") as file:
             return list(csv.DictReader(file))
 
-    def _write(self, mode: str, lines: Sequence[Mapping[str, object]]) -> None:
-        with self._path.open(mode, newline="") as file:
-            writer = csv.DictWriter(file, self._columns, restval="")
-            if mode == "w":
-                writer.writeheader()
-            writer.writerows(lines)
+    def _rewrite(self, lines: Sequence[Mapping[str, object]]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns, restval="")
+        writer.writeheader()
+        writer.writerows(lines)
+        with atomic_write(self._path) as file:
+            file.write(text.getvalue().encode())
 
 
 class TensorBoardLogger(Callback):

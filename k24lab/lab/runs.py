@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -52,6 +53,7 @@ class RunFolder:
 
     def __init__(self, path: Path, config: Config):
         self.path, self.config = path, config
+        self._damaged = False  # the newest checkpoint, as the last `load_checkpoint` found it
         path.mkdir(parents=True, exist_ok=True)
         if (path / "config.json").exists():
             _check_same(read_config(path), config, path)
@@ -111,17 +113,22 @@ class RunFolder:
         return file
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Write a checkpoint; the one before is kept as a reserve."""
-        with atomic_write(self.path / CHECKPOINT) as file:
+        """Write a checkpoint; the one before is kept as a reserve, unless it is damaged."""
+        newest, reserve = self.path / CHECKPOINT, self.path / PREVIOUS
+        with atomic_write(newest) as file:
             write_checkpoint(file, state, self.config.hash())
-            if (self.path / CHECKPOINT).exists():
+            if newest.exists() and not self._damaged:
                 # A copy under the reserve's name first: at no moment is there no checkpoint.
-                (self.path / PREVIOUS).unlink(missing_ok=True)
-                (self.path / PREVIOUS).hardlink_to(self.path / CHECKPOINT)
+                reserve.unlink(missing_ok=True)
+                try:
+                    reserve.hardlink_to(newest)
+                except OSError:  # a file system without hard links
+                    shutil.copyfile(newest, reserve)
+        self._damaged = False
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The newest checkpoint that can be read; None if there is none at all. Raises RunError if none can be used."""
-        problems = []
+        problems: list[str] = []
         for name in (CHECKPOINT, PREVIOUS):
             if not (self.path / name).exists():
                 continue
@@ -130,10 +137,9 @@ class RunFolder:
             except RunError as error:
                 problems.append(str(error))
                 continue
+            self._damaged = bool(problems)
             if problems:
                 warn(f"{problems[0]}; going on from {name}")
-                # The next save makes the checkpoint the reserve: that must not be the damaged one.
-                (self.path / PREVIOUS).replace(self.path / CHECKPOINT)
             return state
         if problems:
             raise RunError("; ".join(problems) + "; delete the run folder to start afresh")

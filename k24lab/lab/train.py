@@ -28,7 +28,7 @@ from k24lab.marl.learner import build_learner
 from k24lab.marl.policy import behaviour, pattern_arrays
 from k24lab.marl.replay import EpisodeBatch, ReplayBuffer, concatenate
 from k24lab.marl.seeding import Stream, derive_seed
-from k24lab.ops.library import in_use, keep_memory, threads, use_threads
+from k24lab.ops.library import in_use, keep_memory, threads, threads_used
 
 BEHAVIOUR_EPISODES = 8  # whose observations the agents' policies are compared on
 
@@ -80,15 +80,17 @@ def train(
 
 
 def _train(config: Config, run: RunFolder, progress: bool, callbacks: Callbacks) -> None:
-    use_threads(config.n_threads)
     keep_memory()
-    trainer = Trainer(config, run, callbacks)
-    gc.freeze()  # the modules of torch are a million objects, which the collector need not visit again and again
-    try:
-        trainer.run_to_end(progress)
-    finally:
-        gc.unfreeze()
-        trainer.close()
+    on_gpu = [] if config.device == "cpu" else [config.device]
+    # What a notebook does after a run has the threads and the global generator that it had before.
+    with threads_used(config.n_threads), torch.random.fork_rng(on_gpu):
+        trainer = Trainer(config, run, callbacks)
+        gc.freeze()  # the modules of torch are a million objects, which the collector need not visit again and again
+        try:
+            trainer.run_to_end(progress)
+        finally:
+            gc.unfreeze()
+            trainer.close()
 
 
 class Trainer:

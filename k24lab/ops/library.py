@@ -4,12 +4,14 @@ They are built when the package is installed, where there is a C compiler. Witho
 a GPU the same is computed by torch alone.
 """
 
+import contextlib
 import ctypes
 import functools
 import importlib.machinery
 import logging
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -68,6 +70,19 @@ def use_threads(n: int) -> None:
     global _threads
     _threads = n if n <= MOST_THREADS and library() is not None else 1
     torch.set_num_threads(1 if _threads > 1 else n)
+
+
+@contextlib.contextmanager
+def threads_used(n: int) -> Iterator[None]:
+    """`use_threads(n)` until the end; then the threads are as many as before."""
+    global _threads
+    before, torch_before = _threads, torch.get_num_threads()
+    use_threads(n)
+    try:
+        yield
+    finally:
+        _threads = before
+        torch.set_num_threads(torch_before)
 
 
 def threads() -> int:
