@@ -128,7 +128,7 @@ class RunFolder:
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The newest checkpoint that can be read; None if there is none at all. Raises RunError if none can be used."""
-        problems: list[str] = []
+        problems = []
         for name in (CHECKPOINT, PREVIOUS):
             if not (self.path / name).exists():
                 continue
